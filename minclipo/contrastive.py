@@ -1,0 +1,204 @@
+"""The contrastive part of CLIPO (arXiv 2603.10101): pull the correct rollouts of a prompt together, and pay for it in reward.
+
+A small head maps the pooled hidden state of each rollout to a unit vector. A supervised-contrastive loss asks of each
+correct rollout how close it lies to the other correct ones (positives) and how far from the rest (negatives). The head
+learns to make that loss small; the rollout's own loss becomes a negative reward. No gradient of the loss ever reaches
+the policy: a rollout that got to the right answer by another way than its siblings just earns less.
+Left out: the official code's epsilons inside logarithms and its N x N matrices at group level.
+
+N rows (rollouts), D width of the pooled states, E width of the embeddings, K blocks of M rows, A anchors.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+LOSSES = ("infonce", "supcon_out", "supcon_in", "soft_nn")
+LEVELS = ("group", "cross", "batch")
+SIMILARITIES = ("cosine", "l2")
+ANCHORS = ("correct", "incorrect", "all")
+
+
+class ContrastiveHead(nn.Module):
+    """z = f(h) / |f(h)|, with f linear or one hidden ReLU layer as wide as its input.
+
+    Without bias, as in the official code, the length of h does not matter.
+    """
+
+    def __init__(self, hidden_size: int, output_size: int, kind: str = "linear", *, bias: bool = False):
+        super().__init__()
+        if kind == "linear":
+            self.projection = nn.Sequential(nn.Linear(hidden_size, output_size, bias=bias))
+        elif kind == "mlp":
+            hidden = nn.Linear(hidden_size, hidden_size, bias=bias)
+            self.projection = nn.Sequential(hidden, nn.ReLU(), nn.Linear(hidden_size, output_size, bias=bias))
+        else:
+            raise ValueError(f"kind must be 'linear' or 'mlp', found {kind!r}")
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Unit vectors [N, E] from pooled states [N, D]; a zero vector stays zero."""
+        return F.normalize(self.projection(pooled), dim=-1, eps=1e-12)
+
+
+def center_by_group(pooled: Tensor, group: Tensor) -> Tensor:
+    """Subtract from each pooled state [N, D] the mean over its prompt's rollouts; group [N] says whose they are.
+
+    All rollouts of a prompt share most of their state, so their cosines are near 1 whatever they say; what is left
+    after centring is how they differ.
+    """
+    index = group.unique(return_inverse=True)[1]  # [N], 0..B-1
+    sums = pooled.new_zeros(int(index.max()) + 1, pooled.shape[1]).index_add(0, index, pooled)  # [B, D]
+    return pooled - (sums / index.bincount()[:, None])[index]
+
+
+@dataclass
+class ContrastiveLoss:
+    """What `contrastive_loss` found; loss and mean carry gradient to the embeddings."""
+
+    loss: Tensor  # [N], 0 for rows that are no anchor
+    anchors: Tensor  # [N] bool: rows that have a positive and a negative to be compared with
+    mean: Tensor  # scalar, mean over the anchors; 0 without any
+
+
+def contrastive_loss(
+    embeddings: Tensor,
+    correct: Tensor,
+    group: Tensor,
+    *,
+    loss: str = "infonce",
+    level: str = "group",
+    temperature: float = 0.05,
+    similarity: str = "cosine",
+    anchors: str = "correct",
+    positive: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> ContrastiveLoss:
+    """Supervised contrastive loss of each rollout.
+
+    For anchor i let P be its positives, A its candidates (positives and negatives, never i itself) and q_ij the
+    similarity of i and j divided by the temperature:
+
+        infonce      log sum_A exp(q_ia) - q_ip,  one p drawn from P      CLIPO; van den Oord et al. 2018, eq. 4
+        supcon_out   log sum_A exp(q_ia) - mean_P q_ip                    Khosla et al. 2020, eq. 2: E_p[infonce]
+        supcon_in    log sum_A exp(q_ia) - log mean_P exp(q_ip)           Khosla et al. 2020, eq. 3
+        soft_nn      log sum_A exp(q_ia) - log sum_P exp(q_ip)            Frosst et al. 2019, eq. 1
+
+    Only soft_nn can reach 0: in the others the remaining positives stay in the denominator, so their floor is log |P|.
+
+    embeddings [N, E], unit rows (see `ContrastiveHead`); correct [N] bool; group [N], which prompt a row answers.
+    level: where positives and candidates come from.
+        group   P: same verdict, same prompt   A: same prompt
+        cross   P: same verdict, same prompt   A: the whole batch
+        batch   P: same verdict, any prompt    A: the whole batch
+    similarity: "cosine" z_i . z_j, or "l2" 1 - |z_i - z_j|.
+    anchors: rows that get a loss: "correct", "incorrect" or "all". A row without a positive or without a negative is
+        never an anchor; a batch without an anchor gives zeros.
+    positive [N]: row of the positive to use for infonce (read at anchors only); default: drawn with `generator`.
+    """
+    _check(embeddings, correct, group, loss, level, temperature, similarity, anchors)
+    correct = correct.bool()
+    # Blocks of rows that can see each other: one a prompt at group level, else a single one. [K, M], -1 fills up.
+    index = _blocks(group) if level == "group" else torch.arange(len(group), device=group.device)[None]
+    real = index >= 0
+    index = index.clamp(min=0)
+
+    pair = real[:, :, None] & real[:, None, :] & ~torch.eye(index.shape[1], dtype=torch.bool, device=index.device)  # [K, M, M]
+    same_verdict = correct[index][:, :, None] == correct[index][:, None, :]
+    same_prompt = group[index][:, :, None] == group[index][:, None, :]
+    candidates = pair & (same_prompt if level == "group" else True)
+    positives = pair & same_verdict & (same_prompt if level != "batch" else True)
+    is_anchor = positives.any(2) & (candidates & ~positives).any(2)  # [K, M]
+    if anchors != "all":
+        is_anchor &= correct[index] == (anchors == "correct")
+
+    # From here on one row an anchor: every row has candidates and positives, so no logarithm of an empty sum can occur.
+    rows = index[is_anchor]  # [A]
+    blocks = embeddings[index]  # [K, M, E]
+    scores = _similarity(blocks, similarity)[is_anchor] / temperature  # [A, M]
+    A, P = candidates[is_anchor], positives[is_anchor]  # [A, M]
+    log_sum_all = _masked_logsumexp(scores, A)  # [A]
+    if loss == "infonce":
+        columns = index[:, None, :].expand_as(pair)[is_anchor]  # [A, M], the row that each column stands for
+        chosen = _draw(P, generator) if positive is None else _given(positive[rows], columns, P)
+        losses = log_sum_all - scores.gather(1, chosen)[:, 0]
+    elif loss == "supcon_out":
+        losses = log_sum_all - scores.masked_fill(~P, 0.0).sum(1) / P.sum(1)
+    elif loss == "supcon_in":
+        losses = log_sum_all - _masked_logsumexp(scores, P) + P.sum(1).to(scores.dtype).log()
+    else:
+        losses = log_sum_all - _masked_logsumexp(scores, P)
+
+    per_row = losses.new_zeros(len(embeddings)).index_put((rows,), losses)  # [N]
+    mask = torch.zeros_like(correct).index_fill(0, rows, True)  # [N]
+    return ContrastiveLoss(per_row, mask, losses.sum() / max(1, len(rows)))
+
+
+def contrastive_reward(
+    loss: Tensor, correct: Tensor, *, weight: float, floor: float = -0.5, constant: float = 0.0
+) -> Tensor:
+    """The contrastive part of the reward, [N], from each rollout's contrastive loss [N] and verdict [N] (no gradient).
+
+        c_i = max(constant - weight * loss_i * correct_i, floor)        CLIPO's reward, official code
+
+    With the floor at -0.5 and an outcome reward of 0 or 1, a correct rollout always earns more than an incorrect one.
+    """
+    if loss.shape != correct.shape:
+        raise ValueError(f"loss and correct must have one shape, found {tuple(loss.shape)} and {tuple(correct.shape)}")
+    return (constant - weight * loss.detach() * correct).clamp(min=floor)
+
+
+def _check(embeddings, correct, group, loss, level, temperature, similarity, anchors) -> None:
+    if embeddings.ndim != 2:
+        raise ValueError(f"embeddings must be [N, E], found shape {tuple(embeddings.shape)}")
+    for name, tensor in (("correct", correct), ("group", group)):
+        if tensor.shape != embeddings.shape[:1]:
+            raise ValueError(f"{name} must be [N] = [{len(embeddings)}], found shape {tuple(tensor.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, found {temperature}")
+    options = (("loss", loss, LOSSES), ("level", level, LEVELS), ("similarity", similarity, SIMILARITIES), ("anchors", anchors, ANCHORS))
+    for name, value, known in options:
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; found {value!r}")
+
+
+def _blocks(group: Tensor) -> Tensor:
+    """Rows of each group side by side, [K, M] row indices, filled up with -1 where a group has fewer than M."""
+    inverse, counts = group.unique(return_inverse=True, return_counts=True)[1:]
+    order = inverse.argsort(stable=True)  # rows sorted by group
+    first = counts.cumsum(0) - counts  # where each group begins in that order
+    rank = torch.arange(len(group), device=group.device) - first[inverse[order]]  # place within its group
+    blocks = torch.full((len(counts), int(counts.max()) if len(counts) else 0), -1, device=group.device)
+    blocks[inverse[order], rank] = order
+    return blocks
+
+
+def _similarity(blocks: Tensor, similarity: str) -> Tensor:
+    """All pairs within each block, [K, M, M] from [K, M, E]."""
+    cosine = blocks @ blocks.transpose(1, 2)
+    if similarity == "cosine":
+        return cosine
+    # |a - b|^2 = 2 - 2 a.b for unit vectors. The clamp keeps the root's gradient finite (0) where the two coincide.
+    return 1 - (2 - 2 * cosine).clamp(min=1e-8).sqrt()
+
+
+def _masked_logsumexp(scores: Tensor, mask: Tensor) -> Tensor:
+    """log of the sum of exp(scores) over the mask, exactly: no epsilon, the maximum taken over the mask only."""
+    return scores.masked_fill(~mask, -torch.inf).logsumexp(1)
+
+
+def _draw(positives: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A uniformly drawn positive of each anchor, as a column index [A, 1]."""
+    if len(positives) == 0:
+        return positives.new_zeros((0, 1), dtype=torch.long)  # multinomial refuses an empty batch
+    return torch.multinomial(positives.float(), 1, generator=generator)
+
+
+def _given(positive: Tensor, columns: Tensor, positives: Tensor) -> Tensor:
+    """The column [A, 1] in which the given positive [A] of each anchor stands."""
+    found = (columns == positive[:, None]) & positives  # [A, M]
+    if not found.any(1).all():
+        raise ValueError(f"positive names row {positive[~found.any(1)][0].item()}, which is no positive of its anchor")
+    return found.int().argmax(1, keepdim=True)

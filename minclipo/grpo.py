@@ -1,0 +1,173 @@
+"""Group Relative Policy Optimization as pure functions: advantages, the clipped policy loss, KL estimators.
+
+GRPO (Shao et al. 2024, arXiv 2402.03300) is PPO without a value network: a rollout's advantage is its reward compared
+with the other rollouts of the same prompt. Nothing here knows where the rewards come from.
+Left out: the value network, GAE, entropy bonus.
+
+B prompts, G rollouts a prompt, N = B * G rows (the G rows of a prompt adjacent), T completion tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def group_advantages(rewards: Tensor, group_size: int, *, scale: str = "std", epsilon: float = 1e-6) -> Tensor:
+    """Advantage of each rollout over its group, [N] float32 (float64 for float64 rewards), from rewards [N].
+
+        A_i = (R_i - mean_g) / (std_g + epsilon)        DeepSeekMath, section 4.1.2; std with n - 1
+
+    scale: "std" divides by the group's standard deviation, "batch" by that of the whole batch, "none" by nothing (Dr.
+    GRPO, Liu et al. 2025: dividing favours prompts that are nearly always or nearly never solved).
+    Equal rewards give exactly 0. (In float32 the mean of sixteen times 0.9 is not 0.9, and epsilon blows the difference
+    up to 0.06: hence the float64 inside.)
+
+    >>> group_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), group_size=2)
+    tensor([ 0.7071, -0.7071,  0.0000,  0.0000])
+    """
+    if rewards.ndim != 1:
+        raise ValueError(f"rewards must be [N], one a rollout; found shape {tuple(rewards.shape)}")
+    if group_size < 1 or len(rewards) % group_size:
+        raise ValueError(f"group_size {group_size} does not divide the {len(rewards)} rows of rewards")
+    if not rewards.isfinite().all():
+        raise ValueError(f"rewards must be finite; found {rewards[~rewards.isfinite()][0].item()}")
+    if scale not in ("std", "batch", "none"):
+        raise ValueError(f"scale must be 'std', 'batch' or 'none', found {scale!r}")
+    grouped = rewards.cpu().double().view(-1, group_size)  # [B, G]; on the CPU, since not every accelerator has float64
+    advantages = grouped - grouped.mean(1, keepdim=True)
+    equal = grouped.amax(1, keepdim=True) == grouped.amin(1, keepdim=True)  # [B, 1]
+    advantages = advantages.masked_fill(equal, 0.0)
+    if scale == "std" and group_size > 1:
+        advantages = advantages / (grouped.std(1, keepdim=True) + epsilon)
+    if scale == "batch" and len(rewards) > 1:
+        advantages = advantages / (grouped.std() + epsilon)
+    return advantages.flatten().to(rewards.device, torch.promote_types(rewards.dtype, torch.float32))
+
+
+def token_weights(
+    mask: Tensor, aggregation: str = "token_mean", max_length: int | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Weights [N, T] that turn the token losses of a batch into one number: loss = sum(weights * token_loss).
+
+    |y_i| is the number of tokens of row i, M that of all rows, N+ the number of rows that have any.
+
+        token_mean      1 / M                  every token counts the same (DAPO; the default of verl and of CLIPO)
+        sequence_mean   1 / (N+ |y_i|)         every rollout counts the same (GRPO as published)
+        sequence_sum    1 / N+                 long rollouts count more
+        constant        1 / (N max_length)     Dr. GRPO: the weight of a token does not depend on any length drawn
+
+    A step that is cut into micro-batches sums weights * token_loss of each part, with the weights of the whole step.
+    """
+    if mask.ndim != 2:
+        raise ValueError(f"mask must be [N, T], found shape {tuple(mask.shape)}")
+    mask = mask.to(dtype)
+    lengths = mask.sum(1, keepdim=True)  # [N, 1]
+    rows = (lengths > 0).sum().clamp(min=1)
+    if aggregation == "token_mean":
+        return mask / lengths.sum().clamp(min=1)
+    if aggregation == "sequence_mean":
+        return mask / (rows * lengths.clamp(min=1))
+    if aggregation == "sequence_sum":
+        return mask / rows
+    if aggregation == "constant":
+        if max_length is None or max_length < 1:
+            raise ValueError(f"aggregation 'constant' needs max_length, the most tokens a completion may have; found {max_length}")
+        return mask / (len(mask) * max_length)
+    known = "'token_mean', 'sequence_mean', 'sequence_sum' or 'constant'"
+    raise ValueError(f"aggregation must be {known}, found {aggregation!r}")
+
+
+def aggregate(token_loss: Tensor, mask: Tensor, aggregation: str = "token_mean", max_length: int | None = None) -> Tensor:
+    """One number from token losses [N, T]; see `token_weights`. Values outside the mask are never read."""
+    check_shapes(token_loss=token_loss, mask=mask)
+    weights = token_weights(mask, aggregation, max_length, token_loss.dtype)
+    return (weights * token_loss.masked_fill(~mask.bool(), 0.0)).sum()
+
+
+@dataclass
+class PolicyLoss:
+    """The number to differentiate, and what a learner wants to watch (detached)."""
+
+    loss: Tensor  # scalar. Its value is not a metric: on-policy it is -mean(advantage), about 0 whatever happens
+    clip_fraction: Tensor  # share of tokens whose gradient the clip has cut off
+    dual_clip_fraction: Tensor  # share of tokens whose gradient the dual clip has cut off
+    kl: Tensor  # mean of old - new log-probs: k1 estimate of KL(old || new), how far this update has moved already
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+    aggregation: str = "token_mean",
+    max_length: int | None = None,
+) -> PolicyLoss:
+    """The clipped token loss of PPO and GRPO, to be minimised.
+
+        r_t = exp(logprob_t - old_logprob_t)
+        L_t = max(-A r_t, -A clip(r_t, 1 - clip_low, 1 + clip_high))     Schulman et al. 2017, eq. 7
+        L_t = min(L_t, -A dual_clip)  where A < 0                        Ye et al. 2020, eq. 5; None leaves it out
+
+    logprobs (with gradient), old_logprobs [N, T] at the sampling temperature; advantages [N], one a rollout; mask [N, T].
+    clip_high above clip_low is DAPO's clip-higher. aggregation, max_length: see `token_weights`.
+    """
+    check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
+    if advantages.shape != logprobs.shape[:1]:
+        raise ValueError(f"advantages must be [N] = [{len(logprobs)}], found {tuple(advantages.shape)}")
+    if dual_clip is not None and dual_clip <= 1:
+        raise ValueError(f"dual_clip must be above 1 (None: off), found {dual_clip}")
+    mask = mask.bool()
+    advantage = advantages[:, None]  # [N, 1]
+    log_ratio = (logprobs - old_logprobs.detach()).masked_fill(~mask, 0.0)  # [N, T]
+    ratio = log_ratio.clamp(-20, 20).exp()  # e^20 keeps float32 finite when a policy has run away
+    unclipped = -advantage * ratio
+    clipped = -advantage * ratio.clamp(1 - clip_low, 1 + clip_high)
+    token_loss = torch.maximum(unclipped, clipped)
+    dual = torch.zeros_like(mask)
+    if dual_clip is not None:
+        limit = -advantage * dual_clip
+        dual = (advantage < 0) & (token_loss > limit)
+        token_loss = torch.where(advantage < 0, torch.minimum(token_loss, limit), token_loss)
+    return PolicyLoss(
+        loss=aggregate(token_loss, mask, aggregation, max_length),
+        clip_fraction=masked_mean((clipped > unclipped).float(), mask),
+        dual_clip_fraction=masked_mean(dual.float(), mask),
+        kl=masked_mean(-log_ratio.detach(), mask),
+    )
+
+
+def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tensor:
+    """Per-token estimate of KL(policy || reference) from tokens drawn by the policy (Schulman 2020, "Approximating KL").
+
+    d = logprob - ref_logprob; same shape in and out.
+
+        k1   d                   unbiased, may be negative. As a loss it teaches nothing: its gradient is 0 on average
+        k2   d^2 / 2             biased value, but its gradient is the gradient of the true KL
+        k3   exp(-d) + d - 1     unbiased, never negative; GRPO's choice (DeepSeekMath eq. 4)
+    """
+    check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs)
+    d = logprobs - ref_logprobs
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return d.square() / 2
+    if kind == "k3":
+        return torch.expm1(-d) + d  # expm1: exp(-d) - 1 without cancellation for small d
+    raise ValueError(f"kind must be 'k1', 'k2' or 'k3', found {kind!r}")
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of values over the mask, 0 where the mask is empty."""
+    return values.masked_fill(~mask.bool(), 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def check_shapes(**tensors: Tensor) -> None:
+    """ValueError naming the arguments unless all of them have the same shape."""
+    if len({tensor.shape for tensor in tensors.values()}) > 1:
+        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"shapes must agree, found {found}")

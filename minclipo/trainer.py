@@ -1,0 +1,407 @@
+"""One training step of GRPO and CLIPO, and the loop around it.
+
+`Trainer.step` reads like the algorithm box of a paper: sample, verify, contrast, advantages, update, measure. GRPO is the
+case contrastive_weight = 0; the policy update knows nothing of the contrastive part, which only changes the rewards.
+The toy and real checkpoints run this same code.
+Left out: several workers, gradient accumulation, learning-rate schedules.
+
+B prompts, G rollouts a prompt, N = B * G rows, T completion tokens.
+"""
+
+import copy
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minclipo.checkpoint import save_model, save_tensors
+from minclipo.contrastive import (
+    ANCHORS,
+    LEVELS,
+    LOSSES,
+    SIMILARITIES,
+    ContrastiveHead,
+    center_by_group,
+    contrastive_loss,
+    contrastive_reward,
+)
+from minclipo.grpo import group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
+from minclipo.model import GPT
+from minclipo.options import check_options, option
+from minclipo.sampler import Rollouts, completion_logprobs, sample
+from minclipo.tokenizer import Tokenizer
+
+
+class Problem(Protocol):
+    prompt: str
+
+
+@dataclass
+class Task:
+    """What the trainer needs to know of a task."""
+
+    draw: Callable[[random.Random], Problem]  # a random problem, with its .prompt
+    check_outcome: Callable[[Problem, str, bool], bool]  # (problem, completion, finished): the verifiable reward
+    is_faithful: Callable[[Problem, str], bool] | None = None  # (problem, completion): for measurement and the oracle only
+
+
+@dataclass
+class TrainConfig:
+    """Everything a run depends on besides model, tokenizer and task."""
+
+    steps: int = option(60, "training steps, head warm-up included")
+    prompts_per_step: int = option(32, "prompts of a step (B)")
+    group_size: int = option(16, "rollouts of each prompt (G)")
+    max_new_tokens: int = option(16, "longest completion, in tokens")
+    temperature: float = option(1.0, "sampling temperature of the rollouts, and of all log-probs")
+    seed: int = option(0, "seed of the problems, of the sampling and of the head's weights")
+
+    learning_rate: float = option(3e-4, "AdamW's learning rate for the policy")
+    weight_decay: float = option(0.0, "AdamW's weight decay for the policy")
+    max_grad_norm: float = option(1.0, "the policy's gradient is scaled down to this L2 norm if it is longer")
+    mini_batches: int = option(2, "optimizer steps that a step's rollouts are split into")
+    advantage_scale: str = option("std", "what advantages are divided by; none is Dr. GRPO's choice", ("std", "batch", "none"))
+    advantage_epsilon: float = option(1e-6, "added to that divisor")
+    clip_low: float = option(0.2, "ratios below 1 - this are clipped")
+    clip_high: float = option(0.2, "ratios above 1 + this are clipped")
+    dual_clip: float = option(0.0, "bound on the loss of tokens with negative advantage, as a ratio above 1; 0 leaves it out")
+    aggregation: str = option(
+        "token_mean", "how token losses become one number", ("token_mean", "sequence_mean", "sequence_sum", "constant")
+    )
+    kl_weight: float = option(0.0, "weight of the KL penalty to the initial policy, in the loss; 0 keeps no reference")
+    kl_kind: str = option("k3", "estimator of that KL penalty", ("k1", "k2", "k3"))
+
+    contrastive_weight: float = option(0.0, "lambda, weight of the contrastive loss in the reward; 0 is plain GRPO")
+    contrastive_loss: str = option("soft_nn", "which contrastive loss", LOSSES)
+    contrastive_level: str = option("cross", "where positives and negatives come from", LEVELS)
+    contrastive_temperature: float = option(0.5, "tau, divides the similarities")
+    contrastive_similarity: str = option("cosine", "similarity of two embeddings", SIMILARITIES)
+    contrastive_anchors: str = option("correct", "rollouts on which the head is trained; only correct ones are rewarded", ANCHORS)
+    contrastive_center: bool = option(True, "subtract the mean pooled state of the prompt's group before the head")
+    contrastive_floor: float = option(-0.5, "lowest contrastive reward")
+    contrastive_constant: float = option(0.0, "added to the contrastive reward of every rollout")
+    head_kind: str = option("linear", "shape of the contrastive head", ("linear", "mlp"))
+    head_size: int = option(32, "width of the embeddings")
+    head_learning_rate: float = option(1e-3, "AdamW's learning rate for the head; 0 freezes it")
+    head_weight_decay: float = option(0.01, "AdamW's weight decay for the head")
+    head_warmup_steps: int = option(0, "first steps, in which only the head learns and the policy stays still")
+
+    process_penalty: float = option(0.0, "the oracle: taken off the reward of correct rollouts with a wrong step; 0 never looks at steps")
+    save_every: int = option(20, "steps between two copies of the model on disk")
+
+    def __post_init__(self):
+        check_options(self)
+        at_least_one = ("steps", "prompts_per_step", "group_size", "max_new_tokens", "mini_batches", "head_size", "save_every")
+        not_negative = ("weight_decay", "kl_weight", "contrastive_weight", "head_learning_rate", "head_warmup_steps", "process_penalty")
+        positive = ("temperature", "learning_rate", "max_grad_norm", "contrastive_temperature")
+        rules = ((at_least_one, "at least 1", lambda x: x >= 1), (not_negative, "0 or more", lambda x: x >= 0))
+        for names, rule, holds in rules + ((positive, "positive", lambda x: x > 0),):
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise ValueError(f"{name} must be {rule}, found {getattr(self, name)}")
+
+
+def contrastive_step(
+    head: ContrastiveHead,
+    optimizer: torch.optim.Optimizer | None,
+    pooled: Tensor,
+    correct: Tensor,
+    group: Tensor,
+    *,
+    weight: float,
+    floor: float = -0.5,
+    constant: float = 0.0,
+    **loss_options,
+) -> tuple[Tensor, Tensor]:
+    """Stage 3: (contrastive reward [N], mean contrastive loss) of pooled states [N, D], then one update of the head.
+
+    The reward uses the embeddings from before the update. Without an optimizer the head stays as it is; without an
+    anchor in the batch too. `loss_options` go to `contrastive_loss`.
+    """
+    found = contrastive_loss(head(pooled), correct, group, **loss_options)
+    reward = contrastive_reward(found.loss, correct, weight=weight, floor=floor, constant=constant)
+    if optimizer is not None and found.anchors.any():
+        optimizer.zero_grad()
+        found.mean.backward()
+        optimizer.step()
+    return reward, found.mean.detach()
+
+
+class Trainer:
+    """Holds what a run changes: policy, head, both optimizers, random states. `step()` does one training step."""
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, task: Task, config: TrainConfig, out: str | Path):
+        if config.process_penalty and task.is_faithful is None:
+            raise ValueError("process_penalty needs a task with a step check (task.is_faithful)")
+        self.model, self.tokenizer, self.task, self.config, self.out = model, tokenizer, task, config, Path(out)
+        device = model.embed_tokens.weight.device
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.reference = copy.deepcopy(model).requires_grad_(False) if config.kl_weight else None
+        self.problem_rng = random.Random(config.seed)  # apart from the sampling, so that all methods see the same problems
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.head = self.head_optimizer = None
+        if config.contrastive_weight:
+            self.head, self.head_optimizer = self._make_head(device)
+        self.steps_done = 0
+        self.batch: dict[str, Tensor] = {}  # this step's tensors, written to disk if the step fails
+
+    def _make_head(self, device: torch.device) -> tuple[ContrastiveHead, torch.optim.Optimizer | None]:
+        config = self.config
+        with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator
+            torch.manual_seed(config.seed)
+            head = ContrastiveHead(self.model.config.hidden_size, config.head_size, config.head_kind).to(device)
+        if config.head_learning_rate == 0:
+            return head, None
+        return head, torch.optim.AdamW(head.parameters(), lr=config.head_learning_rate, weight_decay=config.head_weight_decay)
+
+    def step(self) -> dict[str, float]:
+        """One training step; returns its metrics."""
+        started, config = time.perf_counter(), self.config
+
+        # 1. Sample: G rollouts of each of B prompts from the current policy.
+        problems = [self.task.draw(self.problem_rng) for _ in range(config.prompts_per_step)]
+        rollouts = self.sample(problems)
+
+        # 2. Verify: 1 for a right answer, 0 for a wrong one. The texts go to the verifier, never to the losses.
+        texts = self.tokenizer.decode_batch(rollouts.completion_ids())
+        correct = self.verify(problems, rollouts, texts)  # [N] bool
+        rewards = correct.float()  # [N]
+
+        # 3. Contrast: correct rollouts pay for lying far from the other correct ones of their prompt; the head learns.
+        contrastive_rewards, head_loss = self.contrast(rollouts, correct)  # [N], scalar
+        rewards = rewards + contrastive_rewards
+
+        # (The oracle, and nobody else, is told which steps are wrong.)
+        if config.process_penalty:
+            rewards = rewards - config.process_penalty * (correct & ~self.check_faithful(problems, texts)).float()
+
+        # 4. Advantages: each reward against the rewards of its group.
+        advantages = group_advantages(
+            rewards, config.group_size, scale=config.advantage_scale, epsilon=config.advantage_epsilon
+        )  # [N]
+        self.batch |= {"rewards": rewards, "advantages": advantages}
+
+        # 5. Update the policy, unless the head is still warming up.
+        warming_up = self.steps_done < config.head_warmup_steps
+        update = {} if warming_up else self.update_policy(rollouts, advantages)
+
+        # 6. Measure.
+        self.steps_done += 1
+        metrics = {"step": self.steps_done} | rollout_metrics(rollouts, correct, rewards, contrastive_rewards)
+        if self.task.is_faithful is not None:
+            metrics |= faithfulness_metrics(correct, self.check_faithful(problems, texts))
+        return metrics | {"contrastive_loss": head_loss.item()} | update | {"seconds": time.perf_counter() - started}
+
+    def sample(self, problems: list[Problem]) -> Rollouts:
+        prompts = self.tokenizer.encode_batch([problem.prompt for problem in problems])
+        self.batch = {f"prompt_{b}": torch.tensor(prompt) for b, prompt in enumerate(prompts)}
+        config = self.config
+        rollouts = sample(
+            self.model,
+            prompts,
+            config.group_size,
+            config.max_new_tokens,
+            temperature=config.temperature,
+            eos_ids=self.tokenizer.eos_ids,
+            generator=self.generator,
+        )
+        self.batch |= {name: getattr(rollouts, name) for name in ("completions", "mask", "logprobs", "pooled", "finished")}
+        return rollouts
+
+    def verify(self, problems: list[Problem], rollouts: Rollouts, texts: list[str]) -> Tensor:
+        """Verdict of the outcome check on each rollout, [N] bool."""
+        G, finished = self.config.group_size, rollouts.finished.tolist()
+        verdicts = [self.task.check_outcome(problems[i // G], text, finished[i]) for i, text in enumerate(texts)]
+        return torch.tensor(verdicts, device=rollouts.mask.device)
+
+    def check_faithful(self, problems: list[Problem], texts: list[str]) -> Tensor:
+        """Verdict of the step check on each rollout, [N] bool."""
+        G = self.config.group_size
+        verdicts = [self.task.is_faithful(problems[i // G], text) for i, text in enumerate(texts)]
+        return torch.tensor(verdicts, device=self.model.embed_tokens.weight.device)
+
+    def contrast(self, rollouts: Rollouts, correct: Tensor) -> tuple[Tensor, Tensor]:
+        """(contrastive reward [N], mean contrastive loss), both 0 for plain GRPO. Updates the head."""
+        if self.head is None:
+            return torch.zeros_like(correct, dtype=torch.float32), torch.zeros(())
+        config = self.config
+        pooled = center_by_group(rollouts.pooled, rollouts.group) if config.contrastive_center else rollouts.pooled
+        return contrastive_step(
+            self.head,
+            self.head_optimizer,
+            pooled,
+            correct,
+            rollouts.group,
+            weight=config.contrastive_weight,
+            floor=config.contrastive_floor,
+            constant=config.contrastive_constant,
+            loss=config.contrastive_loss,
+            level=config.contrastive_level,
+            temperature=config.contrastive_temperature,
+            similarity=config.contrastive_similarity,
+            anchors=config.contrastive_anchors,
+            generator=self.generator,
+        )
+
+    def update_policy(self, rollouts: Rollouts, advantages: Tensor) -> dict[str, float]:
+        """One pass over the rollouts in random mini-batches, an optimizer step each; mean of the mini-batches' metrics."""
+        order = torch.randperm(len(advantages), generator=self.generator, device=advantages.device)
+        parts = [self.update_on(rollouts, advantages, rows) for rows in order.chunk(self.config.mini_batches)]
+        return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+
+    def update_on(self, rollouts: Rollouts, advantages: Tensor, rows: Tensor) -> dict[str, float]:
+        """One optimizer step on the given rows; raises FloatingPointError before the weights are touched by a NaN."""
+        config = self.config
+        prompts = [rollouts.prompts[i // rollouts.group_size] for i in rows.tolist()]
+        completions, mask = rollouts.completions[rows], rollouts.mask[rows]
+        logprobs, entropy = completion_logprobs(self.model, prompts, completions, mask, temperature=config.temperature)
+        found = policy_loss(
+            logprobs,
+            rollouts.logprobs[rows],
+            advantages[rows],
+            mask,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            dual_clip=config.dual_clip or None,
+            aggregation=config.aggregation,
+            max_length=config.max_new_tokens,
+        )
+        loss, metrics = found.loss, {}
+        if self.reference is not None:
+            with torch.no_grad():
+                ref_logprobs, _ = completion_logprobs(self.reference, prompts, completions, mask, temperature=config.temperature)
+            penalty = kl_penalty(logprobs, ref_logprobs, config.kl_kind)  # [N, T]
+            loss = loss + config.kl_weight * (penalty * token_weights(mask, config.aggregation, config.max_new_tokens)).sum()
+            metrics["kl_reference"] = masked_mean(penalty.detach(), mask).item()
+
+        self.optimizer.zero_grad()
+        loss.backward()
+        gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        if not (loss.isfinite() and gradient_norm.isfinite()):
+            raise FloatingPointError(f"the loss is {loss.item()}, its gradient norm {gradient_norm.item()}")
+        self.optimizer.step()
+        return metrics | {
+            "policy_loss": loss.item(),
+            "kl": found.kl.item(),
+            "clip_fraction": found.clip_fraction.item(),
+            "dual_clip_fraction": found.dual_clip_fraction.item(),
+            "gradient_norm": gradient_norm.item(),
+            "entropy": masked_mean(entropy, mask).item(),
+        }
+
+    def run(self, description: str = "training") -> list[dict[str, float]]:
+        """Train for config.steps; a log line a step on the screen, a JSON line a step in out/metrics.jsonl.
+
+        Every save_every steps the model goes to out/model. A step that fails numerically leaves its batch in
+        out/failed_batch.safetensors and the last saved model where it is, and raises FloatingPointError saying so.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        history = []
+        with open(self.out / "metrics.jsonl", "w") as log, tqdm(total=self.config.steps, desc=description, disable=None) as bar:
+            saved = self.save()
+            while self.steps_done < self.config.steps:
+                try:
+                    metrics = self.step()
+                    if self.steps_done % self.config.save_every == 0 or self.steps_done == self.config.steps:
+                        saved = self.save()
+                except FloatingPointError as error:
+                    raise self._failure(error, saved) from error
+                history.append(metrics)
+                log.write(json.dumps(metrics) + "\n")
+                log.flush()
+                tqdm.write(log_line(description, metrics, self.config.steps))
+                bar.update()
+        return history
+
+    def save(self) -> int:
+        """Write the model to out/model, but never replace good weights by some that cannot compute; returns the step."""
+        with torch.no_grad():
+            if self.batch and not self.model.logits(self.model(self.batch["completions"])).isfinite().all():
+                raise FloatingPointError("the updated model's logits are not finite")
+        save_model(self.model, self.tokenizer, self.out / "model")
+        return self.steps_done
+
+    def _failure(self, error: FloatingPointError, saved: int) -> FloatingPointError:
+        path = self.out / "failed_batch.safetensors"
+        save_tensors(self.batch, path)
+        return FloatingPointError(
+            f"after {self.steps_done} steps: {error}. The batch is in {path}, the weights after step {saved} are in "
+            f"{self.out / 'model'}. A smaller learning_rate or max_grad_norm is the first thing to try."
+        )
+
+
+def spread(values: Tensor, chosen: Tensor) -> Tensor:
+    """Largest minus smallest of the chosen values of each row, [B] from [B, G]; 0 where fewer than two are chosen."""
+    high = values.masked_fill(~chosen, -torch.inf).amax(1)
+    low = values.masked_fill(~chosen, torch.inf).amin(1)
+    return (high - low).clamp(min=0)
+
+
+def rollout_metrics(rollouts: Rollouts, correct: Tensor, rewards: Tensor, contrastive_rewards: Tensor) -> dict[str, float]:
+    """What the rollouts of one step say. correct, rewards, contrastive_rewards [N]."""
+    G = rollouts.group_size
+    by_group = correct.view(-1, G)  # [B, G]
+    differences = spread(contrastive_rewards.view(-1, G), by_group)  # [B], among the correct rollouts of a prompt
+    return {
+        "reward": rewards.mean().item(),
+        "accuracy": correct.float().mean().item(),
+        "outcome_signal": (by_group.any(1) & ~by_group.all(1)).float().mean().item(),
+        "contrastive_signal": (differences > 1e-6).float().mean().item(),
+        "contrastive_penalty": masked_mean(-contrastive_rewards, correct).item(),
+        "completion_length": rollouts.mask.sum(1).float().mean().item(),
+        "finished": rollouts.finished.float().mean().item(),
+    }
+
+
+def faithfulness_metrics(correct: Tensor, faithful: Tensor) -> dict[str, float]:
+    """Share of correct rollouts with a wrong step, and share of all rollouts that are right throughout; both [N] bool."""
+    return {
+        "hallucination_rate": masked_mean((~faithful).float(), correct).item(),
+        "faithful_accuracy": (correct & faithful).float().mean().item(),
+    }
+
+
+def log_line(description: str, metrics: dict[str, float], steps: int) -> str:
+    """The step in one line; a metric that this run does not have is left out."""
+    columns = (
+        ("reward", "reward", ".3f"), ("accuracy", "acc", ".3f"), ("hallucination_rate", "halluc", ".3f"),
+        ("outcome_signal", "signal", ".2f"), ("contrastive_signal", "contrast", ".2f"), ("contrastive_penalty", "penalty", ".3f"),
+        ("kl", "kl", ".4f"), ("clip_fraction", "clip", ".3f"), ("gradient_norm", "grad", ".2f"), ("entropy", "entropy", ".3f"),
+        ("completion_length", "length", ".1f"), ("seconds", "s", ".2f"),
+    )  # fmt: skip
+    fields = " ".join(f"{label} {metrics[name]:{form}}" for name, label, form in columns if name in metrics)
+    return f"{description} {metrics['step']:>3}/{steps} {fields}"
+
+
+@torch.no_grad()
+def evaluate(
+    model: GPT, tokenizer: Tokenizer, task: Task, *, problems: int, max_new_tokens: int, seed: int, temperature: float = 1.0
+) -> dict:
+    """One completion for each of `problems` fresh problems: counts, and the problems and texts themselves to look at."""
+    rng = random.Random(f"evaluation {seed}")  # a string seeds apart from every training run's number
+    drawn = [task.draw(rng) for _ in range(problems)]
+    generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(seed)
+    prompts = tokenizer.encode_batch([problem.prompt for problem in drawn])
+    rollouts = sample(
+        model, prompts, 1, max_new_tokens, temperature=temperature, eos_ids=tokenizer.eos_ids, generator=generator
+    )
+    texts = tokenizer.decode_batch(rollouts.completion_ids())
+    correct = [task.check_outcome(*row) for row in zip(drawn, texts, rollouts.finished.tolist())]
+    faithful = [task.is_faithful(problem, text) for problem, text in zip(drawn, texts)] if task.is_faithful else correct
+    right_throughout = sum(c and f for c, f in zip(correct, faithful))
+    return {
+        "problems": problems,
+        "correct": sum(correct),
+        "faithful": right_throughout,
+        "accuracy": sum(correct) / problems,
+        "hallucination_rate": 1 - right_throughout / max(1, sum(correct)) if sum(correct) else 0.0,
+        "faithful_accuracy": right_throughout / problems,
+        "examples": list(zip(drawn, texts, correct)),
+    }
