@@ -124,7 +124,8 @@ def policy_loss(
     mask = mask.bool()
     advantage = advantages[:, None]  # [N, 1]
     log_ratio = (logprobs - old_logprobs.detach()).masked_fill(~mask, 0.0)  # [N, T]
-    ratio = log_ratio.clamp(-20, 20).exp()  # e^20 keeps float32 finite when a policy has run away
+    log_ratio = log_ratio.clamp(-20, 20)  # keeps exp() finite in float32 when a policy has run away
+    ratio = log_ratio.exp()
     unclipped = -advantage * ratio
     clipped = -advantage * ratio.clamp(1 - clip_low, 1 + clip_high)
     token_loss = torch.maximum(unclipped, clipped)

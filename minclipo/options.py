@@ -9,11 +9,17 @@ def option(default, sentence: str, choices: tuple | None = None):
     return dataclasses.field(default=default, metadata={"help": sentence, "choices": choices})
 
 
-def add_options(parser: argparse.ArgumentParser, config_class: type) -> None:
-    """One --option a field of config_class, of the type of its default."""
+def add_options(parser: argparse.ArgumentParser, config_class: type, skip: tuple = (), other_defaults: dict | None = None) -> None:
+    """One --option a field of config_class, of the type of its default.
+
+    Fields in `skip` get none; `other_defaults` are what the help says where a script has defaults of its own.
+    """
     group = parser.add_argument_group(config_class.__name__)
     for field in dataclasses.fields(config_class):
-        flag, text = "--" + field.name.replace("_", "-"), f"{field.metadata['help']} (default: {field.default})"
+        if field.name in skip:
+            continue
+        default = (other_defaults or {}).get(field.name, field.default)
+        flag, text = "--" + field.name.replace("_", "-"), f"{field.metadata['help']} (default: {default})"
         text = text.replace("%", "%%")  # argparse formats help with %
         if isinstance(field.default, bool):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
@@ -23,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser, config_class: type) -> None:
 
 def given_options(arguments: argparse.Namespace, config_class: type) -> dict:
     """The options of config_class that the user really gave, as keyword arguments for it."""
-    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(config_class)}
+    values = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(config_class)}
     return {name: value for name, value in values.items() if value is not None}
 
 

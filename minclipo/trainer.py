@@ -372,7 +372,7 @@ def log_line(description: str, metrics: dict[str, float], steps: int) -> str:
     """The step in one line; a metric that this run does not have is left out."""
     columns = (
         ("reward", "reward", ".3f"), ("accuracy", "acc", ".3f"), ("hallucination_rate", "halluc", ".3f"),
-        ("outcome_signal", "signal", ".2f"), ("contrastive_signal", "contrast", ".2f"), ("contrastive_penalty", "penalty", ".3f"),
+        ("outcome_signal", "outcome-signal", ".2f"), ("contrastive_signal", "contrastive-signal", ".2f"), ("contrastive_penalty", "penalty", ".3f"),
         ("kl", "kl", ".4f"), ("clip_fraction", "clip", ".3f"), ("gradient_norm", "grad", ".2f"), ("entropy", "entropy", ".3f"),
         ("completion_length", "length", ".1f"), ("seconds", "s", ".2f"),
     )  # fmt: skip

@@ -1,0 +1,71 @@
+"""The toy in one place: its tokenizer, its model, its task, and its pretraining on the careless textbook."""
+
+import random
+from dataclasses import dataclass
+
+import torch
+
+from minclipo.model import GPT, GPTConfig, init_weights
+from minclipo.options import option
+from minclipo.pretrain import pretrain
+from minclipo.tasks.chain import WORDS, CarelessAuthor, random_problem
+from minclipo.tokenizer import Tokenizer
+from minclipo.trainer import Task
+from minclipo.verifier import check_outcome, is_faithful
+
+EOS = "<eos>"
+TASK = Task(draw=random_problem, check_outcome=check_outcome, is_faithful=is_faithful)
+
+
+@dataclass
+class ToyConfig:
+    """The toy's model, textbook and pretraining."""
+
+    num_layers: int = option(2, "blocks of the model")
+    hidden_size: int = option(64, "width of the model")
+    num_heads: int = option(4, "attention heads")
+    intermediate_size: int = option(192, "width of the gated MLP")
+    hallucinate: float = option(0.15, "probability a step that the textbook quotes a made-up operand")
+    slip: float = option(0.08, "probability a step that the textbook adds wrongly")
+    pretrain_steps: int = option(2000, "optimizer steps on the textbook")
+    pretrain_batch: int = option(128, "solutions a step")
+    pretrain_learning_rate: float = option(3e-3, "AdamW's highest learning rate on the textbook")
+    eval_problems: int = option(2000, "fresh problems of the final evaluation")
+
+
+def toy_tokenizer() -> Tokenizer:
+    return Tokenizer.from_words(WORDS, EOS)
+
+
+def toy_model(config: ToyConfig, seed: int) -> GPT:
+    """A freshly initialised small Llama."""
+    shape = GPTConfig(
+        vocab_size=len(WORDS),
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        max_positions=128,
+    )
+    return init_weights(GPT(shape), torch.Generator().manual_seed(seed))
+
+
+def textbook_page(config: ToyConfig, tokenizer: Tokenizer, rng: random.Random) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of fresh problems and of the careless author's solutions to them."""
+    author = CarelessAuthor(config.hallucinate, config.slip)
+    problems = [random_problem(rng) for _ in range(config.pretrain_batch)]
+    solutions = [f"{author.solution(problem, rng)} {EOS}" for problem in problems]
+    return tokenizer.encode_batch([problem.prompt for problem in problems]), tokenizer.encode_batch(solutions)
+
+
+def pretrained_toy(config: ToyConfig, tokenizer: Tokenizer, seed: int) -> GPT:
+    """A model that has read the careless textbook: the start that all methods share."""
+    model, rng = toy_model(config, seed), random.Random(f"textbook {seed}")
+    pretrain(
+        model,
+        lambda: textbook_page(config, tokenizer, rng),
+        steps=config.pretrain_steps,
+        learning_rate=config.pretrain_learning_rate,
+    )
+    return model

@@ -1,0 +1,131 @@
+"""Sampling: what it returns is what one plain forward pass would say, and it draws from the distribution that it claims."""
+
+import pytest
+import torch
+from conftest import small_gpt
+
+from minclipo.sampler import completion_hidden, completion_logprobs, mean_pool, sample, sampling_logprobs
+
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12]]
+
+
+def rollouts_of(model, seed=0, **changes):
+    settings = dict(group_size=5, max_new_tokens=12, eos_ids=[0, 1, 2], generator=torch.Generator().manual_seed(seed))
+    return sample(model, changes.pop("prompts", PROMPTS), **settings | changes)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_logprobs_equal_one_plain_forward_pass(temperature):
+    """Catches: a prefix shared with the wrong group, log-probs at another temperature, rows mixed up when some leave."""
+    model = small_gpt()
+    rollouts = rollouts_of(model, temperature=temperature)
+    assert len(set(rollouts.mask.sum(1).tolist())) > 3  # rows of many lengths: some left early
+    prompts = [prompt for prompt in PROMPTS for _ in range(5)]
+    logprobs, _ = completion_logprobs(model, prompts, rollouts.completions, rollouts.mask, temperature=temperature)
+    torch.testing.assert_close(rollouts.logprobs, logprobs, atol=1e-5, rtol=1e-5)
+
+
+def test_pooled_states_equal_one_plain_forward_pass():
+    """Catches: prompt states in the mean, the last token's state left out, a division by the padded length."""
+    model = small_gpt()
+    rollouts = rollouts_of(model)
+    prompts = [prompt for prompt in PROMPTS for _ in range(5)]
+    _, own = completion_hidden(model, prompts, rollouts.completions, rollouts.mask)
+    torch.testing.assert_close(rollouts.pooled, mean_pool(own, rollouts.mask), atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_ends_with_its_first_eos():
+    """Catches: eos outside the mask (then it is never trained), tokens after eos inside it."""
+    rollouts = rollouts_of(small_gpt())
+    assert rollouts.finished.any() and not rollouts.finished.all()
+    for row, mask, finished in zip(rollouts.completions, rollouts.mask, rollouts.finished):
+        is_eos = torch.isin(row[mask], torch.tensor([0, 1, 2]))
+        assert not is_eos[:-1].any() and is_eos[-1] == finished
+        assert finished or mask.all()
+
+
+def test_greedy_rows_do_not_depend_on_their_batch():
+    """Catches: any leak between rows."""
+    model = small_gpt()
+    together = rollouts_of(model, temperature=0, group_size=1)
+    for i, prompt in enumerate(PROMPTS):
+        alone = rollouts_of(model, temperature=0, group_size=1, prompts=[prompt])
+        assert alone.completions[0][alone.mask[0]].tolist() == together.completions[i][together.mask[i]].tolist()
+
+
+def test_the_generator_decides():
+    """Catches: draws from the global generator."""
+    model = small_gpt()
+    first, again, other = rollouts_of(model, seed=1), rollouts_of(model, seed=1), rollouts_of(model, seed=2)
+    assert torch.equal(first.completions, again.completions)
+    assert not torch.equal(first.mask, other.mask) or not torch.equal(first.completions, other.completions)
+
+
+def test_samples_follow_the_claimed_distribution():
+    """Catches: sampling from one distribution and reporting another. Passes by luck never: 5 standard errors allowed."""
+    model, n = small_gpt(), 20000
+    options = dict(temperature=0.8, top_k=6, top_p=0.9)
+    rollouts = rollouts_of(model, prompts=[[3, 4]], group_size=n, max_new_tokens=1, eos_ids=[], **options)
+    logits = model.logits(model(torch.tensor([[3, 4]])))[:, -1]
+    claimed = sampling_logprobs(logits, **options)[0].exp()
+    drawn = rollouts.completions[:, 0].bincount(minlength=31) / n
+    assert (drawn - claimed).abs().max() < 5 * 0.5 / n**0.5
+    torch.testing.assert_close(rollouts.logprobs[:, 0].exp(), claimed[rollouts.completions[:, 0]])
+
+
+def test_top_k_and_top_p_keep_what_they_say():
+    """Catches: top-p that drops the token which crosses the threshold, or keeps one too many."""
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    kept = lambda **options: sampling_logprobs(logits, 1.0, **options).exp()[0].tolist()  # noqa: E731
+    assert kept(top_k=2) == pytest.approx([0.625, 0.375, 0, 0])
+    assert kept(top_p=0.7) == pytest.approx([0.625, 0.375, 0, 0])
+    assert kept(top_p=0.4) == pytest.approx([1, 0, 0, 0])
+    assert kept(top_p=1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05])
+
+
+def test_temperature_zero_is_certain():
+    """Catches: log-probs of the untempered model beside greedy tokens."""
+    rollouts = rollouts_of(small_gpt(), temperature=0)
+    assert (rollouts.logprobs == 0).all()
+
+
+def test_entropy_equals_enumeration():
+    """Catches: entropy in bits, or at temperature 1 whatever the temperature."""
+    model = small_gpt()
+    rollouts = rollouts_of(model, prompts=[[3, 4]], group_size=1, max_new_tokens=1, eos_ids=[])
+    _, entropy = completion_logprobs(model, [[3, 4]], rollouts.completions, rollouts.mask, temperature=0.5)
+    p = (model.logits(model(torch.tensor([[3, 4]])))[0, -1] / 0.5).softmax(-1)
+    assert entropy.item() == pytest.approx(-(p * p.log()).sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, names",
+    [
+        (dict(prompts=[]), "prompts is empty"),
+        (dict(prompts=[[1], []]), r"prompts\[1\] is empty"),
+        (dict(prompts=[[1, 31]]), r"prompts\[0\] has a token id outside 0..30"),
+        (dict(temperature=-0.5), "temperature .* -0.5"),
+        (dict(temperature=float("nan")), "temperature .* nan"),
+        (dict(group_size=0), "group_size .* 0"),
+        (dict(max_new_tokens=0), "max_new_tokens"),
+        (dict(max_new_tokens=60), "66 tokens, more than the model's max_positions 64"),
+        (dict(top_k=0), "top_k .* 0"),
+        (dict(top_p=1.5), "top_p .* 1.5"),
+    ],
+)
+def test_bad_arguments_are_named(changes, names):
+    with pytest.raises(ValueError, match=names):
+        rollouts_of(small_gpt(), **changes)
+
+
+def test_mismatched_completions_and_mask_are_named():
+    with pytest.raises(ValueError, match=r"completions \(1, 3\), mask \(1, 2\)"):
+        completion_logprobs(small_gpt(), [[1]], torch.ones(1, 3, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool))
+
+
+def test_logits_that_are_not_finite_stop_the_sampling():
+    model = small_gpt()
+    with torch.no_grad():
+        model.norm.weight[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="completion token 0"):
+        rollouts_of(model)

@@ -1,0 +1,266 @@
+"""Right answers for wrong reasons, and how contrasting rollouts mends the reasons: the toy experiment.
+
+    python train_toy.py                          # pretraining, then GRPO, CLIPO and the oracle: minutes on two CPU cores
+    python train_toy.py --seeds 0 1 2 3 4        # five of each: means, 95% intervals, bands
+    python train_toy.py --paper                  # CLIPO in the paper's own setting beside them
+    python train_toy.py --method clipo --contrastive-weight 0.3
+
+A small Llama first reads a careless textbook. The outcome reward then repairs its answers; whether its steps are right
+shows only in the hallucination rate, which no method but the oracle gets to see. Look at OUT/curves.png.
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from minclipo.checkpoint import load_model, read_json, save_model, write_json
+from minclipo.intervals import Interval, mean_interval, share_interval
+from minclipo.options import add_options, given_options
+from minclipo.plots import STYLES, plot_training
+from minclipo.tasks.chain import ChainProblem
+from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_tokenizer
+from minclipo.trainer import Trainer, TrainConfig, evaluate
+from minclipo.verifier import check_steps
+
+# What the toy does otherwise than TrainConfig's defaults, and what makes each method what it is.
+TOY = dict(steps=80, learning_rate=5e-4)
+METHODS = {
+    "grpo": {},
+    "clipo": dict(contrastive_weight=0.1),
+    "oracle": dict(process_penalty=0.5),
+    # The paper's contrastive options, KL, dual clip and share of warm-up steps (its Track I; scripts of the official
+    # code). Model, task, batch and learning rate are the toy's.
+    "clipo_paper": dict(
+        contrastive_weight=0.2,
+        contrastive_loss="infonce",
+        contrastive_level="group",
+        contrastive_temperature=0.05,
+        contrastive_center=False,
+        head_size=16,  # a quarter of the width, as 512 of 2048
+        kl_weight=0.001,
+        dual_clip=3.0,
+    ),
+}
+PAPER_WARMUP = 13 / 84  # of Track I's 84 steps the first 13 train the head only
+MEASURES = ("accuracy", "hallucination_rate", "faithful_accuracy")
+
+
+def method_config(method: str, given: dict, seed: int) -> TrainConfig:
+    """The TrainConfig of a method: contrastive options reach CLIPO only, the process penalty the oracle only."""
+    given = dict(given)
+    if method != "clipo":
+        given = {name: value for name, value in given.items() if not name.startswith(("contrastive_", "head_"))}
+    if method != "oracle":
+        given.pop("process_penalty", None)
+    settings = TOY | METHODS[method] | given | {"seed": seed}
+    if method == "clipo_paper":
+        settings |= METHODS[method] | {"head_warmup_steps": round(settings["steps"] * PAPER_WARMUP)}
+    return TrainConfig(**settings)
+
+
+def peak_memory_mib() -> float:
+    """Most memory that this process has held so far, in MiB (0 where the system does not tell)."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def prepare_out(out: Path, settings: dict, resume: bool) -> None:
+    """Make `out` ready: resume an equal run, keep an earlier run under another name, never touch anything else."""
+    marker = out / "settings.json"
+    if marker.is_file() and resume:
+        earlier = read_json(marker)
+        differing = sorted(name for name in settings if earlier.get(name) != settings[name])
+        if differing:
+            raise ValueError(f"--resume: {marker} has other settings for {', '.join(differing)}; choose another --out")
+    elif marker.is_file():
+        number = 1
+        while (kept := out.with_name(f"{out.name}-{number}")).exists():
+            number += 1
+        out.rename(kept)
+        print(f"the earlier run in {out} is now in {kept}")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out} exists and is no earlier run of this script; choose another")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(marker, settings)
+
+
+def finished(folder: Path) -> dict | None:
+    """The result of an earlier run of this very thing, if it got to its end."""
+    return read_json(folder / "result.json") if (folder / "result.json").is_file() else None
+
+
+def measure(model, tokenizer, config: ToyConfig, seed: int, started: float, folder: Path) -> dict:
+    """Evaluate on fresh problems, write result.json, return it. All methods of a seed get the same problems."""
+    seconds = time.perf_counter() - started
+    found = evaluate(model, tokenizer, TASK, problems=config.eval_problems, max_new_tokens=16, seed=seed)
+    examples = [(dataclasses.asdict(problem), text) for problem, text, _ in found.pop("examples")[:4]]
+    result = found | {"seconds": seconds, "peak_memory_mib": peak_memory_mib(), "examples": examples}
+    write_json(folder / "result.json", result)
+    return result
+
+
+def run_seed(seed: int, methods: list[str], given: dict, toy: ToyConfig, out: Path, results: dict) -> None:
+    """Pretrain, then train every method from that start; results[method][seed] is filled in as they finish."""
+    tokenizer, folder = toy_tokenizer(), out / f"seed{seed}"
+    result = finished(folder / "pretrained")
+    if result is None:
+        print(f"\nseed {seed}: pretraining on the careless textbook, {toy.pretrain_steps} steps")
+        started = time.perf_counter()
+        start = pretrained_toy(toy, tokenizer, seed)
+        save_model(start, tokenizer, folder / "pretrained" / "model")
+        result = measure(start, tokenizer, toy, seed, started, folder / "pretrained")
+    else:
+        start, _ = load_model(folder / "pretrained" / "model")
+    results["pretrained"][seed] = result
+
+    for method in methods:
+        result = finished(folder / method)
+        if result is None:
+            print(f"\nseed {seed}: {method}")
+            started = time.perf_counter()
+            trainer = Trainer(copy.deepcopy(start), tokenizer, TASK, method_config(method, given, seed), folder / method)
+            trainer.run(method)
+            result = measure(trainer.model, tokenizer, toy, seed, started, folder / method)
+        results[method][seed] = result
+
+
+def summarize(results: dict[str, dict[int, dict]]) -> dict[str, dict]:
+    """Per method mean, low and high of each measure. One seed: Wilson's interval of the evaluation's counts; several
+    seeds: Student's interval of the mean over seeds."""
+    summary = {}
+    for method, by_seed in results.items():
+        runs = list(by_seed.values())
+        if not runs:
+            continue
+        summary[method] = {name: dataclasses.asdict(interval) for name, interval in intervals(runs).items()}
+        summary[method]["seeds"] = list(by_seed)
+        summary[method]["seconds"] = sum(run["seconds"] for run in runs) / len(runs)
+        summary[method]["peak_memory_mib"] = max(run["peak_memory_mib"] for run in runs)
+    return summary
+
+
+def intervals(runs: list[dict]) -> dict[str, Interval]:
+    if len(runs) > 1:
+        return {name: mean_interval([run[name] for run in runs]) for name in MEASURES}
+    problems, correct, faithful = runs[0]["problems"], runs[0]["correct"], runs[0]["faithful"]
+    counts = ((correct, problems), (correct - faithful, correct), (faithful, problems))
+    return {name: share_interval(*count) for name, count in zip(MEASURES, counts)}
+
+
+def table(summary: dict[str, dict]) -> str:
+    """The summary for people."""
+    lines = [f"{'':12} {'accuracy':22} {'hallucination rate':22} {'faithful accuracy':22} seconds  peak MiB"]
+    for method, row in summary.items():
+        cells = [f"{row[name]['mean']:.3f} [{row[name]['low']:.3f}, {row[name]['high']:.3f}]" for name in MEASURES]
+        lines.append(f"{method:12} " + " ".join(f"{cell:22}" for cell in cells) + f" {row['seconds']:7.1f} {row['peak_memory_mib']:9.0f}")
+    return "\n".join(lines)
+
+
+def marked(problem: ChainProblem, text: str, colour: bool) -> str:
+    """The completion with its wrong steps in red, or in square brackets where there is no colour."""
+    body, hash_sign, answer = text.partition("#")
+    words = body.split()
+    steps = [" ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
+    wrong = "\033[1;31m{}\033[0m" if colour else "[{}]"
+    verdicts = check_steps(problem, text)
+    right = [i < len(problem.operands) and verdicts[i] for i in range(len(steps))]  # surplus steps are wrong
+    return " ".join(step if ok else wrong.format(step) for step, ok in zip(steps, right)) + f" {hash_sign}{answer}"
+
+
+def show_examples(results: dict[str, dict[int, dict]], seed: int) -> None:
+    """The same problems as solved by each method, wrong steps marked."""
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(f"\nthe first problems of seed {seed}'s evaluation, {'wrong steps in red' if colour else 'wrong steps in [brackets]'}:")
+    runs = {method: by_seed[seed] for method, by_seed in results.items() if seed in by_seed}
+    for i, (fields, _) in enumerate(runs["pretrained"]["examples"]):
+        problem = ChainProblem(fields["start"], tuple(fields["operands"]))
+        print(f"\n  {problem.prompt}")
+        for method, run in runs.items():
+            print(f"    {method:12} {marked(problem, run['examples'][i][1], colour)}")
+
+
+def histories(out: Path, methods: list[str], seeds: list[int]) -> dict[str, list[list[dict]]]:
+    """The metrics that runs have written so far, finished or not, per method."""
+    found = {}
+    for method in methods:
+        files = [path for seed in seeds if (path := out / f"seed{seed}" / method / "metrics.jsonl").is_file()]
+        runs = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
+        found[method] = [run for run in runs if run]
+    return {method: runs for method, runs in found.items() if runs}
+
+
+def report(out: Path, results: dict, methods: list[str], seeds: list[int], seconds: float) -> None:
+    """Table, examples, summary.json and curves.png of all that has been finished."""
+    summary = summarize(results)
+    if not summary:
+        print("nothing has been finished yet")
+        return
+    print("\n" + table(summary))
+    kind = "mean and 95% interval over seeds" if len(seeds) > 1 else "95% intervals of the evaluation's sample only: one seed"
+    print(f"({kind})")
+    show_examples(results, next(iter(results["pretrained"])))
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    write_json(out / "summary.json", summary | {"run": {"seconds": seconds, "seeds": seeds, "machine": machine}})
+    curves = histories(out, methods, seeds)
+    if curves:
+        plot_training(curves, out / "curves.png")
+    print(f"\n{out}/: summary.json, curves.png, and for each seed and method metrics.jsonl, result.json and model/ ({seconds:.0f} s)")
+
+
+def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", nargs="+", choices=list(METHODS), default=["grpo", "clipo", "oracle"], help="which to train")
+    parser.add_argument("--paper", action="store_true", help="train clipo_paper too: CLIPO in the paper's own setting")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of pretraining, problems and sampling (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="where everything goes (default: runs/toy)")
+    parser.add_argument("--resume", action="store_true", help="keep what OUT has finished with these settings, do the rest")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; so small a model gains nothing from more (default: 2)")
+    add_options(parser, ToyConfig)
+    add_options(parser, TrainConfig, skip=("seed",), other_defaults=TOY)
+    return parser.parse_args(argv), parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments, parser = parse_arguments(argv)
+    methods = list(dict.fromkeys(arguments.method + ["clipo_paper"] * arguments.paper))
+    methods.sort(key=list(STYLES).index)
+    seeds = list(dict.fromkeys(arguments.seeds))
+    given = given_options(arguments, TrainConfig)
+    try:
+        toy = ToyConfig(**given_options(arguments, ToyConfig))
+        for method in methods:
+            method_config(method, given, seeds[0])  # a wrong value should end here, not after the pretraining
+        prepare_out(arguments.out, {"toy": dataclasses.asdict(toy), "training": given}, arguments.resume)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    torch.set_num_threads(max(1, arguments.threads))
+    started = time.perf_counter()
+    results: dict[str, dict[int, dict]] = {name: {} for name in ["pretrained", *methods]}
+    status = 0
+    try:
+        for seed in seeds:
+            run_seed(seed, methods, given, toy, arguments.out, results)
+    except KeyboardInterrupt:
+        print("\ninterrupted; this is what there is. The same command with --resume goes on from here.")
+        status = 130
+    except FloatingPointError as error:
+        print(f"\nstopped: {error}", file=sys.stderr)
+        status = 1
+    report(arguments.out, results, methods, seeds, time.perf_counter() - started)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
