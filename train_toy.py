@@ -31,7 +31,7 @@ from minclipo.trainer import Trainer, TrainConfig, evaluate
 from minclipo.verifier import check_steps
 
 # What the toy does otherwise than TrainConfig's defaults, and what makes each method what it is.
-TOY = dict(steps=80, learning_rate=5e-4)
+TOY = dict(steps=100, learning_rate=5e-4)
 METHODS = {
     "grpo": {},
     "clipo": dict(contrastive_weight=0.1),

@@ -91,7 +91,7 @@ def test_attention_equals_a_slow_loop():
     cos, sin = angles.cos()[None, None], angles.sin()[None, None]
     got = attention(x, cos, sin, None, None)
 
-    shape = lambda y: y.view(1, 5, -1, config.head_dim).transpose(1, 2)  # noqa: E731
+    shape = lambda y: y.view(1, 5, -1, config.head_dim).transpose(1, 2)
     q, k = rotate(shape(attention.q_proj(x)), cos, sin)[0], rotate(shape(attention.k_proj(x)), cos, sin)[0]
     v = shape(attention.v_proj(x))[0]
     wanted = torch.zeros(5, config.num_heads, config.head_dim)
@@ -108,7 +108,7 @@ def test_rotation_depends_on_the_distance_only():
     config = small_gpt().config
     frequencies = rotary_frequencies(config)
     q, k = torch.randn(2, 1, 1, 1, config.head_dim)
-    turn = lambda x, p: rotate(x, (p * frequencies).cos(), (p * frequencies).sin())  # noqa: E731
+    turn = lambda x, p: rotate(x, (p * frequencies).cos(), (p * frequencies).sin())
     near = (turn(q, 3) * turn(k, 1)).sum()
     far = (turn(q, 45) * turn(k, 43)).sum()
     torch.testing.assert_close(near, far, atol=1e-5, rtol=1e-5)

@@ -76,7 +76,7 @@ def test_samples_follow_the_claimed_distribution():
 def test_top_k_and_top_p_keep_what_they_say():
     """Catches: top-p that drops the token which crosses the threshold, or keeps one too many."""
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    kept = lambda **options: sampling_logprobs(logits, 1.0, **options).exp()[0].tolist()  # noqa: E731
+    kept = lambda **options: sampling_logprobs(logits, 1.0, **options).exp()[0].tolist()
     assert kept(top_k=2) == pytest.approx([0.625, 0.375, 0, 0])
     assert kept(top_p=0.7) == pytest.approx([0.625, 0.375, 0, 0])
     assert kept(top_p=0.4) == pytest.approx([1, 0, 0, 0])
