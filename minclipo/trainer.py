@@ -149,7 +149,7 @@ class Trainer:
         self.head = self.head_optimizer = None
         if config.contrastive_weight:
             self.head, self.head_optimizer = self._make_head(device)
-        self.steps_done = 0
+        self.step_number = 0  # of the step that is running, or that was the last to run
         self.batch: dict[str, Tensor] = {}  # this step's tensors, written to disk if the step fails
 
     def _make_head(self, device: torch.device) -> tuple[ContrastiveHead, torch.optim.Optimizer | None]:
@@ -164,6 +164,7 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """One training step; returns its metrics."""
         started, config = time.perf_counter(), self.config
+        self.step_number += 1
 
         # 1. Sample: G rollouts of each of B prompts from the current policy.
         problems = [self.task.draw(self.problem_rng) for _ in range(config.prompts_per_step)]
@@ -189,12 +190,11 @@ class Trainer:
         self.batch |= {"rewards": rewards, "advantages": advantages}
 
         # 5. Update the policy, unless the head is still warming up.
-        warming_up = self.steps_done < config.head_warmup_steps
+        warming_up = self.step_number <= config.head_warmup_steps
         update = {} if warming_up else self.update_policy(rollouts, advantages)
 
         # 6. Measure.
-        self.steps_done += 1
-        metrics = {"step": self.steps_done} | rollout_metrics(rollouts, correct, rewards, contrastive_rewards)
+        metrics = {"step": self.step_number} | rollout_metrics(rollouts, correct, rewards, contrastive_rewards)
         if self.task.is_faithful is not None:
             metrics |= faithfulness_metrics(correct, self.check_faithful(problems, texts))
         return metrics | {"contrastive_loss": head_loss.item()} | update | {"seconds": time.perf_counter() - started}
@@ -306,10 +306,10 @@ class Trainer:
         history = []
         with open(self.out / "metrics.jsonl", "w") as log, tqdm(total=self.config.steps, desc=description, disable=None) as bar:
             saved = self.save()
-            while self.steps_done < self.config.steps:
+            while self.step_number < self.config.steps:
                 try:
                     metrics = self.step()
-                    if self.steps_done % self.config.save_every == 0 or self.steps_done == self.config.steps:
+                    if self.step_number % self.config.save_every == 0 or self.step_number == self.config.steps:
                         saved = self.save()
                 except FloatingPointError as error:
                     raise self._failure(error, saved) from error
@@ -326,13 +326,13 @@ class Trainer:
             if self.batch and not self.model.logits(self.model(self.batch["completions"])).isfinite().all():
                 raise FloatingPointError("the updated model's logits are not finite")
         save_model(self.model, self.tokenizer, self.out / "model")
-        return self.steps_done
+        return self.step_number
 
     def _failure(self, error: FloatingPointError, saved: int) -> FloatingPointError:
         path = self.out / "failed_batch.safetensors"
         save_tensors(self.batch, path)
         return FloatingPointError(
-            f"after {self.steps_done} steps: {error}. The batch is in {path}, the weights after step {saved} are in "
+            f"step {self.step_number}: {error}. The batch is in {path}, the weights after step {saved} are in "
             f"{self.out / 'model'}. A smaller learning_rate or max_grad_norm is the first thing to try."
         )
 

@@ -1,0 +1,108 @@
+"""The toy's problems, its careless textbook, and the two checks."""
+
+import random
+
+import pytest
+
+from minclipo.tasks.chain import MAX_TOTAL, OPERANDS, WORDS, CarelessAuthor, ChainProblem, random_problem
+from minclipo.toy import toy_tokenizer
+from minclipo.verifier import check_outcome, check_steps, is_faithful
+
+PROBLEM = ChainProblem(7, (5, -3, 8, -2))
+FAITHFUL = "+5 12 -3 9 +8 17 -2 15 # 15"
+
+
+def test_the_example_in_the_docstring():
+    assert PROBLEM.prompt == "7 , +5 , -3 , +8 , -2 ="
+    assert PROBLEM.totals == [12, 9, 17, 15]
+    assert check_outcome(PROBLEM, FAITHFUL, True) and is_faithful(PROBLEM, FAITHFUL)
+
+
+def test_problems_stay_in_range_and_reach_both_ends():
+    """Catches: totals that leave the vocabulary, a start that never varies."""
+    rng = random.Random(0)
+    problems = [random_problem(rng) for _ in range(3000)]
+    totals = [total for problem in problems for total in problem.totals]
+    assert min(totals) == 0 and max(totals) == MAX_TOTAL
+    assert {operand for problem in problems for operand in problem.operands} == set(OPERANDS)
+
+
+def test_a_careful_author_is_faithful():
+    rng = random.Random(0)
+    author = CarelessAuthor(hallucinate=0.0, slip=0.0)
+    assert all(is_faithful(p, author.solution(p, rng)) for p in (random_problem(rng) for _ in range(200)))
+
+
+def test_the_careless_author_errs_as_often_as_stated():
+    """Catches: a made-up operand that is sometimes the right one, or that changes the total. 5 standard errors allowed."""
+    rng, author, n = random.Random(0), CarelessAuthor(hallucinate=0.15, slip=0.0), 5000
+    wrong_quotes = 0
+    for _ in range(n):
+        problem = random_problem(rng)
+        text = author.solution(problem, rng)
+        assert check_outcome(problem, text, True)  # hallucinations never change the outcome
+        wrong_quotes += check_steps(problem, text).count(False)
+    assert abs(wrong_quotes / (4 * n) - 0.15) < 5 * (0.15 * 0.85 / (4 * n)) ** 0.5
+
+
+def test_a_slip_makes_the_answer_wrong():
+    """All steps slip: every total is off, so the outcome check must fail nearly always (slips may cancel)."""
+    rng, author = random.Random(0), CarelessAuthor(hallucinate=0.0, slip=1.0)
+    problems = [random_problem(rng) for _ in range(500)]
+    texts = [author.solution(problem, rng) for problem in problems]
+    assert sum(check_outcome(p, t, True) for p, t in zip(problems, texts)) < 50
+    assert all(int(word) <= MAX_TOTAL for text in texts for word in text.replace("#", "").split())
+
+
+def test_every_text_is_in_the_vocabulary_and_comes_back():
+    """Catches: a word that is not one token, blanks lost in decoding."""
+    tokenizer, rng, author = toy_tokenizer(), random.Random(0), CarelessAuthor(0.5, 0.5)
+    for _ in range(200):
+        problem = random_problem(rng)
+        text = f"{problem.prompt} {author.solution(problem, rng)}"
+        ids = tokenizer.encode(text)
+        assert len(ids) == len(text.split())
+        assert tokenizer.decode_batch([ids]) == [text]
+    assert len(WORDS) == len(set(WORDS)) == tokenizer.vocab_size
+
+
+def test_an_unknown_word_is_an_error():
+    """Catches: unknown words turned into eos without a sound."""
+    with pytest.raises(Exception, match="UNK"):
+        toy_tokenizer().encode("7 , +5 = ?")
+
+
+@pytest.mark.parametrize(
+    "text, finished, right",
+    [
+        (FAITHFUL, True, True),
+        (FAITHFUL, False, False),  # no eos
+        ("+5 12 -3 9 +8 17 -2 15 # 16", True, False),
+        ("+9 12 -3 9 +8 17 -2 15 # 15", True, True),  # a made-up operand does not change the outcome
+        ("# 15", True, True),
+        ("15", True, False),
+        ("# 15 # 16", True, False),
+        ("# 15 3", True, False),
+        ("", True, False),
+        ("#", True, False),
+    ],
+)
+def test_outcome_check(text, finished, right):
+    assert check_outcome(PROBLEM, text, finished) == right
+
+
+@pytest.mark.parametrize(
+    "text, verdicts",
+    [
+        (FAITHFUL, [True] * 4),
+        ("+9 12 -3 9 +8 17 -2 15 # 15", [False, True, True, True]),  # made-up operand
+        ("+5 13 -3 9 +8 17 -2 15 # 15", [False, True, True, True]),  # wrong total, repaired later
+        ("+5 12 -3 9 # 15", [True, True, False, False]),  # steps left out
+        ("# 15", [False] * 4),
+        ("+5 12 -3 9 +8 17 -2 15 +1 16 # 16", [True] * 4 + [False]),  # a step too many
+        ("-3 9 +5 12 +8 17 -2 15 # 15", [False, False, True, True]),  # the right words in the wrong order
+        ("", [False] * 4),
+    ],
+)
+def test_step_check(text, verdicts):
+    assert check_steps(PROBLEM, text) == verdicts

@@ -1,0 +1,205 @@
+"""Advantages, the clipped policy loss and the KL estimators: gradients in float64, identities, refusals."""
+
+import pytest
+import torch
+
+from minclipo.grpo import aggregate, group_advantages, kl_penalty, policy_loss, token_weights
+
+AGGREGATIONS = ["token_mean", "sequence_mean", "sequence_sum", "constant"]
+
+
+def ragged_mask(*lengths: int, width: int | None = None) -> torch.Tensor:
+    return torch.arange(width or max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+def random_batch(seed: int = 0, drift: float = 0.3, dtype=torch.float64):
+    """(logprobs with gradient, old_logprobs, advantages, mask) of 4 rows of 1 to 6 tokens."""
+    g = torch.Generator().manual_seed(seed)
+    mask = ragged_mask(6, 1, 4, 3)
+    old = -torch.rand(4, 6, generator=g, dtype=dtype)
+    logprobs = (old + drift * torch.randn(4, 6, generator=g, dtype=dtype)).requires_grad_()
+    return logprobs, old, torch.randn(4, generator=g, dtype=dtype), mask
+
+
+def test_the_docstring_example():
+    got = group_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), group_size=2)
+    torch.testing.assert_close(got, torch.tensor([0.7071, -0.7071, 0.0, 0.0]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("scale", ["std", "batch", "none"])
+@pytest.mark.parametrize("reward", [0.9, 0.7, 1 / 3, 0.1, -2.3e6])
+def test_equal_rewards_give_exactly_zero(scale, reward):
+    """Catches: the float32 mean of sixteen 0.9s is not 0.9; divided by a tiny std the difference is a large advantage."""
+    advantages = group_advantages(torch.full((32,), reward), 16, scale=scale)
+    assert (advantages == 0).all()
+
+
+@pytest.mark.parametrize("scale", ["std", "batch", "none"])
+def test_advantages_of_a_group_sum_to_zero(scale):
+    """Catches: a mean over the batch where the group's is meant."""
+    advantages = group_advantages(torch.randn(24, dtype=torch.float64), 8, scale=scale)
+    torch.testing.assert_close(advantages.view(3, 8).sum(1), torch.zeros(3, dtype=torch.float64), atol=1e-10, rtol=0)
+
+
+def test_std_advantages_do_not_see_scale_and_shift():
+    """Catches: an epsilon so large that it acts. (This is also why a small contrastive penalty acts at full strength.)"""
+    rewards = torch.randn(16, dtype=torch.float64)
+    torch.testing.assert_close(group_advantages(rewards, 8), group_advantages(3 * rewards - 5, 8), atol=1e-5, rtol=1e-5)
+
+
+def test_groups_do_not_mix():
+    """Catches: a view with the axes exchanged."""
+    rewards = torch.randn(12)
+    changed = rewards.clone()
+    changed[6:] = torch.randn(6)
+    assert torch.equal(group_advantages(rewards, 6)[:6], group_advantages(changed, 6)[:6])
+
+
+def test_a_group_of_one_gives_nothing():
+    assert (group_advantages(torch.tensor([0.0, 1.0, 5.0]), 1) == 0).all()
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("dual_clip", [None, 1.5])
+def test_policy_loss_gradient(aggregation, dual_clip):
+    """Catches: any gradient that is not the derivative of the value. Ratios lie away from the kinks for these seeds."""
+    for seed in range(5):
+        logprobs, old, advantages, mask = random_batch(seed)
+        loss = lambda x: policy_loss(
+            x, old, advantages, mask, clip_high=0.28, dual_clip=dual_clip, aggregation=aggregation, max_length=8
+        ).loss
+        assert torch.autograd.gradcheck(loss, logprobs, eps=1e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_kl_gradient(kind):
+    logprobs, ref, _, _ = random_batch()
+    assert torch.autograd.gradcheck(lambda x: kl_penalty(x, ref, kind), logprobs)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_policy_loss_equals_a_slow_loop(aggregation):
+    """Catches: a broadcast that puts advantages on the wrong axis, min for max, a divisor that counts padding."""
+    logprobs, old, advantages, mask = random_batch(drift=0.6)
+    rows = []
+    for i in range(4):
+        tokens = []
+        for t in range(6):
+            if mask[i, t]:
+                ratio = float((logprobs[i, t].detach() - old[i, t]).exp())
+                clipped = min(max(ratio, 0.8), 1.28)
+                tokens.append(-min(float(advantages[i]) * ratio, float(advantages[i]) * clipped))
+        rows.append(tokens)
+    total = sum(sum(tokens) for tokens in rows)
+    wanted = {
+        "token_mean": total / sum(len(tokens) for tokens in rows),
+        "sequence_mean": sum(sum(tokens) / len(tokens) for tokens in rows) / 4,
+        "sequence_sum": total / 4,
+        "constant": total / (4 * 9),
+    }[aggregation]
+    got = policy_loss(logprobs, old, advantages, mask, clip_high=0.28, aggregation=aggregation, max_length=9)
+    assert got.loss.item() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_on_policy_the_gradient_is_the_policy_gradient():
+    """With ratio 1: loss -mean(A), gradient -A / (number of tokens). Catches: a ratio detached on the wrong side."""
+    _, old, advantages, mask = random_batch()
+    logprobs = old.clone().requires_grad_()
+    found = policy_loss(logprobs, old, advantages, mask)
+    found.loss.backward()
+    wanted = -(advantages[:, None] * mask) / mask.sum()
+    torch.testing.assert_close(found.loss.detach(), wanted.sum())
+    torch.testing.assert_close(logprobs.grad, wanted)
+    assert found.clip_fraction == 0 and found.kl == 0
+
+
+def test_the_clip_stops_the_gradient_on_one_side_only():
+    """A token that is already 2x as likely gets no push up, but may still be pushed down. Catches: clip by itself."""
+    old, mask = torch.full((2, 1), -2.0), torch.ones(2, 1, dtype=torch.bool)
+    logprobs = (old + torch.tensor(2.0).log()).requires_grad_()
+    policy_loss(logprobs, old, torch.tensor([1.0, -1.0]), mask).loss.backward()
+    assert logprobs.grad[0] == 0 and logprobs.grad[1] > 0
+
+
+def test_values_outside_the_mask_are_never_read():
+    """Catches: mask applied by multiplication, where 0 * inf is NaN."""
+    logprobs, old, advantages, mask = random_batch()
+    reference = policy_loss(logprobs, old, advantages, mask)
+    (wanted,) = torch.autograd.grad(reference.loss, logprobs)
+    spoilt = torch.where(mask, logprobs.detach(), torch.nan).requires_grad_()
+    found = policy_loss(spoilt, torch.where(mask, old, torch.inf), advantages, mask)
+    found.loss.backward()
+    assert torch.equal(found.loss, reference.loss)
+    torch.testing.assert_close(spoilt.grad, wanted)
+
+
+def test_a_batch_without_tokens_gives_zero():
+    """Catches: a division by the number of tokens where there are none."""
+    for aggregation in AGGREGATIONS:
+        assert aggregate(torch.ones(2, 3), torch.zeros(2, 3), aggregation, max_length=3) == 0
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_weights_of_the_whole_step_make_micro_batches_exact(aggregation):
+    """Catches: a mean of micro-batch means, which weighs tokens by the luck of the split."""
+    logprobs, _, _, mask = random_batch()
+    weights = token_weights(mask, aggregation, 7, torch.float64)
+    whole = aggregate(logprobs, mask, aggregation, 7)
+    parts = sum((weights[rows] * logprobs[rows]).sum() for rows in ([0], [1, 3], [2]))
+    torch.testing.assert_close(whole, parts)
+
+
+def categorical(seed: int, dtype=torch.float64) -> torch.Tensor:
+    return torch.randn(7, generator=torch.Generator().manual_seed(seed), dtype=dtype).log_softmax(0)
+
+
+@pytest.mark.parametrize("kind", ["k1", "k3"])
+def test_kl_estimators_are_unbiased_by_enumeration(kind):
+    """E over the policy's own tokens of the estimate is KL(policy || reference). Catches: KL the wrong way round."""
+    policy, reference = categorical(0), categorical(1)
+    expected = (policy.exp() * kl_penalty(policy, reference, kind)).sum()
+    torch.testing.assert_close(expected, (policy.exp() * (policy - reference)).sum())
+
+
+def test_the_gradient_of_k2_is_the_gradient_of_the_kl():
+    """...and that of k1 is 0 on average: as a loss it does nothing. Both by enumeration."""
+    logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    reference = categorical(1)
+
+    def expected_gradient(kind: str) -> torch.Tensor:
+        logprobs = logits.log_softmax(0)
+        weights = logprobs.detach().exp()  # tokens are drawn from the policy; no gradient through the drawing
+        return torch.autograd.grad((weights * kl_penalty(logprobs, reference, kind)).sum(), logits)[0]
+
+    policy = logits.log_softmax(0)
+    (true,) = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits)
+    torch.testing.assert_close(expected_gradient("k2"), true)
+    torch.testing.assert_close(expected_gradient("k1"), torch.zeros(7, dtype=torch.float64))
+
+
+def test_k3_does_not_lose_small_differences():
+    """Catches: exp(-d) - 1 + d in float32, which is 0 or negative for d = 1e-4."""
+    d = torch.tensor([1e-4])
+    assert kl_penalty(d, torch.zeros(1), "k3").item() == pytest.approx(5e-9, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    "call, names",
+    [
+        (lambda: group_advantages(torch.ones(7), 3), "group_size 3 does not divide the 7 rows"),
+        (lambda: group_advantages(torch.tensor([1.0, float("nan")]), 2), "rewards must be finite; found nan"),
+        (lambda: group_advantages(torch.ones(2, 2), 2), r"rewards must be \[N\].*\(2, 2\)"),
+        (lambda: group_advantages(torch.ones(2), 2, scale="variance"), "scale .*'variance'"),
+        (lambda: token_weights(torch.ones(2, 2), "mean"), "aggregation .*'mean'"),
+        (lambda: token_weights(torch.ones(2, 2), "constant"), "max_length"),
+        (lambda: token_weights(torch.ones(2)), r"mask must be \[N, T\]"),
+        (lambda: kl_penalty(torch.ones(2), torch.ones(2), "k4"), "kind .*'k4'"),
+        (lambda: kl_penalty(torch.ones(2), torch.ones(3)), r"logprobs \(2,\), ref_logprobs \(3,\)"),
+        (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(2), torch.ones(2, 4)), r"mask \(2, 4\)"),
+        (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(3), torch.ones(2, 3)), r"advantages must be .*\(3,\)"),
+        (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(2), torch.ones(2, 3), dual_clip=0.5), "dual_clip .* 0.5"),
+    ],
+)
+def test_bad_arguments_are_named(call, names):
+    with pytest.raises(ValueError, match=names):
+        call()

@@ -1,0 +1,157 @@
+"""Options, intervals, pictures, and train_toy.py run as a user runs it, only shorter."""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from minclipo.intervals import mean_interval, share_interval
+from minclipo.options import add_options, given_options, option
+from minclipo.plots import plot_training
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+import train_toy  # noqa: E402
+
+SHORT = "--pretrain-steps 3 --steps 2 --prompts-per-step 2 --group-size 4 --eval-problems 20".split()
+
+
+@dataclass
+class Sample:
+    count: int = option(3, "how many, 5% say")
+    rate: float = option(0.5, "how fast")
+    kind: str = option("a", "which", ("a", "b"))
+    on: bool = option(True, "whether")
+
+
+def test_options_give_what_was_given():
+    """Catches: defaults reported as given (they would override a method's preset), a flag that cannot be switched off."""
+    parser = argparse.ArgumentParser()
+    add_options(parser, Sample)
+    parser.format_help()  # a % in a sentence must not break the help
+    assert given_options(parser.parse_args([]), Sample) == {}
+    given = given_options(parser.parse_args("--count 4 --no-on --kind b".split()), Sample)
+    assert given == {"count": 4, "on": False, "kind": "b"}
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--kind", "c"])
+
+
+def test_share_interval_covers_the_truth_about_95_times_in_100():
+    """Catches: a normal interval, which fails near 0. 2000 draws of 50 at p = 0.03; 3% is 6 standard errors."""
+    rng, hits = random.Random(0), 0
+    for _ in range(2000):
+        interval = share_interval(sum(rng.random() < 0.03 for _ in range(50)), 50)
+        hits += interval.low <= 0.03 <= interval.high
+    assert 0.92 < hits / 2000 <= 1
+
+
+def test_mean_interval_by_hand():
+    """Mean 0.3, standard deviation 0.1, n = 3: half width 4.303 * 0.1 / sqrt(3). Catches: z for t, n for n - 1."""
+    interval = mean_interval([0.2, 0.3, 0.4])
+    assert interval.mean == pytest.approx(0.3)
+    assert interval.high == pytest.approx(0.3 + 4.303 * 0.1 / 3**0.5)
+    with pytest.raises(ValueError, match="at least two"):
+        mean_interval([0.5])
+
+
+def test_a_picture_of_unequal_runs_is_drawn(tmp_path):
+    """Catches: a crash when Ctrl-C left one seed shorter than the others."""
+    run = [dict(step=i, accuracy=i / 9, hallucination_rate=0.5) for i in range(1, 9)]
+    plot_training({"grpo": [run, run[:3]], "clipo": [run]}, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 5000
+
+
+def test_contrastive_options_reach_clipo_only():
+    """Catches: --contrastive-weight turning the GRPO baseline into CLIPO; the paper's setting mixed with ours."""
+    given = dict(contrastive_weight=0.7, process_penalty=0.9, contrastive_level="batch", steps=84)
+    config = {method: train_toy.method_config(method, given, 0) for method in train_toy.METHODS}
+    assert [config[m].contrastive_weight for m in ("grpo", "clipo", "oracle", "clipo_paper")] == [0, 0.7, 0, 0.2]
+    assert [config[m].process_penalty for m in ("grpo", "clipo", "oracle", "clipo_paper")] == [0, 0, 0.9, 0]
+    paper = config["clipo_paper"]
+    assert (paper.contrastive_level, paper.contrastive_loss, paper.contrastive_temperature) == ("group", "infonce", 0.05)
+    assert paper.head_warmup_steps == 13 and not paper.contrastive_center
+
+
+def test_wrong_steps_are_marked():
+    problem = train_toy.ChainProblem(7, (5, -3))
+    assert train_toy.marked(problem, "+5 12 -4 9 # 9", colour=False) == "+5 12 [-4 9] # 9"
+    assert "\033[1;31m-4 9\033[0m" in train_toy.marked(problem, "+5 12 -4 9 # 9", colour=True)
+    assert train_toy.marked(problem, "+5 12 -3 9 +1 10 # 10", colour=False) == "+5 12 -3 9 [+1 10] # 10"
+
+
+def run_toy(*arguments, out: Path, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "train_toy.py"), *SHORT, "--out", str(out), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def test_train_toy_from_end_to_end(tmp_path):
+    """Two seeds, all four methods; then --resume does nothing again, and a second start keeps the first run."""
+    out = tmp_path / "toy"
+    first = run_toy("--seeds", "0", "1", "--paper", out=out)
+    assert first.returncode == 0, first.stderr
+    assert "\033[" not in first.stdout  # no colour codes where nobody sees colours
+    summary = json.loads((out / "summary.json").read_text())
+    for method in ("grpo", "clipo", "oracle", "clipo_paper"):
+        for measure in ("accuracy", "hallucination_rate", "faithful_accuracy"):
+            interval = summary[method][measure]
+            assert 0 <= interval["low"] <= interval["mean"] <= interval["high"] <= 1
+        assert summary[method]["seconds"] > 0 and summary[method]["peak_memory_mib"] > 0
+        for file in ("metrics.jsonl", "model/config.json", "model/model.safetensors", "model/tokenizer.json"):
+            assert (out / "seed1" / method / file).is_file()
+    assert (out / "curves.png").stat().st_size > 5000
+
+    again = run_toy("--seeds", "0", "1", "--paper", "--resume", out=out)
+    assert again.returncode == 0 and "pretraining" not in again.stdout and " 1/2 " not in again.stdout
+    assert json.loads((out / "summary.json").read_text())["clipo"] == summary["clipo"]
+
+    other = run_toy("--method", "grpo", out=out)
+    assert other.returncode == 0 and "is now in" in other.stdout
+    assert (tmp_path / "toy-1" / "summary.json").is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT")
+def test_ctrl_c_keeps_what_there_is(tmp_path):
+    """Catches: results of finished methods lost with the unfinished one."""
+    out = tmp_path / "toy"
+    arguments = [*SHORT, "--steps", "100000", "--method", "grpo", "--out", str(out)]
+    process = subprocess.Popen([sys.executable, str(ROOT / "train_toy.py"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = out / "seed0" / "grpo" / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not (log.is_file() and log.read_text().count("\n") >= 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in text and "Traceback" not in text
+    assert "pretrained" in json.loads((out / "summary.json").read_text())
+    assert (out / "curves.png").is_file()
+
+
+def message_of(*arguments, out: Path, capsys) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        train_toy.main([*SHORT, "--out", str(out), *arguments])
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_bad_command_lines_end_at_once(tmp_path, capsys):
+    """Catches: minutes of pretraining before a typo is noticed, a user's folder overwritten."""
+    assert "temperature must be positive" in message_of("--temperature", "-1", out=tmp_path / "a", capsys=capsys)
+    assert not (tmp_path / "a").exists()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("all my work")
+    assert "is no earlier run of this script" in message_of(out=mine, capsys=capsys)
+    assert (mine / "thesis.tex").read_text() == "all my work"
+    (tmp_path / "file").write_text("")
+    assert "is no earlier run" in message_of(out=tmp_path / "file", capsys=capsys)
+    train_toy.prepare_out(tmp_path / "b", {"toy": {}, "training": {"steps": 5}}, resume=False)
+    assert "other settings for toy, training" in message_of("--resume", out=tmp_path / "b", capsys=capsys)

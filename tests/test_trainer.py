@@ -1,0 +1,285 @@
+"""The training step: who sees what, what stands still when, and what happens when numbers go wrong."""
+
+import copy
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import minclipo.trainer as trainer_module
+from minclipo.checkpoint import load_model
+from minclipo.grpo import PolicyLoss, group_advantages
+from minclipo.sampler import completion_logprobs, sample
+from minclipo.tasks.chain import random_problem
+from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_tokenizer
+from minclipo.trainer import Task, TrainConfig, Trainer, evaluate, rollout_metrics
+from minclipo.verifier import check_outcome
+
+TINY = dict(steps=3, prompts_per_step=6, group_size=8, learning_rate=3e-3)
+METHODS = {"grpo": {}, "clipo": dict(contrastive_weight=0.5), "oracle": dict(process_penalty=0.5)}
+OUTCOME_ONLY = Task(random_problem, check_outcome)
+
+
+@pytest.fixture(scope="module")
+def start():
+    """A toy that has just begun to quote and add: some rollouts are right, most are not."""
+    torch.manual_seed(0)
+    return pretrained_toy(ToyConfig(num_layers=2, hidden_size=32, pretrain_steps=250, pretrain_batch=64, slip=0.0), toy_tokenizer(), 0)
+
+
+def lenient(problem, completion, finished) -> bool:
+    """An outcome check that a beginner passes about half of the time, so that short runs have something to learn from."""
+    return finished and any(word.isdigit() and int(word) % 2 == 0 for word in completion.split()[1:2])  # first total is even
+
+
+EASY = Task(random_problem, lenient, lambda problem, completion: len(completion) % 3 > 0)
+
+
+def make(start, tmp_path, task=EASY, **changes) -> Trainer:
+    return Trainer(copy.deepcopy(start), toy_tokenizer(), task, TrainConfig(**TINY | changes), tmp_path)
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("method", ["grpo", "clipo"])
+@pytest.mark.parametrize("step_check", ["absent", "a lie"])
+def test_the_step_check_never_reaches_training(start, tmp_path, method, step_check):
+    """Rewards, advantages, batches and weights are bit-equal with the step check, without it, and with a lie in its place.
+
+    Catches: any path from the process labels into GRPO's or CLIPO's training data.
+    """
+    other = Task(random_problem, lenient, None if step_check == "absent" else lambda problem, completion: False)
+    runs = []
+    for task in (EASY, other):
+        trainer = make(start, tmp_path, task, **METHODS[method])
+        batches = []
+        for _ in range(3):
+            trainer.step()
+            batches.append({name: tensor.clone() for name, tensor in trainer.batch.items()})
+        runs.append((batches, weights(trainer)))
+    (batches, first), (other_batches, second) = runs
+    for batch, other_batch in zip(batches, other_batches):
+        assert batch.keys() == other_batch.keys() >= {"rewards", "advantages", "completions"}
+        assert all(torch.equal(batch[name], other_batch[name]) for name in batch)
+    assert torch.equal(first, second)
+
+
+def test_the_oracle_does_see_the_steps(start, tmp_path):
+    """The counterpart of the test above: it could not fail if nothing ever reached training."""
+    first = make(start, tmp_path, **METHODS["oracle"])
+    second = make(start, tmp_path, Task(random_problem, lenient, lambda problem, completion: True), **METHODS["oracle"])
+    first.step(), second.step()
+    assert not torch.equal(first.batch["rewards"], second.batch["rewards"])
+    assert not torch.equal(weights(first), weights(second))
+
+
+def test_the_oracle_without_a_step_check_is_refused(start, tmp_path):
+    with pytest.raises(ValueError, match="process_penalty needs a task with a step check"):
+        make(start, tmp_path, OUTCOME_ONLY, process_penalty=0.5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_methods_get_the_same_problems(start, tmp_path, method):
+    """Catches: the contrastive part drawing from the problems' random state."""
+    trainer, reference = make(start, tmp_path, **METHODS[method]), random.Random(0)
+    for _ in range(2):
+        wanted = [random_problem(reference).prompt for _ in range(6)]
+        trainer.step()
+        prompts = [trainer.batch[f"prompt_{b}"].tolist() for b in range(6)]
+        assert prompts == toy_tokenizer().encode_batch(wanted)
+
+
+def test_the_policy_stands_still_while_the_head_warms_up(start, tmp_path):
+    """Catches: warm-up counted from 1 or 0 wrongly, a policy update inside it, a head that does not learn in it."""
+    trainer = make(start, tmp_path, contrastive_weight=0.5, head_warmup_steps=2)
+    before, head = weights(trainer), trainer.head.projection[0].weight.detach().clone()
+    for _ in range(2):
+        metrics = trainer.step()
+        assert torch.equal(weights(trainer), before) and "policy_loss" not in metrics
+    assert not torch.equal(trainer.head.projection[0].weight, head)
+    trainer.step()
+    assert not torch.equal(weights(trainer), before)
+
+
+def test_a_frozen_head_stands_still(start, tmp_path):
+    trainer = make(start, tmp_path, contrastive_weight=0.5, head_learning_rate=0.0)
+    head = trainer.head.projection[0].weight.detach().clone()
+    trainer.step()
+    assert torch.equal(trainer.head.projection[0].weight, head)
+
+
+def test_the_contrastive_loss_leaves_the_policy_alone(start, tmp_path):
+    """No gradient reaches the policy except through the reward. Catches: pooled states with a graph."""
+    trainer = make(start, tmp_path, contrastive_weight=0.5)
+    rollouts = trainer.sample([random_problem(random.Random(0)) for _ in range(6)])
+    trainer.contrast(rollouts, torch.arange(48) % 2 == 0)
+    assert all(p.grad is None for p in trainer.model.parameters())
+
+
+def test_rewards_are_outcome_plus_contrast(start, tmp_path, monkeypatch):
+    """The update gets exactly the group advantage of the summed reward. Catches: contrast added after the advantage."""
+    seen = {}
+    original = trainer_module.contrastive_step
+
+    def watched(*args, **kwargs):
+        seen["correct"] = args[3]
+        seen["contrastive"], loss = original(*args, **kwargs)
+        return seen["contrastive"], loss
+
+    monkeypatch.setattr(trainer_module, "contrastive_step", watched)
+    monkeypatch.setattr(Trainer, "update_policy", lambda self, rollouts, advantages: seen.update(advantages=advantages) or {})
+    make(start, tmp_path, contrastive_weight=0.5).step()
+    assert seen["contrastive"].min() < 0 and seen["correct"].any()
+    wanted = group_advantages(seen["correct"].float() + seen["contrastive"], 8)
+    assert torch.equal(seen["advantages"], wanted)
+
+
+def test_the_first_mini_batch_is_on_policy(start, tmp_path, monkeypatch):
+    """Sampled log-probs and recomputed ones agree: ratio 1, kl 0. Catches: another temperature, dropped or shifted tokens."""
+    seen = []
+    original = trainer_module.policy_loss
+    monkeypatch.setattr(trainer_module, "policy_loss", lambda *a, **k: seen.append(a) or original(*a, **k))
+    trainer = make(start, tmp_path, temperature=0.7)
+    trainer.step()
+    logprobs, old, _, mask = seen[0]
+    torch.testing.assert_close(logprobs[mask], old[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_every_rollout_is_used_once_a_step(start, tmp_path, monkeypatch):
+    """Catches: mini-batches that overlap or leave the remainder out (48 rows in 5 parts)."""
+    used = []
+    original = Trainer.update_on
+    monkeypatch.setattr(Trainer, "update_on", lambda self, r, a, rows: used.extend(rows.tolist()) or original(self, r, a, rows))
+    make(start, tmp_path, mini_batches=5).step()
+    assert sorted(used) == list(range(48))
+
+
+def test_training_raises_the_reward(start, tmp_path):
+    """An easy check, twelve steps. Catches: a loss with the wrong sign (then the accuracy falls)."""
+    trainer = make(start, tmp_path, steps=12, prompts_per_step=16)
+    history = trainer.run()
+    first, last = (sum(m["accuracy"] for m in part) / 3 for part in (history[:3], history[-3:]))
+    assert last > first + 0.15
+
+
+def test_a_kl_penalty_holds_the_policy_back(start, tmp_path):
+    """Catches: the penalty subtracted, or taken against the moving policy (then it is 0)."""
+    distances = {}
+    for weight in (1e-6, 1.0):
+        trainer = make(start, tmp_path, steps=8, kl_weight=weight)
+        distances[weight] = trainer.run()[-1]["kl_reference"]
+    assert 0 < distances[1.0] < 0.5 * distances[1e-6]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(start, tmp_path):
+    runs = [make(start, tmp_path, seed=seed, contrastive_weight=0.3, contrastive_loss="infonce") for seed in (1, 1, 2)]
+    for trainer in runs:
+        trainer.step()
+    assert torch.equal(weights(runs[0]), weights(runs[1]))
+    assert not torch.equal(weights(runs[0]), weights(runs[2]))
+
+
+def test_metrics_of_a_batch_made_by_hand():
+    """4 groups of 2: both right, one right, both wrong, both right; the contrastive reward differs in the last only."""
+    rollouts = sample_of_eight()
+    correct = torch.tensor([1, 1, 1, 0, 0, 0, 1, 1]).bool()
+    contrastive = torch.tensor([-0.1, -0.1, 0.0, 0, 0, 0, -0.2, -0.4])
+    got = rollout_metrics(rollouts, correct, correct.float() + contrastive, contrastive)
+    assert got["outcome_signal"] == 0.25 and got["contrastive_signal"] == 0.25
+    assert got["accuracy"] == pytest.approx(5 / 8)
+    assert got["contrastive_penalty"] == pytest.approx(0.8 / 5)
+    assert got["reward"] == pytest.approx((5 - 0.8) / 8)
+
+
+def sample_of_eight():
+    tokenizer = toy_tokenizer()
+    from conftest import small_gpt
+
+    return sample(small_gpt(vocab_size=122), [tokenizer.encode("1 =")] * 4, 2, 3, eos_ids=[0])
+
+
+def test_run_writes_metrics_and_a_model_that_loads(start, tmp_path):
+    """Catches: a saved model that is not the trained one."""
+    trainer = make(start, tmp_path, contrastive_weight=0.3)
+    history = trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == history and [line["step"] for line in lines] == [1, 2, 3]
+    wanted = {
+        "reward", "accuracy", "outcome_signal", "contrastive_signal", "hallucination_rate", "contrastive_penalty", "kl",
+        "clip_fraction", "gradient_norm", "entropy", "completion_length", "seconds",
+    }  # fmt: skip
+    assert wanted <= lines[0].keys()
+    model, tokenizer = load_model(tmp_path / "model")
+    tokens = torch.tensor([tokenizer.encode("7 , +5 =")])
+    assert torch.equal(model(tokens), trainer.model(tokens))
+
+
+def test_a_nan_loss_stops_the_run_and_saves_the_evidence(start, tmp_path, monkeypatch):
+    """Catches: weights spoilt by the NaN, a last good model overwritten, an error that does not say where to look."""
+    trainer = make(start, tmp_path, steps=9, save_every=1, mini_batches=1)
+    original, calls = trainer_module.policy_loss, []
+
+    def spoilt(*args, **kwargs):
+        calls.append(1)
+        found = original(*args, **kwargs)
+        return PolicyLoss(found.loss * float("nan") if len(calls) == 3 else found.loss, found.clip_fraction, found.dual_clip_fraction, found.kl)
+
+    monkeypatch.setattr(trainer_module, "policy_loss", spoilt)
+    with pytest.raises(FloatingPointError) as error:
+        trainer.run()
+    message = str(error.value)
+    assert "step 3" in message and "failed_batch.safetensors" in message and "after step 2" in message
+    batch = load_file(tmp_path / "failed_batch.safetensors")
+    assert {"completions", "mask", "logprobs", "pooled", "rewards", "advantages", "prompt_0"} <= batch.keys()
+    model, _ = load_model(tmp_path / "model")
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert torch.equal(model.embed_tokens.weight, trainer.model.embed_tokens.weight)  # the step that failed changed nothing
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_weights_that_cannot_compute_never_replace_good_ones(start, tmp_path):
+    """A finite loss, then weights blown up by an absurd learning rate. The model on disk must still answer."""
+    trainer = make(start, tmp_path, steps=9, save_every=1, learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match="after step 0 are in"):
+        trainer.run()
+    model, tokenizer = load_model(tmp_path / "model")
+    found = evaluate(model, tokenizer, TASK, problems=20, max_new_tokens=16, seed=0)
+    assert found["problems"] == 20
+
+
+def test_evaluate_counts(start):
+    """Catches: the hallucination rate over all rollouts instead of the right ones."""
+    task = Task(random_problem, lambda problem, text, finished: problem.start % 2 == 0, lambda problem, text: problem.start % 4 == 0)
+    found = evaluate(start, toy_tokenizer(), task, problems=400, max_new_tokens=4, seed=0)
+    even = [problem.start for problem, _, _ in found["examples"] if problem.start % 2 == 0]
+    assert found["correct"] == len(even)
+    assert found["hallucination_rate"] == pytest.approx(sum(s % 4 > 0 for s in even) / len(even))
+    assert found["faithful_accuracy"] == pytest.approx(sum(s % 4 == 0 for s in even) / 400)
+
+
+@pytest.mark.parametrize(
+    "changes, names",
+    [
+        (dict(steps=0), "steps must be at least 1, found 0"),
+        (dict(temperature=0.0), "temperature must be positive, found 0.0"),
+        (dict(learning_rate=-1.0), "learning_rate must be positive, found -1.0"),
+        (dict(contrastive_weight=-0.1), "contrastive_weight must be 0 or more"),
+        (dict(aggregation="mean"), "aggregation must be one of token_mean.*'mean'"),
+        (dict(contrastive_level="prompt"), "contrastive_level must be one of"),
+    ],
+)
+def test_bad_settings_are_named(changes, names):
+    with pytest.raises(ValueError, match=names):
+        TrainConfig(**changes)
+
+
+def test_no_logprob_is_computed_twice_when_nothing_asks_for_it(start, tmp_path, monkeypatch):
+    """One forward with gradient a mini-batch and no other: pooled states and old log-probs come from sampling."""
+    calls = []
+    monkeypatch.setattr(trainer_module, "completion_logprobs", lambda *a, **k: calls.append(1) or completion_logprobs(*a, **k))
+    make(start, tmp_path, contrastive_weight=0.3, mini_batches=2).step()
+    assert len(calls) == 2
