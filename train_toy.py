@@ -22,12 +22,13 @@ from pathlib import Path
 import torch
 
 from minclipo.checkpoint import load_model, read_json, save_model, write_json
+from minclipo.evaluation import evaluate
 from minclipo.intervals import Interval, mean_interval, share_interval
 from minclipo.options import add_options, given_options
 from minclipo.plots import STYLES, plot_training
 from minclipo.tasks.chain import ChainProblem
 from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_tokenizer
-from minclipo.trainer import Trainer, TrainConfig, evaluate
+from minclipo.trainer import TrainConfig, Trainer
 from minclipo.verifier import check_steps
 
 # What the toy does otherwise than TrainConfig's defaults, and what makes each method what it is.
@@ -130,7 +131,9 @@ def run_seed(seed: int, methods: list[str], given: dict, toy: ToyConfig, out: Pa
         if result is None:
             print(f"\nseed {seed}: {method}")
             started = time.perf_counter()
-            trainer = Trainer(copy.deepcopy(start), tokenizer, TASK, method_config(method, given, seed), folder / method)
+            trainer = Trainer(
+                copy.deepcopy(start), tokenizer, TASK, method_config(method, given, seed), folder / method
+            )
             trainer.run(method)
             result = measure(trainer.model, tokenizer, toy, seed, started, folder / method)
         results[method][seed] = result
@@ -164,7 +167,11 @@ def table(summary: dict[str, dict]) -> str:
     lines = [f"{'':12} {'accuracy':22} {'hallucination rate':22} {'faithful accuracy':22} seconds  peak MiB"]
     for method, row in summary.items():
         cells = [f"{row[name]['mean']:.3f} [{row[name]['low']:.3f}, {row[name]['high']:.3f}]" for name in MEASURES]
-        lines.append(f"{method:12} " + " ".join(f"{cell:22}" for cell in cells) + f" {row['seconds']:7.1f} {row['peak_memory_mib']:9.0f}")
+        lines.append(
+            f"{method:12} "
+            + " ".join(f"{cell:22}" for cell in cells)
+            + f" {row['seconds']:7.1f} {row['peak_memory_mib']:9.0f}"
+        )
     return "\n".join(lines)
 
 
@@ -182,7 +189,9 @@ def marked(problem: ChainProblem, text: str, colour: bool) -> str:
 def show_examples(results: dict[str, dict[int, dict]], seed: int) -> None:
     """The same problems as solved by each method, wrong steps marked."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(f"\nthe first problems of seed {seed}'s evaluation, {'wrong steps in red' if colour else 'wrong steps in [brackets]'}:")
+    print(
+        f"\nthe first problems of seed {seed}'s evaluation, {'wrong steps in red' if colour else 'wrong steps in [brackets]'}:"
+    )
     runs = {method: by_seed[seed] for method, by_seed in results.items() if seed in by_seed}
     for i, (fields, _) in enumerate(runs["pretrained"]["examples"]):
         problem = ChainProblem(fields["start"], tuple(fields["operands"]))
@@ -208,7 +217,11 @@ def report(out: Path, results: dict, methods: list[str], seeds: list[int], secon
         print("nothing has been finished yet")
         return
     print("\n" + table(summary))
-    kind = "mean and 95% interval over seeds" if len(seeds) > 1 else "95% intervals of the evaluation's sample only: one seed"
+    kind = (
+        "mean and 95% interval over seeds"
+        if len(seeds) > 1
+        else "95% intervals of the evaluation's sample only: one seed"
+    )
     print(f"({kind})")
     show_examples(results, next(iter(results["pretrained"])))
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
@@ -216,17 +229,27 @@ def report(out: Path, results: dict, methods: list[str], seeds: list[int], secon
     curves = histories(out, methods, seeds)
     if curves:
         plot_training(curves, out / "curves.png")
-    print(f"\n{out}/: summary.json, curves.png, and for each seed and method metrics.jsonl, result.json and model/ ({seconds:.0f} s)")
+    print(
+        f"\n{out}/: summary.json, curves.png, and for each seed and method metrics.jsonl, result.json and model/ ({seconds:.0f} s)"
+    )
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", nargs="+", choices=list(METHODS), default=["grpo", "clipo", "oracle"], help="which to train")
+    parser.add_argument(
+        "--method", nargs="+", choices=list(METHODS), default=["grpo", "clipo", "oracle"], help="which to train"
+    )
     parser.add_argument("--paper", action="store_true", help="train clipo_paper too: CLIPO in the paper's own setting")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of pretraining, problems and sampling (default: 0)")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], help="seeds of pretraining, problems and sampling (default: 0)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="where everything goes (default: runs/toy)")
-    parser.add_argument("--resume", action="store_true", help="keep what OUT has finished with these settings, do the rest")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; so small a model gains nothing from more (default: 2)")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what OUT has finished with these settings, do the rest"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="CPU threads; so small a model gains nothing from more (default: 2)"
+    )
     add_options(parser, ToyConfig)
     add_options(parser, TrainConfig, skip=("seed",), other_defaults=TOY)
     return parser.parse_args(argv), parser

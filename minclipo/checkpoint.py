@@ -25,7 +25,9 @@ ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """A safetensors file that is either whole or not there: written under another name, then renamed."""
     temporary = path.with_name(path.name + ".partial")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"}
+    )
     os.replace(temporary, path)
 
 
@@ -33,9 +35,13 @@ def save_model(model: GPT, tokenizer: Tokenizer, directory: str | Path) -> None:
     """Write model and tokenizer to `directory` (made if need be)."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    prefixed = {name if name.startswith("lm_head") else f"model.{name}": weight for name, weight in model.state_dict().items()}
+    prefixed = {
+        name if name.startswith("lm_head") else f"model.{name}": weight for name, weight in model.state_dict().items()
+    }
     save_tensors(prefixed, directory / "model.safetensors")
-    write_json(directory / "config.json", config_to_json(model.config, tokenizer.eos_ids, model.embed_tokens.weight.dtype))
+    write_json(
+        directory / "config.json", config_to_json(model.config, tokenizer.eos_ids, model.embed_tokens.weight.dtype)
+    )
     tokenizer.save(directory)
 
 
@@ -54,7 +60,9 @@ def load_model(directory: str | Path) -> tuple[GPT, Tokenizer]:
     try:
         model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
     except RuntimeError as error:
-        raise ValueError(f"{directory / 'model.safetensors'} does not fit {directory / 'config.json'}: {error}") from error
+        raise ValueError(
+            f"{directory / 'model.safetensors'} does not fit {directory / 'config.json'}: {error}"
+        ) from error
     eos = config["eos_token_id"]
     return model, Tokenizer.from_file(directory / "tokenizer.json", eos if isinstance(eos, list) else [eos])
 
@@ -94,11 +102,15 @@ def config_to_json(config: GPTConfig, eos_ids: list[int], dtype: torch.dtype) ->
 def config_from_json(config: dict) -> GPTConfig:
     """The GPTConfig that a config.json asks for."""
     if config.get("model_type") not in FAMILIES:
-        raise ValueError(f"config.json: model_type must be one of {', '.join(FAMILIES)}; found {config.get('model_type')!r}")
+        raise ValueError(
+            f"config.json: model_type must be one of {', '.join(FAMILIES)}; found {config.get('model_type')!r}"
+        )
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError(f"config.json: hidden_act must be 'silu', found {config['hidden_act']!r}")
     if config.get("sliding_window") and config.get("use_sliding_window", True):
-        raise ValueError(f"config.json: sliding_window {config['sliding_window']} is active, which this model does not have")
+        raise ValueError(
+            f"config.json: sliding_window {config['sliding_window']} is active, which this model does not have"
+        )
     qkv_bias, qk_norm = FAMILIES[config["model_type"]]
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     try:

@@ -105,7 +105,9 @@ def contrastive_loss(
     real = index >= 0
     index = index.clamp(min=0)
 
-    pair = real[:, :, None] & real[:, None, :] & ~torch.eye(index.shape[1], dtype=torch.bool, device=index.device)  # [K, M, M]
+    pair = (
+        real[:, :, None] & real[:, None, :] & ~torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
+    )  # [K, M, M]
     same_verdict = correct[index][:, :, None] == correct[index][:, None, :]
     same_prompt = group[index][:, :, None] == group[index][:, None, :]
     candidates = pair & (same_prompt if level == "group" else True)
@@ -158,7 +160,12 @@ def _check(embeddings, correct, group, loss, level, temperature, similarity, anc
             raise ValueError(f"{name} must be [N] = [{len(embeddings)}], found shape {tuple(tensor.shape)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, found {temperature}")
-    options = (("loss", loss, LOSSES), ("level", level, LEVELS), ("similarity", similarity, SIMILARITIES), ("anchors", anchors, ANCHORS))
+    options = (
+        ("loss", loss, LOSSES),
+        ("level", level, LEVELS),
+        ("similarity", similarity, SIMILARITIES),
+        ("anchors", anchors, ANCHORS),
+    )
     for name, value, known in options:
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}; found {value!r}")

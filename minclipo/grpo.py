@@ -72,13 +72,17 @@ def token_weights(
         return mask / rows
     if aggregation == "constant":
         if max_length is None or max_length < 1:
-            raise ValueError(f"aggregation 'constant' needs max_length, the most tokens a completion may have; found {max_length}")
+            raise ValueError(
+                f"aggregation 'constant' needs max_length, the most tokens a completion may have; found {max_length}"
+            )
         return mask / (len(mask) * max_length)
     known = "'token_mean', 'sequence_mean', 'sequence_sum' or 'constant'"
     raise ValueError(f"aggregation must be {known}, found {aggregation!r}")
 
 
-def aggregate(token_loss: Tensor, mask: Tensor, aggregation: str = "token_mean", max_length: int | None = None) -> Tensor:
+def aggregate(
+    token_loss: Tensor, mask: Tensor, aggregation: str = "token_mean", max_length: int | None = None
+) -> Tensor:
     """One number from token losses [N, T]; see `token_weights`. Values outside the mask are never read."""
     check_shapes(token_loss=token_loss, mask=mask)
     weights = token_weights(mask, aggregation, max_length, token_loss.dtype)

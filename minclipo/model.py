@@ -53,7 +53,9 @@ class GPTConfig:
     def __post_init__(self):
         if self.head_dim is None:
             if self.hidden_size % self.num_heads:
-                raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: give head_dim")
+                raise ValueError(
+                    f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: give head_dim"
+                )
             self.head_dim = self.hidden_size // self.num_heads
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, the rotation turns pairs of channels; found {self.head_dim}")
@@ -83,7 +85,9 @@ class KVCache:
     def next_positions(self, T: int) -> Tensor:
         """Positions [B, T] of the next T tokens of every row; `write` will store them there."""
         if self.used + T > self.keys[0].shape[2]:
-            raise ValueError(f"KVCache holds {self.keys[0].shape[2]} tokens a row: no room for {T} more after {self.used}")
+            raise ValueError(
+                f"KVCache holds {self.keys[0].shape[2]} tokens a row: no room for {T} more after {self.used}"
+            )
         self.used += T
         self.positions = self.lengths[:, None] + torch.arange(T, device=self.lengths.device)
         return self.positions

@@ -9,7 +9,9 @@ def option(default, sentence: str, choices: tuple | None = None):
     return dataclasses.field(default=default, metadata={"help": sentence, "choices": choices})
 
 
-def add_options(parser: argparse.ArgumentParser, config_class: type, skip: tuple = (), other_defaults: dict | None = None) -> None:
+def add_options(
+    parser: argparse.ArgumentParser, config_class: type, skip: tuple = (), other_defaults: dict | None = None
+) -> None:
     """One --option a field of config_class, of the type of its default.
 
     Fields in `skip` get none; `other_defaults` are what the help says where a script has defaults of its own.
@@ -24,7 +26,9 @@ def add_options(parser: argparse.ArgumentParser, config_class: type, skip: tuple
         if isinstance(field.default, bool):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            group.add_argument(flag, type=type(field.default), choices=field.metadata["choices"], default=None, help=text)
+            group.add_argument(
+                flag, type=type(field.default), choices=field.metadata["choices"], default=None, help=text
+            )
 
 
 def given_options(arguments: argparse.Namespace, config_class: type) -> dict:

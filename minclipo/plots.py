@@ -36,7 +36,9 @@ def plot_training(histories: dict[str, list[list[dict]]], path: str | Path) -> N
             if len(runs) > 1:
                 bands = [mean_interval(row) for row in values]
                 color = STYLES[method]["color"]
-                axis.fill_between(steps, [b.low for b in bands], [b.high for b in bands], color=color, alpha=0.2, linewidth=0)
+                axis.fill_between(
+                    steps, [b.low for b in bands], [b.high for b in bands], color=color, alpha=0.2, linewidth=0
+                )
         axis.set(title=title, xlabel="training step", ylabel=meaning, ylim=(-0.02, 1.02))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

@@ -38,7 +38,9 @@ def pretrain(
 ) -> float:
     """Train on `steps` pages; `page()` gives fresh (prompts, solutions) as token ids. Returns the last pages' mean loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_schedule(step, steps, min(100, steps // 10)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: cosine_schedule(step, steps, min(100, steps // 10))
+    )
     losses = []
     with tqdm(range(steps), desc="pretraining", disable=None) as bar:
         for _ in bar:

@@ -55,7 +55,9 @@ def pad_right(rows: list[list[int]], device=None) -> tuple[Tensor, Tensor]:
     return tokens.to(device), torch.tensor([len(row) for row in rows], device=device)
 
 
-def sampling_logprobs(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+def sampling_logprobs(
+    logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
     """Log-probs [N, V] (float32 at least) of the distribution that `sample` draws from, given logits [N, V].
 
     Temperature first, then top-k, then top-p (the smallest set of most likely tokens whose probability reaches top_p);
@@ -77,7 +79,9 @@ def sampling_logprobs(logits: Tensor, temperature: float, top_k: int | None = No
     return logits.log_softmax(-1)
 
 
-def _check_sampling(group_size: int, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def _check_sampling(
+    group_size: int, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
     if group_size < 1 or max_new_tokens < 1:
         raise ValueError(f"group_size and max_new_tokens must be at least 1, found {group_size} and {max_new_tokens}")
     if not 0 <= temperature < float("inf"):
@@ -92,7 +96,9 @@ def _prefill(model: GPT, prompts: list[list[int]], group_size: int, max_new_toke
     """Run every prompt once; copy its cache row and its last hidden state for the G rollouts: (N-row cache, [N, D])."""
     weight = model.embed_tokens.weight
     tokens, lengths = pad_right(prompts, weight.device)  # [B, P], [B]
-    cache = KVCache(model.config, len(prompts), tokens.shape[1] + max_new_tokens, device=weight.device, dtype=weight.dtype)
+    cache = KVCache(
+        model.config, len(prompts), tokens.shape[1] + max_new_tokens, device=weight.device, dtype=weight.dtype
+    )
     rows = torch.arange(len(prompts), device=weight.device)
     last = model(tokens, cache, lengths)[rows, lengths - 1]  # [B, D]
     copies = rows.repeat_interleave(group_size)  # [N]
@@ -123,7 +129,9 @@ def sample(
     _check_sampling(group_size, max_new_tokens, temperature, top_k, top_p)
     longest = max(len(prompt) for prompt in prompts) + max_new_tokens
     if longest > model.config.max_positions:
-        raise ValueError(f"prompt + max_new_tokens is {longest} tokens, more than the model's max_positions {model.config.max_positions}")
+        raise ValueError(
+            f"prompt + max_new_tokens is {longest} tokens, more than the model's max_positions {model.config.max_positions}"
+        )
     cache, hidden = _prefill(model, prompts, group_size, max_new_tokens)  # N rows; hidden [N, D] predicts token 0
     N, device = len(hidden), hidden.device
 

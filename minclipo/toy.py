@@ -8,9 +8,9 @@ import torch
 from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.options import option
 from minclipo.pretrain import pretrain
+from minclipo.tasks import Task
 from minclipo.tasks.chain import WORDS, CarelessAuthor, random_problem
 from minclipo.tokenizer import Tokenizer
-from minclipo.trainer import Task
 from minclipo.verifier import check_outcome, is_faithful
 
 EOS = "<eos>"
@@ -51,7 +51,9 @@ def toy_model(config: ToyConfig, seed: int) -> GPT:
     return init_weights(GPT(shape), torch.Generator().manual_seed(seed))
 
 
-def textbook_page(config: ToyConfig, tokenizer: Tokenizer, rng: random.Random) -> tuple[list[list[int]], list[list[int]]]:
+def textbook_page(
+    config: ToyConfig, tokenizer: Tokenizer, rng: random.Random
+) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of fresh problems and of the careless author's solutions to them."""
     author = CarelessAuthor(config.hallucinate, config.slip)
     problems = [random_problem(rng) for _ in range(config.pretrain_batch)]

@@ -12,10 +12,8 @@ import copy
 import json
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,23 +31,12 @@ from minclipo.contrastive import (
     contrastive_reward,
 )
 from minclipo.grpo import group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
+from minclipo.metrics import faithfulness_metrics, log_line, rollout_metrics
 from minclipo.model import GPT
 from minclipo.options import check_options, option
 from minclipo.sampler import Rollouts, completion_logprobs, sample
+from minclipo.tasks import Problem, Task
 from minclipo.tokenizer import Tokenizer
-
-
-class Problem(Protocol):
-    prompt: str
-
-
-@dataclass
-class Task:
-    """What the trainer needs to know of a task."""
-
-    draw: Callable[[random.Random], Problem]  # a random problem, with its .prompt
-    check_outcome: Callable[[Problem, str, bool], bool]  # (problem, completion, finished): the verifiable reward
-    is_faithful: Callable[[Problem, str], bool] | None = None  # (problem, completion): for measurement and the oracle only
 
 
 @dataclass
@@ -67,11 +54,15 @@ class TrainConfig:
     weight_decay: float = option(0.0, "AdamW's weight decay for the policy")
     max_grad_norm: float = option(1.0, "the policy's gradient is scaled down to this L2 norm if it is longer")
     mini_batches: int = option(2, "optimizer steps that a step's rollouts are split into")
-    advantage_scale: str = option("std", "what advantages are divided by; none is Dr. GRPO's choice", ("std", "batch", "none"))
+    advantage_scale: str = option(
+        "std", "what advantages are divided by; none is Dr. GRPO's choice", ("std", "batch", "none")
+    )
     advantage_epsilon: float = option(1e-6, "added to that divisor")
     clip_low: float = option(0.2, "ratios below 1 - this are clipped")
     clip_high: float = option(0.2, "ratios above 1 + this are clipped")
-    dual_clip: float = option(0.0, "bound on the loss of tokens with negative advantage, as a ratio above 1; 0 leaves it out")
+    dual_clip: float = option(
+        0.0, "bound on the loss of tokens with negative advantage, as a ratio above 1; 0 leaves it out"
+    )
     aggregation: str = option(
         "token_mean", "how token losses become one number", ("token_mean", "sequence_mean", "sequence_sum", "constant")
     )
@@ -83,7 +74,9 @@ class TrainConfig:
     contrastive_level: str = option("cross", "where positives and negatives come from", LEVELS)
     contrastive_temperature: float = option(0.5, "tau, divides the similarities")
     contrastive_similarity: str = option("cosine", "similarity of two embeddings", SIMILARITIES)
-    contrastive_anchors: str = option("correct", "rollouts on which the head is trained; only correct ones are rewarded", ANCHORS)
+    contrastive_anchors: str = option(
+        "correct", "rollouts on which the head is trained; only correct ones are rewarded", ANCHORS
+    )
     contrastive_center: bool = option(True, "subtract the mean pooled state of the prompt's group before the head")
     contrastive_floor: float = option(-0.5, "lowest contrastive reward")
     contrastive_constant: float = option(0.0, "added to the contrastive reward of every rollout")
@@ -93,13 +86,30 @@ class TrainConfig:
     head_weight_decay: float = option(0.01, "AdamW's weight decay for the head")
     head_warmup_steps: int = option(0, "first steps, in which only the head learns and the policy stays still")
 
-    process_penalty: float = option(0.0, "the oracle: taken off the reward of correct rollouts with a wrong step; 0 never looks at steps")
+    process_penalty: float = option(
+        0.0, "the oracle: taken off the reward of correct rollouts with a wrong step; 0 never looks at steps"
+    )
     save_every: int = option(20, "steps between two copies of the model on disk")
 
     def __post_init__(self):
         check_options(self)
-        at_least_one = ("steps", "prompts_per_step", "group_size", "max_new_tokens", "mini_batches", "head_size", "save_every")
-        not_negative = ("weight_decay", "kl_weight", "contrastive_weight", "head_learning_rate", "head_warmup_steps", "process_penalty")
+        at_least_one = (
+            "steps",
+            "prompts_per_step",
+            "group_size",
+            "max_new_tokens",
+            "mini_batches",
+            "head_size",
+            "save_every",
+        )
+        not_negative = (
+            "weight_decay",
+            "kl_weight",
+            "contrastive_weight",
+            "head_learning_rate",
+            "head_warmup_steps",
+            "process_penalty",
+        )
         positive = ("temperature", "learning_rate", "max_grad_norm", "contrastive_temperature")
         rules = ((at_least_one, "at least 1", lambda x: x >= 1), (not_negative, "0 or more", lambda x: x >= 0))
         for names, rule, holds in rules + ((positive, "positive", lambda x: x > 0),):
@@ -142,9 +152,13 @@ class Trainer:
             raise ValueError("process_penalty needs a task with a step check (task.is_faithful)")
         self.model, self.tokenizer, self.task, self.config, self.out = model, tokenizer, task, config, Path(out)
         device = model.embed_tokens.weight.device
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
         self.reference = copy.deepcopy(model).requires_grad_(False) if config.kl_weight else None
-        self.problem_rng = random.Random(config.seed)  # apart from the sampling, so that all methods see the same problems
+        self.problem_rng = random.Random(
+            config.seed
+        )  # apart from the sampling, so that all methods see the same problems
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.head = self.head_optimizer = None
         if config.contrastive_weight:
@@ -159,7 +173,9 @@ class Trainer:
             head = ContrastiveHead(self.model.config.hidden_size, config.head_size, config.head_kind).to(device)
         if config.head_learning_rate == 0:
             return head, None
-        return head, torch.optim.AdamW(head.parameters(), lr=config.head_learning_rate, weight_decay=config.head_weight_decay)
+        return head, torch.optim.AdamW(
+            head.parameters(), lr=config.head_learning_rate, weight_decay=config.head_weight_decay
+        )
 
     def step(self) -> dict[str, float]:
         """One training step; returns its metrics."""
@@ -212,7 +228,9 @@ class Trainer:
             eos_ids=self.tokenizer.eos_ids,
             generator=self.generator,
         )
-        self.batch |= {name: getattr(rollouts, name) for name in ("completions", "mask", "logprobs", "pooled", "finished")}
+        self.batch |= {
+            name: getattr(rollouts, name) for name in ("completions", "mask", "logprobs", "pooled", "finished")
+        }
         return rollouts
 
     def verify(self, problems: list[Problem], rollouts: Rollouts, texts: list[str]) -> Tensor:
@@ -276,9 +294,14 @@ class Trainer:
         loss, metrics = found.loss, {}
         if self.reference is not None:
             with torch.no_grad():
-                ref_logprobs, _ = completion_logprobs(self.reference, prompts, completions, mask, temperature=config.temperature)
+                ref_logprobs, _ = completion_logprobs(
+                    self.reference, prompts, completions, mask, temperature=config.temperature
+                )
             penalty = kl_penalty(logprobs, ref_logprobs, config.kl_kind)  # [N, T]
-            loss = loss + config.kl_weight * (penalty * token_weights(mask, config.aggregation, config.max_new_tokens)).sum()
+            loss = (
+                loss
+                + config.kl_weight * (penalty * token_weights(mask, config.aggregation, config.max_new_tokens)).sum()
+            )
             metrics["kl_reference"] = masked_mean(penalty.detach(), mask).item()
 
         self.optimizer.zero_grad()
@@ -304,7 +327,10 @@ class Trainer:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         history = []
-        with open(self.out / "metrics.jsonl", "w") as log, tqdm(total=self.config.steps, desc=description, disable=None) as bar:
+        with (
+            open(self.out / "metrics.jsonl", "w") as log,
+            tqdm(total=self.config.steps, desc=description, disable=None) as bar,
+        ):
             saved = self.save()
             while self.step_number < self.config.steps:
                 try:
@@ -335,73 +361,3 @@ class Trainer:
             f"step {self.step_number}: {error}. The batch is in {path}, the weights after step {saved} are in "
             f"{self.out / 'model'}. A smaller learning_rate or max_grad_norm is the first thing to try."
         )
-
-
-def spread(values: Tensor, chosen: Tensor) -> Tensor:
-    """Largest minus smallest of the chosen values of each row, [B] from [B, G]; 0 where fewer than two are chosen."""
-    high = values.masked_fill(~chosen, -torch.inf).amax(1)
-    low = values.masked_fill(~chosen, torch.inf).amin(1)
-    return (high - low).clamp(min=0)
-
-
-def rollout_metrics(rollouts: Rollouts, correct: Tensor, rewards: Tensor, contrastive_rewards: Tensor) -> dict[str, float]:
-    """What the rollouts of one step say. correct, rewards, contrastive_rewards [N]."""
-    G = rollouts.group_size
-    by_group = correct.view(-1, G)  # [B, G]
-    differences = spread(contrastive_rewards.view(-1, G), by_group)  # [B], among the correct rollouts of a prompt
-    return {
-        "reward": rewards.mean().item(),
-        "accuracy": correct.float().mean().item(),
-        "outcome_signal": (by_group.any(1) & ~by_group.all(1)).float().mean().item(),
-        "contrastive_signal": (differences > 1e-6).float().mean().item(),
-        "contrastive_penalty": masked_mean(-contrastive_rewards, correct).item(),
-        "completion_length": rollouts.mask.sum(1).float().mean().item(),
-        "finished": rollouts.finished.float().mean().item(),
-    }
-
-
-def faithfulness_metrics(correct: Tensor, faithful: Tensor) -> dict[str, float]:
-    """Share of correct rollouts with a wrong step, and share of all rollouts that are right throughout; both [N] bool."""
-    return {
-        "hallucination_rate": masked_mean((~faithful).float(), correct).item(),
-        "faithful_accuracy": (correct & faithful).float().mean().item(),
-    }
-
-
-def log_line(description: str, metrics: dict[str, float], steps: int) -> str:
-    """The step in one line; a metric that this run does not have is left out."""
-    columns = (
-        ("reward", "reward", ".3f"), ("accuracy", "acc", ".3f"), ("hallucination_rate", "halluc", ".3f"),
-        ("outcome_signal", "outcome-signal", ".2f"), ("contrastive_signal", "contrastive-signal", ".2f"), ("contrastive_penalty", "penalty", ".3f"),
-        ("kl", "kl", ".4f"), ("clip_fraction", "clip", ".3f"), ("gradient_norm", "grad", ".2f"), ("entropy", "entropy", ".3f"),
-        ("completion_length", "length", ".1f"), ("seconds", "s", ".2f"),
-    )  # fmt: skip
-    fields = " ".join(f"{label} {metrics[name]:{form}}" for name, label, form in columns if name in metrics)
-    return f"{description} {metrics['step']:>3}/{steps} {fields}"
-
-
-@torch.no_grad()
-def evaluate(
-    model: GPT, tokenizer: Tokenizer, task: Task, *, problems: int, max_new_tokens: int, seed: int, temperature: float = 1.0
-) -> dict:
-    """One completion for each of `problems` fresh problems: counts, and the problems and texts themselves to look at."""
-    rng = random.Random(f"evaluation {seed}")  # a string seeds apart from every training run's number
-    drawn = [task.draw(rng) for _ in range(problems)]
-    generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(seed)
-    prompts = tokenizer.encode_batch([problem.prompt for problem in drawn])
-    rollouts = sample(
-        model, prompts, 1, max_new_tokens, temperature=temperature, eos_ids=tokenizer.eos_ids, generator=generator
-    )
-    texts = tokenizer.decode_batch(rollouts.completion_ids())
-    correct = [task.check_outcome(*row) for row in zip(drawn, texts, rollouts.finished.tolist())]
-    faithful = [task.is_faithful(problem, text) for problem, text in zip(drawn, texts)] if task.is_faithful else correct
-    right_throughout = sum(c and f for c, f in zip(correct, faithful))
-    return {
-        "problems": problems,
-        "correct": sum(correct),
-        "faithful": right_throughout,
-        "accuracy": sum(correct) / problems,
-        "hallucination_rate": 1 - right_throughout / max(1, sum(correct)) if sum(correct) else 0.0,
-        "faithful_accuracy": right_throughout / problems,
-        "examples": list(zip(drawn, texts, correct)),
-    }

@@ -37,7 +37,11 @@ def test_tensor_names_are_those_of_hugging_face(changes, tmp_path):
     """The names and shapes of a published layout. Catches: a layout that only we can read."""
     save_model(small_gpt(vocab_size=122, **changes), toy_tokenizer(), tmp_path)
     names = set(load_file(tmp_path / "model.safetensors"))
-    like = {"qkv_bias": "qwen2_tied_qkv_bias", "qk_norm": "qwen3_qk_norm_head_dim", "tie_embeddings": "llama_untied_fp32"}
+    like = {
+        "qkv_bias": "qwen2_tied_qkv_bias",
+        "qk_norm": "qwen3_qk_norm_head_dim",
+        "tie_embeddings": "llama_untied_fp32",
+    }
     reference = next((like[name] for name in changes if name in like), None)
     if reference:
         assert names == set(load_file(FIXTURES / "parity" / reference / "model.safetensors"))
@@ -64,7 +68,9 @@ def broken(tmp_path, change) -> str:
 def rewrite_config(**changes):
     def change(directory):
         path = directory / "config.json"
-        path.write_text(json.dumps({k: v for k, v in (json.loads(path.read_text()) | changes).items() if v != "absent"}))
+        path.write_text(
+            json.dumps({k: v for k, v in (json.loads(path.read_text()) | changes).items() if v != "absent"})
+        )
 
     return change
 

@@ -48,7 +48,9 @@ def slow_loss(z, correct, group, i, loss, level, temperature, similarity) -> flo
 def test_losses_equal_a_slow_loop(loss, level, similarity):
     """Catches: blocks filled up wrongly when groups are scattered and unequal, a mask of the wrong level."""
     z, correct, group = random_batch()
-    found = contrastive_loss(z, correct, group, loss=loss, level=level, similarity=similarity, temperature=0.3, anchors="all")
+    found = contrastive_loss(
+        z, correct, group, loss=loss, level=level, similarity=similarity, temperature=0.3, anchors="all"
+    )
     for i in range(len(z)):
         wanted = slow_loss(z, correct, group, i, loss, level, 0.3, similarity)
         assert found.anchors[i] == (wanted is not None)
@@ -94,7 +96,9 @@ def test_expected_infonce_is_supcon_out(level):
     wanted = contrastive_loss(z, correct, group, loss="supcon_out", **options)
     for i in wanted.anchors.nonzero()[:, 0].tolist():
         positives = [
-            j for j in range(len(z)) if j != i and correct[j] == correct[i] and (level == "batch" or group[j] == group[i])
+            j
+            for j in range(len(z))
+            if j != i and correct[j] == correct[i] and (level == "batch" or group[j] == group[i])
         ]
         values = []
         for j in positives:
@@ -115,7 +119,9 @@ def test_drawn_positives_are_uniform_positives():
     """Catches: a draw that ignores the mask. 3000 draws, mean of InfoNCE against SupCon-out."""
     z, correct, group = random_batch()
     g = torch.Generator().manual_seed(0)
-    draws = torch.stack([contrastive_loss(z, correct, group, loss="infonce", generator=g, temperature=0.5).loss for _ in range(3000)])
+    draws = torch.stack(
+        [contrastive_loss(z, correct, group, loss="infonce", generator=g, temperature=0.5).loss for _ in range(3000)]
+    )
     wanted = contrastive_loss(z, correct, group, loss="supcon_out", temperature=0.5).loss
     assert ((draws.mean(0) - wanted).abs() <= 5 * draws.std(0) / 3000**0.5 + 1e-12).all()
 
@@ -145,7 +151,12 @@ def test_the_floor_is_log_positives_except_for_soft_nn():
     """Identical positives, negatives infinitely far. Why 14 correct of 16 hit CLIPO's reward floor with InfoNCE."""
     z = torch.tensor([[1.0, 0.0]] * 5 + [[-1.0, 0.0]] * 3, dtype=torch.float64)
     correct, group = torch.tensor([True] * 5 + [False] * 3), torch.zeros(8, dtype=torch.long)
-    for loss, floor in (("infonce", math.log(4)), ("supcon_out", math.log(4)), ("supcon_in", math.log(4)), ("soft_nn", 0.0)):
+    for loss, floor in (
+        ("infonce", math.log(4)),
+        ("supcon_out", math.log(4)),
+        ("supcon_in", math.log(4)),
+        ("soft_nn", 0.0),
+    ):
         found = contrastive_loss(z, correct, group, loss=loss, temperature=0.02)
         torch.testing.assert_close(found.loss[:5], torch.full((5,), floor, dtype=torch.float64), atol=1e-12, rtol=0)
 
@@ -216,7 +227,9 @@ def test_extreme_embeddings_have_finite_gradients(loss, similarity, temperature)
     assert found.loss.isfinite().all() and z.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("loss, value", [("infonce", math.log(5)), ("supcon_out", math.log(5)), ("soft_nn", math.log(5 / 3))])
+@pytest.mark.parametrize(
+    "loss, value", [("infonce", math.log(5)), ("supcon_out", math.log(5)), ("soft_nn", math.log(5 / 3))]
+)
 def test_identical_embeddings_carry_no_information(loss, value):
     z = torch.tensor([[0.6, 0.8]] * 6)
     correct, group = torch.tensor([True] * 4 + [False] * 2), torch.zeros(6, dtype=torch.long)

@@ -9,7 +9,12 @@ from minclipo.grpo import aggregate, group_advantages, kl_penalty, policy_loss
 from minclipo.sampler import mean_pool
 from minclipo.trainer import contrastive_step
 
-LOSS = {"infonce_loss": "infonce", "supcon_loss_out": "supcon_out", "supcon_loss_in": "supcon_in", "soft_nn_loss": "soft_nn"}
+LOSS = {
+    "infonce_loss": "infonce",
+    "supcon_loss_out": "supcon_out",
+    "supcon_loss_in": "supcon_in",
+    "soft_nn_loss": "soft_nn",
+}
 SIMILARITY = {"cosine_distance": "cosine", "l2_distance": "l2"}
 ANCHORS = {0: "correct", 1: "incorrect", -1: "all"}
 AGGREGATION = {
@@ -25,7 +30,8 @@ def cases(family: str, keep=lambda case: True):
     found, tensors = golden(family)
     kept = [case for case in found if keep(case)]
     return [
-        pytest.param(case, tensors_of(case, "inputs", tensors), tensors_of(case, "expected", tensors), id=case["id"]) for case in kept
+        pytest.param(case, tensors_of(case, "inputs", tensors), tensors_of(case, "expected", tensors), id=case["id"])
+        for case in kept
     ]
 
 
@@ -91,7 +97,10 @@ def test_the_official_epsilon_is_not_reproduced():
         case, inputs, expected = parameters.values
         difference = (expected["individual_loss"].double() - expected["exact_individual_loss"]).abs()
         if case["options"]["level"] == "group" and difference.max() > worst:
-            worst, (options, z, group) = difference.max().item(), (case["options"], inputs["embeddings"], inputs["group_id"])
+            worst, (options, z, group) = (
+                difference.max().item(),
+                (case["options"], inputs["embeddings"], inputs["group_id"]),
+            )
             row, labels, wanted = difference.argmax(), inputs["labels"], expected["individual_loss"].double()
             chosen = expected.get("sampled_index")
     assert worst > 15  # nats: not a rounding error
@@ -113,7 +122,10 @@ def test_the_official_epsilon_is_not_reproduced():
 def load_projection(head: ContrastiveHead, tensors: dict, prefix: str) -> None:
     """Official parameter names (proj_weight; proj_0_weight, proj_2_weight) into our Sequential (0.weight; 0., 2.weight)."""
     named = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    named = {name.replace("proj_", "0_") if name in ("proj_weight", "proj_bias") else name.removeprefix("proj_"): t for name, t in named.items()}
+    named = {
+        name.replace("proj_", "0_") if name in ("proj_weight", "proj_bias") else name.removeprefix("proj_"): t
+        for name, t in named.items()
+    }
     head.projection.load_state_dict({name.replace("_", "."): tensor for name, tensor in named.items()})
 
 
@@ -190,7 +202,9 @@ def test_advantages(case, inputs, expected):
     close = dict(rtol=1e-9, atol=1e-9)
     ours = group_advantages(rewards[order], size)
     torch.testing.assert_close(ours, expected["verl_norm"].double()[order], **close)
-    torch.testing.assert_close(group_advantages(rewards[order], size, scale="none"), expected["verl_nonorm"].double()[order], **close)
+    torch.testing.assert_close(
+        group_advantages(rewards[order], size, scale="none"), expected["verl_nonorm"].double()[order], **close
+    )
     if "trl_group" in expected:
         trl = {"std": "trl_group", "batch": "trl_batch", "none": "trl_none"}
         for scale, key in trl.items():
@@ -198,7 +212,9 @@ def test_advantages(case, inputs, expected):
             torch.testing.assert_close(ours, expected[key][order], rtol=1e-6, atol=1e-6)  # TRL: float32 inside
 
 
-@pytest.mark.parametrize("case, inputs, expected", cases("kl", lambda case: case["options"]["kind"] in ("k1", "k2", "k3")))
+@pytest.mark.parametrize(
+    "case, inputs, expected", cases("kl", lambda case: case["options"]["kind"] in ("k1", "k2", "k3"))
+)
 def test_kl(case, inputs, expected):
     """Catches: the ratio upside down. verl cuts k3 off at 10, where its gradient dies; ours goes on (README)."""
     logprobs = inputs["logp"].to(torch.float64, copy=True).requires_grad_()
@@ -228,7 +244,9 @@ def policy_is_ours(case: dict) -> bool:
     options = case["options"]
     if options["impl"] == "verl":
         return options["algo"] == "vanilla" and not options.get("is_weights")
-    return options["algo"] == "grpo" and options["level"] == "token" and options["delta"] is None and options["beta"] == 0
+    return (
+        options["algo"] == "grpo" and options["level"] == "token" and options["delta"] is None and options["beta"] == 0
+    )
 
 
 TRL_AGGREGATION = {"grpo": "sequence_mean", "bnpo": "token_mean", "dapo": "token_mean", "dr_grpo": "constant"}
@@ -280,7 +298,9 @@ def test_pooling(case, inputs, expected):
     torch.testing.assert_close(ours, wanted, **tolerance)
     if "mean_all" in expected:
         everything = torch.ones(1, T, dtype=torch.bool)
-        torch.testing.assert_close(mean_pool(hidden[None], everything)[0], expected["mean_all"].to(ours.dtype), **tolerance)
+        torch.testing.assert_close(
+            mean_pool(hidden[None], everything)[0], expected["mean_all"].to(ours.dtype), **tolerance
+        )
         torch.testing.assert_close(ours * (T - 1) / T, expected["official"].to(ours.dtype), **tolerance)
     if "official_bf16" in expected:  # its running sum stagnates: the direction is off by far more than rounding
         cosine = torch.nn.functional.cosine_similarity(ours, expected["official_bf16"].float(), dim=0)

@@ -65,9 +65,11 @@ def test_policy_loss_gradient(aggregation, dual_clip):
     """Catches: any gradient that is not the derivative of the value. Ratios lie away from the kinks for these seeds."""
     for seed in range(5):
         logprobs, old, advantages, mask = random_batch(seed)
-        loss = lambda x: policy_loss(
-            x, old, advantages, mask, clip_high=0.28, dual_clip=dual_clip, aggregation=aggregation, max_length=8
-        ).loss
+        loss = lambda x: (
+            policy_loss(
+                x, old, advantages, mask, clip_high=0.28, dual_clip=dual_clip, aggregation=aggregation, max_length=8
+            ).loss
+        )
         assert torch.autograd.gradcheck(loss, logprobs, eps=1e-7, atol=1e-6)
 
 

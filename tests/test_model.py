@@ -60,7 +60,9 @@ def test_greedy_tokens_equal_transformers(name, with_eos):
     eos_ids = notes["greedy_eos_token_id"]
     eos_ids = eos_ids if isinstance(eos_ids, list) else [eos_ids]
     expected = reference["greedy.new_ids_with_eos" if with_eos else "greedy.new_ids"]
-    prompts = [ids[mask.bool()].tolist() for ids, mask in zip(reference["greedy.prompt_ids"], reference["greedy.prompt_mask"])]
+    prompts = [
+        ids[mask.bool()].tolist() for ids, mask in zip(reference["greedy.prompt_ids"], reference["greedy.prompt_mask"])
+    ]
     rollouts = sample(model, prompts, 1, 20, temperature=0, eos_ids=eos_ids if with_eos else [])
     for row, mask, wanted in zip(rollouts.completions, rollouts.mask, expected):
         ids = row[mask].tolist()
@@ -77,7 +79,10 @@ def test_gradient_norms_equal_transformers(name):
     loss = solution_loss(model, [row[:1] for row in rows], [row[1:] for row in rows])  # all tokens but the first
     assert loss.item() == pytest.approx(notes["mean_token_nll"], rel=1e-5)
     loss.backward()
-    ours = {name if name.startswith("lm_head") else f"model.{name}": p.grad.norm().item() for name, p in model.named_parameters()}
+    ours = {
+        name if name.startswith("lm_head") else f"model.{name}": p.grad.norm().item()
+        for name, p in model.named_parameters()
+    }
     assert ours == pytest.approx(notes["grad_norms"], rel=1e-4)
 
 
@@ -121,7 +126,9 @@ def test_linear_rope_scaling_stretches_positions():
     torch.testing.assert_close(8 * rotary_frequencies(stretched), 2 * rotary_frequencies(plain))
 
 
-@pytest.mark.parametrize("changes", [{}, dict(qkv_bias=True), dict(qk_norm=True, head_dim=6), dict(tie_embeddings=False)])
+@pytest.mark.parametrize(
+    "changes", [{}, dict(qkv_bias=True), dict(qk_norm=True, head_dim=6), dict(tie_embeddings=False)]
+)
 def test_cached_ragged_decoding_equals_the_full_forward(changes):
     """Catches: padding that leaks into a shorter row, positions counted from the padded end, stale cache slots."""
     model = small_gpt(**changes)
@@ -163,4 +170,9 @@ def test_a_full_cache_says_so():
 )
 def test_impossible_configurations_are_refused(changes, names):
     with pytest.raises(ValueError, match=names):
-        GPT(GPTConfig(**dict(vocab_size=8, hidden_size=16, num_layers=1, num_heads=4, num_kv_heads=2, intermediate_size=8) | changes))
+        GPT(
+            GPTConfig(
+                **dict(vocab_size=8, hidden_size=16, num_layers=1, num_heads=4, num_kv_heads=2, intermediate_size=8)
+                | changes
+            )
+        )

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import train_toy  # noqa: E402
 
-SHORT = "--pretrain-steps 3 --steps 2 --prompts-per-step 2 --group-size 4 --eval-problems 20".split()
+SHORT = "--pretrain-steps 3 --steps 2 --prompts-per-step 2 --group-size 4 --eval-problems 20 --threads 1".split()
 
 
 @dataclass
@@ -76,7 +76,11 @@ def test_contrastive_options_reach_clipo_only():
     assert [config[m].contrastive_weight for m in ("grpo", "clipo", "oracle", "clipo_paper")] == [0, 0.7, 0, 0.2]
     assert [config[m].process_penalty for m in ("grpo", "clipo", "oracle", "clipo_paper")] == [0, 0, 0.9, 0]
     paper = config["clipo_paper"]
-    assert (paper.contrastive_level, paper.contrastive_loss, paper.contrastive_temperature) == ("group", "infonce", 0.05)
+    assert (paper.contrastive_level, paper.contrastive_loss, paper.contrastive_temperature) == (
+        "group",
+        "infonce",
+        0.05,
+    )
     assert paper.head_warmup_steps == 13 and not paper.contrastive_center
 
 
@@ -122,7 +126,12 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
     """Catches: results of finished methods lost with the unfinished one."""
     out = tmp_path / "toy"
     arguments = [*SHORT, "--steps", "100000", "--method", "grpo", "--out", str(out)]
-    process = subprocess.Popen([sys.executable, str(ROOT / "train_toy.py"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train_toy.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     log = out / "seed0" / "grpo" / "metrics.jsonl"
     deadline = time.monotonic() + 100
     while not (log.is_file() and log.read_text().count("\n") >= 3):

@@ -10,11 +10,14 @@ from safetensors.torch import load_file
 
 import minclipo.trainer as trainer_module
 from minclipo.checkpoint import load_model
+from minclipo.evaluation import evaluate
 from minclipo.grpo import PolicyLoss, group_advantages
+from minclipo.metrics import rollout_metrics
 from minclipo.sampler import completion_logprobs, sample
+from minclipo.tasks import Task
 from minclipo.tasks.chain import random_problem
 from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_tokenizer
-from minclipo.trainer import Task, TrainConfig, Trainer, evaluate, rollout_metrics
+from minclipo.trainer import TrainConfig, Trainer
 from minclipo.verifier import check_outcome
 
 TINY = dict(steps=3, prompts_per_step=6, group_size=8, learning_rate=3e-3)
@@ -26,12 +29,16 @@ OUTCOME_ONLY = Task(random_problem, check_outcome)
 def start():
     """A toy that has just begun to quote and add: some rollouts are right, most are not."""
     torch.manual_seed(0)
-    return pretrained_toy(ToyConfig(num_layers=2, hidden_size=32, pretrain_steps=250, pretrain_batch=64, slip=0.0), toy_tokenizer(), 0)
+    return pretrained_toy(
+        ToyConfig(num_layers=2, hidden_size=32, pretrain_steps=250, pretrain_batch=64, slip=0.0), toy_tokenizer(), 0
+    )
 
 
 def lenient(problem, completion, finished) -> bool:
     """An outcome check that a beginner passes about half of the time, so that short runs have something to learn from."""
-    return finished and any(word.isdigit() and int(word) % 2 == 0 for word in completion.split()[1:2])  # first total is even
+    return finished and any(
+        word.isdigit() and int(word) % 2 == 0 for word in completion.split()[1:2]
+    )  # first total is even
 
 
 EASY = Task(random_problem, lenient, lambda problem, completion: len(completion) % 3 > 0)
@@ -131,7 +138,9 @@ def test_rewards_are_outcome_plus_contrast(start, tmp_path, monkeypatch):
         return seen["contrastive"], loss
 
     monkeypatch.setattr(trainer_module, "contrastive_step", watched)
-    monkeypatch.setattr(Trainer, "update_policy", lambda self, rollouts, advantages: seen.update(advantages=advantages) or {})
+    monkeypatch.setattr(
+        Trainer, "update_policy", lambda self, rollouts, advantages: seen.update(advantages=advantages) or {}
+    )
     make(start, tmp_path, contrastive_weight=0.5).step()
     assert seen["contrastive"].min() < 0 and seen["correct"].any()
     wanted = group_advantages(seen["correct"].float() + seen["contrastive"], 8)
@@ -153,7 +162,9 @@ def test_every_rollout_is_used_once_a_step(start, tmp_path, monkeypatch):
     """Catches: mini-batches that overlap or leave the remainder out (48 rows in 5 parts)."""
     used = []
     original = Trainer.update_on
-    monkeypatch.setattr(Trainer, "update_on", lambda self, r, a, rows: used.extend(rows.tolist()) or original(self, r, a, rows))
+    monkeypatch.setattr(
+        Trainer, "update_on", lambda self, r, a, rows: used.extend(rows.tolist()) or original(self, r, a, rows)
+    )
     make(start, tmp_path, mini_batches=5).step()
     assert sorted(used) == list(range(48))
 
@@ -226,7 +237,12 @@ def test_a_nan_loss_stops_the_run_and_saves_the_evidence(start, tmp_path, monkey
     def spoilt(*args, **kwargs):
         calls.append(1)
         found = original(*args, **kwargs)
-        return PolicyLoss(found.loss * float("nan") if len(calls) == 3 else found.loss, found.clip_fraction, found.dual_clip_fraction, found.kl)
+        return PolicyLoss(
+            found.loss * float("nan") if len(calls) == 3 else found.loss,
+            found.clip_fraction,
+            found.dual_clip_fraction,
+            found.kl,
+        )
 
     monkeypatch.setattr(trainer_module, "policy_loss", spoilt)
     with pytest.raises(FloatingPointError) as error:
@@ -237,7 +253,9 @@ def test_a_nan_loss_stops_the_run_and_saves_the_evidence(start, tmp_path, monkey
     assert {"completions", "mask", "logprobs", "pooled", "rewards", "advantages", "prompt_0"} <= batch.keys()
     model, _ = load_model(tmp_path / "model")
     assert all(p.isfinite().all() for p in model.parameters())
-    assert torch.equal(model.embed_tokens.weight, trainer.model.embed_tokens.weight)  # the step that failed changed nothing
+    assert torch.equal(
+        model.embed_tokens.weight, trainer.model.embed_tokens.weight
+    )  # the step that failed changed nothing
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -253,7 +271,11 @@ def test_weights_that_cannot_compute_never_replace_good_ones(start, tmp_path):
 
 def test_evaluate_counts(start):
     """Catches: the hallucination rate over all rollouts instead of the right ones."""
-    task = Task(random_problem, lambda problem, text, finished: problem.start % 2 == 0, lambda problem, text: problem.start % 4 == 0)
+    task = Task(
+        random_problem,
+        lambda problem, text, finished: problem.start % 2 == 0,
+        lambda problem, text: problem.start % 4 == 0,
+    )
     found = evaluate(start, toy_tokenizer(), task, problems=400, max_new_tokens=4, seed=0)
     even = [problem.start for problem, _, _ in found["examples"] if problem.start % 2 == 0]
     assert found["correct"] == len(even)
@@ -280,6 +302,8 @@ def test_bad_settings_are_named(changes, names):
 def test_no_logprob_is_computed_twice_when_nothing_asks_for_it(start, tmp_path, monkeypatch):
     """One forward with gradient a mini-batch and no other: pooled states and old log-probs come from sampling."""
     calls = []
-    monkeypatch.setattr(trainer_module, "completion_logprobs", lambda *a, **k: calls.append(1) or completion_logprobs(*a, **k))
+    monkeypatch.setattr(
+        trainer_module, "completion_logprobs", lambda *a, **k: calls.append(1) or completion_logprobs(*a, **k)
+    )
     make(start, tmp_path, contrastive_weight=0.3, mini_batches=2).step()
     assert len(calls) == 2
