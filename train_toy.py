@@ -1,6 +1,6 @@
 """Right answers for wrong reasons, and how contrasting rollouts mends the reasons: the toy experiment.
 
-    python train_toy.py                          # pretraining, then GRPO, CLIPO and the oracle: minutes on two CPU cores
+    python train_toy.py                          # pretraining, then GRPO, CLIPO and the oracle: minutes on a laptop
     python train_toy.py --seeds 0 1 2 3 4        # five of each: means, 95% intervals, bands
     python train_toy.py --paper                  # CLIPO in the paper's own setting beside them
     python train_toy.py --method clipo --contrastive-weight 0.3
@@ -27,7 +27,7 @@ from minclipo.intervals import Interval, mean_interval, share_interval
 from minclipo.options import add_options, given_options
 from minclipo.plots import STYLES, plot_training
 from minclipo.tasks.chain import ChainProblem
-from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_tokenizer
+from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_model, toy_tokenizer
 from minclipo.trainer import TrainConfig, Trainer
 from minclipo.verifier import check_steps
 
@@ -189,9 +189,8 @@ def marked(problem: ChainProblem, text: str, colour: bool) -> str:
 def show_examples(results: dict[str, dict[int, dict]], seed: int) -> None:
     """The same problems as solved by each method, wrong steps marked."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(
-        f"\nthe first problems of seed {seed}'s evaluation, {'wrong steps in red' if colour else 'wrong steps in [brackets]'}:"
-    )
+    how = "in red" if colour else "in [brackets]"
+    print(f"\nthe first problems of seed {seed}'s evaluation, wrong steps {how}:")
     runs = {method: by_seed[seed] for method, by_seed in results.items() if seed in by_seed}
     for i, (fields, _) in enumerate(runs["pretrained"]["examples"]):
         problem = ChainProblem(fields["start"], tuple(fields["operands"]))
@@ -229,9 +228,7 @@ def report(out: Path, results: dict, methods: list[str], seeds: list[int], secon
     curves = histories(out, methods, seeds)
     if curves:
         plot_training(curves, out / "curves.png")
-    print(
-        f"\n{out}/: summary.json, curves.png, and for each seed and method metrics.jsonl, result.json and model/ ({seconds:.0f} s)"
-    )
+    print(f"\n{seconds:.0f} s. In {out}: summary.json, curves.png; for each seed and method metrics.jsonl and model/")
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
@@ -263,12 +260,14 @@ def main(argv: list[str] | None = None) -> int:
     given = given_options(arguments, TrainConfig)
     try:
         toy = ToyConfig(**given_options(arguments, ToyConfig))
+        toy_model(toy, seed=0)  # a wrong value should end here, not after the pretraining
         for method in methods:
-            method_config(method, given, seeds[0])  # a wrong value should end here, not after the pretraining
+            method_config(method, given, seed=0)
         prepare_out(arguments.out, {"toy": dataclasses.asdict(toy), "training": given}, arguments.resume)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     torch.set_num_threads(max(1, arguments.threads))
+    sys.stdout.reconfigure(line_buffering=True)  # a log that is piped to a file should grow line by line
     started = time.perf_counter()
     results: dict[str, dict[int, dict]] = {name: {} for name in ["pretrained", *methods]}
     status = 0

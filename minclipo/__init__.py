@@ -1,1 +1,1 @@
-"""minCLIPO: reinforcement learning with verifiable rewards, and contrastive learning on its successful rollouts, from scratch."""
+"""minCLIPO: reinforcement learning with verifiable rewards, and contrast among successful rollouts, from scratch."""

@@ -46,7 +46,7 @@ def save_model(model: GPT, tokenizer: Tokenizer, directory: str | Path) -> None:
 
 
 def load_model(directory: str | Path) -> tuple[GPT, Tokenizer]:
-    """Read what `save_model` wrote. Errors name the file, and the tensors that are missing, extra or of another shape."""
+    """Read what `save_model` wrote. Errors name the file, and the tensors that are missing, extra or misshapen."""
     directory = Path(directory)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (directory / name).is_file():

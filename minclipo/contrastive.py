@@ -1,4 +1,4 @@
-"""The contrastive part of CLIPO (arXiv 2603.10101): pull the correct rollouts of a prompt together, and pay for it in reward.
+"""The contrastive part of CLIPO (arXiv 2603.10101): correct rollouts pay for lying far from each other.
 
 A small head maps the pooled hidden state of each rollout to a unit vector. A supervised-contrastive loss asks of each
 correct rollout how close it lies to the other correct ones (positives) and how far from the rest (negatives). The head
@@ -20,6 +20,7 @@ LOSSES = ("infonce", "supcon_out", "supcon_in", "soft_nn")
 LEVELS = ("group", "cross", "batch")
 SIMILARITIES = ("cosine", "l2")
 ANCHORS = ("correct", "incorrect", "all")
+HEADS = ("linear", "mlp")
 
 
 class ContrastiveHead(nn.Module):
@@ -36,7 +37,7 @@ class ContrastiveHead(nn.Module):
             hidden = nn.Linear(hidden_size, hidden_size, bias=bias)
             self.projection = nn.Sequential(hidden, nn.ReLU(), nn.Linear(hidden_size, output_size, bias=bias))
         else:
-            raise ValueError(f"kind must be 'linear' or 'mlp', found {kind!r}")
+            raise ValueError(f"kind must be one of {', '.join(HEADS)}; found {kind!r}")
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Unit vectors [N, E] from pooled states [N, D]; a zero vector stays zero."""

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SCALES = ("std", "batch", "none")
+AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum", "constant")
+KL_KINDS = ("k1", "k2", "k3")
+
 
 def group_advantages(rewards: Tensor, group_size: int, *, scale: str = "std", epsilon: float = 1e-6) -> Tensor:
     """Advantage of each rollout over its group, [N] float32 (float64 for float64 rewards), from rewards [N].
@@ -32,8 +36,8 @@ def group_advantages(rewards: Tensor, group_size: int, *, scale: str = "std", ep
         raise ValueError(f"group_size {group_size} does not divide the {len(rewards)} rows of rewards")
     if not rewards.isfinite().all():
         raise ValueError(f"rewards must be finite; found {rewards[~rewards.isfinite()][0].item()}")
-    if scale not in ("std", "batch", "none"):
-        raise ValueError(f"scale must be 'std', 'batch' or 'none', found {scale!r}")
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {', '.join(SCALES)}; found {scale!r}")
     grouped = rewards.cpu().double().view(-1, group_size)  # [B, G]; on the CPU, since not every accelerator has float64
     advantages = grouped - grouped.mean(1, keepdim=True)
     equal = grouped.amax(1, keepdim=True) == grouped.amin(1, keepdim=True)  # [B, 1]
@@ -76,8 +80,7 @@ def token_weights(
                 f"aggregation 'constant' needs max_length, the most tokens a completion may have; found {max_length}"
             )
         return mask / (len(mask) * max_length)
-    known = "'token_mean', 'sequence_mean', 'sequence_sum' or 'constant'"
-    raise ValueError(f"aggregation must be {known}, found {aggregation!r}")
+    raise ValueError(f"aggregation must be one of {', '.join(AGGREGATIONS)}; found {aggregation!r}")
 
 
 def aggregate(
@@ -117,7 +120,7 @@ def policy_loss(
         L_t = max(-A r_t, -A clip(r_t, 1 - clip_low, 1 + clip_high))     Schulman et al. 2017, eq. 7
         L_t = min(L_t, -A dual_clip)  where A < 0                        Ye et al. 2020, eq. 5; None leaves it out
 
-    logprobs (with gradient), old_logprobs [N, T] at the sampling temperature; advantages [N], one a rollout; mask [N, T].
+    logprobs (with gradient), old_logprobs, mask: [N, T], the log-probs at the sampling temperature; advantages [N].
     clip_high above clip_low is DAPO's clip-higher. aggregation, max_length: see `token_weights`.
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
@@ -147,7 +150,7 @@ def policy_loss(
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tensor:
-    """Per-token estimate of KL(policy || reference) from tokens drawn by the policy (Schulman 2020, "Approximating KL").
+    """Per-token estimate of KL(policy || reference) from tokens drawn by the policy (Schulman 2020, a note).
 
     d = logprob - ref_logprob; same shape in and out.
 
@@ -163,7 +166,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tens
         return d.square() / 2
     if kind == "k3":
         return torch.expm1(-d) + d  # expm1: exp(-d) - 1 without cancellation for small d
-    raise ValueError(f"kind must be 'k1', 'k2' or 'k3', found {kind!r}")
+    raise ValueError(f"kind must be one of {', '.join(KL_KINDS)}; found {kind!r}")
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class Interval:
 
 
 def share_interval(count: int, trials: int) -> Interval:
-    """Wilson's score interval of a share (Wilson 1927): right even for shares near 0 and 1. No trials: anything is possible."""
+    """Wilson's score interval of a share (Wilson 1927): right near 0 and 1 too. No trials: anything is possible."""
     if trials == 0:
         return Interval(0.0, 0.0, 1.0)
     share = count / trials

@@ -36,7 +36,7 @@ def rollout_metrics(
 
 
 def faithfulness_metrics(correct: Tensor, faithful: Tensor) -> dict[str, float]:
-    """Share of correct rollouts with a wrong step, and share of all rollouts that are right throughout; both [N] bool."""
+    """Share of the correct with a wrong step, and share of all that are right throughout; both arguments [N] bool."""
     return {
         "hallucination_rate": masked_mean((~faithful).float(), correct).item(),
         "faithful_accuracy": (correct & faithful).float().mean().item(),

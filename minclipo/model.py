@@ -122,7 +122,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_frequencies(config: GPTConfig, device=None) -> Tensor:
-    """Radians a position by which each pair of channels turns, [C / 2] float32 (RoFormer, Su et al. 2021, section 3.2.2)."""
+    """Radians a position by which each pair of channels turns, [C / 2] float32 (RoFormer, Su et al. 2021)."""
     exponents = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
     frequencies = config.rope_theta**-exponents  # [C / 2]
     scaling = config.rope_scaling
@@ -169,7 +169,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.write(self.layer, k, v)  # [B, K, S, C]
-        # softmax(q k^T / sqrt(C)) v over the visible slots; enable_gqa repeats each key/value head for its H / K queries.
+        # softmax(q k^T / sqrt(C)) v over the visible slots; enable_gqa repeats a key/value head for its H / K queries.
         grouped = q.shape[1] != k.shape[1]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # [B, H, T, C] -> [B, T, D]
@@ -204,7 +204,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids in, final-norm hidden states out; `logits` is a separate call, so nobody pays for logits he does not read."""
+    """Token ids in, final-norm hidden states out; `logits` is a separate call, so nobody pays for unread logits."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -219,7 +219,7 @@ class GPT(nn.Module):
         """Final-norm hidden states [B, T, D] of tokens [B, T].
 
         Rows of different lengths are padded on the right. Padding needs no mask: a causal model never looks right.
-        With a cache, the tokens continue its rows; `lengths` [B] then says how many of the T tokens of each row are real
+        With a cache, the tokens continue its rows; `lengths` [B] then says how many of each row's T tokens are real
         (default: all). Hidden states at padded places are meaningless.
         """
         T = tokens.shape[1]
@@ -245,8 +245,8 @@ class GPT(nn.Module):
 
 
 def init_weights(model: GPT, generator: torch.Generator | None = None) -> GPT:
-    """Fresh weights for training from scratch: matrices normal with std 1 / sqrt(3 fan_in), as wide as PyTorch's default
-    for linear layers, token embeddings 0.05, norms 1, biases 0.
+    """Fresh weights for training from scratch: matrices normal with std 1 / sqrt(3 fan_in), as wide as PyTorch's
+    default for linear layers, token embeddings 0.05, norms 1, biases 0.
 
     (GPT-2's 0.02 suits a width of 768. At the toy's 64 it is so small that the model learns the sums far later.)
     """

@@ -1,12 +1,13 @@
-"""Command-line options made from a dataclass: each field says its default and one sentence, and that is all there is."""
+"""Command-line options made from a dataclass: a field says its default, one sentence and its bounds; that is all."""
 
 import argparse
 import dataclasses
 
 
-def option(default, sentence: str, choices: tuple | None = None):
-    """A dataclass field with its one sentence of help and, if its values are few, what they are."""
-    return dataclasses.field(default=default, metadata={"help": sentence, "choices": choices})
+def option(default, sentence: str, *, choices: tuple | None = None, at_least=None, above=None):
+    """A dataclass field with its one sentence of help and, where not every value will do, which ones will."""
+    metadata = {"help": sentence, "choices": choices, "at_least": at_least, "above": above}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def add_options(
@@ -26,9 +27,8 @@ def add_options(
         if isinstance(field.default, bool):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            group.add_argument(
-                flag, type=type(field.default), choices=field.metadata["choices"], default=None, help=text
-            )
+            choices = field.metadata["choices"]
+            group.add_argument(flag, type=type(field.default), choices=choices, default=None, help=text)
 
 
 def given_options(arguments: argparse.Namespace, config_class: type) -> dict:
@@ -38,8 +38,12 @@ def given_options(arguments: argparse.Namespace, config_class: type) -> dict:
 
 
 def check_options(config) -> None:
-    """ValueError for a field whose value is not among its choices (argparse checks the command line; this, Python callers)."""
+    """ValueError naming the first field whose value its `option` does not allow, and what was found."""
     for field in dataclasses.fields(config):
-        choices, value = field.metadata["choices"], getattr(config, field.name)
-        if choices is not None and value not in choices:
-            raise ValueError(f"{field.name} must be one of {', '.join(map(str, choices))}; found {value!r}")
+        value, allowed = getattr(config, field.name), field.metadata
+        if allowed["choices"] is not None and value not in allowed["choices"]:
+            raise ValueError(f"{field.name} must be one of {', '.join(allowed['choices'])}; found {value!r}")
+        if allowed["at_least"] is not None and not value >= allowed["at_least"]:  # "not >=" catches NaN too
+            raise ValueError(f"{field.name} must be at least {allowed['at_least']}, found {value}")
+        if allowed["above"] is not None and not value > allowed["above"]:
+            raise ValueError(f"{field.name} must be above {allowed['above']}, found {value}")

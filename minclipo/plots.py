@@ -24,7 +24,7 @@ PANELS = (
 def plot_training(histories: dict[str, list[list[dict]]], path: str | Path) -> None:
     """Accuracy and hallucination rate of the training rollouts against the step.
 
-    histories: for each method the metrics of its runs, one list a seed. Several seeds: mean and band of its 95% interval.
+    histories: for each method the metrics of its runs, one list a seed. Several seeds: mean and its 95% interval.
     Runs of unequal length (interrupted ones) are drawn as far as all of a method's seeds got.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")

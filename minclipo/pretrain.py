@@ -19,7 +19,7 @@ def cosine_schedule(step: int, steps: int, warmup_steps: int) -> float:
 
 
 def solution_loss(model: GPT, prompts: list[list[int]], solutions: list[list[int]]) -> torch.Tensor:
-    """Mean cross-entropy of the solutions' tokens given what stands before them (nats a token); prompts are not learnt."""
+    """Mean cross-entropy of the solutions' tokens given all before them, in nats; prompts are not learnt."""
     tokens, lengths = pad_right([p + s for p, s in zip(prompts, solutions)], model.embed_tokens.weight.device)  # [B, L]
     starts = torch.tensor([len(prompt) for prompt in prompts], device=tokens.device)[:, None]
     places = torch.arange(1, tokens.shape[1], device=tokens.device)  # of the tokens to be predicted
@@ -36,8 +36,8 @@ def pretrain(
     learning_rate: float,
     max_grad_norm: float = 1.0,
 ) -> float:
-    """Train on `steps` pages; `page()` gives fresh (prompts, solutions) as token ids. Returns the last pages' mean loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    """Train on `steps` pages; `page()` gives fresh (prompts, solutions) as ids. Returns the last pages' mean loss."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: cosine_schedule(step, steps, min(100, steps // 10))
     )

@@ -127,11 +127,9 @@ def sample(
     """
     _check_prompts(prompts, model.config.vocab_size)
     _check_sampling(group_size, max_new_tokens, temperature, top_k, top_p)
-    longest = max(len(prompt) for prompt in prompts) + max_new_tokens
-    if longest > model.config.max_positions:
-        raise ValueError(
-            f"prompt + max_new_tokens is {longest} tokens, more than the model's max_positions {model.config.max_positions}"
-        )
+    longest, limit = max(len(prompt) for prompt in prompts) + max_new_tokens, model.config.max_positions
+    if longest > limit:
+        raise ValueError(f"prompt + max_new_tokens is {longest} tokens, more than the model's max_positions {limit}")
     cache, hidden = _prefill(model, prompts, group_size, max_new_tokens)  # N rows; hidden [N, D] predicts token 0
     N, device = len(hidden), hidden.device
 
@@ -172,7 +170,7 @@ def sample(
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     """Mean hidden state over the masked tokens, [N, D] float32 or wider, from hidden [N, T, D] and mask [N, T].
 
-    Summed in float32: in bfloat16 a long sum stagnates (`tests/test_golden_pooling.py` shows how far off it ends).
+    Summed in float32: in bfloat16 a long sum stagnates (tests/test_golden.py shows how far off it ends).
     """
     return (upcast(hidden) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
@@ -185,8 +183,8 @@ def completion_hidden(model: GPT, prompts: list[list[int]], completions: Tensor,
     """
     if completions.shape != mask.shape or len(prompts) != len(completions):
         raise ValueError(
-            f"prompts, completions and mask must agree: found {len(prompts)} prompts, completions {tuple(completions.shape)}, "
-            f"mask {tuple(mask.shape)}"
+            f"prompts, completions and mask must agree: found {len(prompts)} prompts, "
+            f"completions {tuple(completions.shape)}, mask {tuple(mask.shape)}"
         )
     _check_prompts(prompts, model.config.vocab_size)
     lengths = mask.sum(1).tolist()

@@ -1,4 +1,4 @@
-"""Text to token ids and back: a thin wrapper around `tokenizers.Tokenizer`, for the toy's words and for real models alike."""
+"""Text to token ids and back: a thin wrapper around `tokenizers.Tokenizer`, for the toy and for real models."""
 
 from pathlib import Path
 

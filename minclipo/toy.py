@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from minclipo.model import GPT, GPTConfig, init_weights
-from minclipo.options import option
+from minclipo.options import check_options, option
 from minclipo.pretrain import pretrain
 from minclipo.tasks import Task
 from minclipo.tasks.chain import WORDS, CarelessAuthor, random_problem
@@ -21,16 +21,19 @@ TASK = Task(draw=random_problem, check_outcome=check_outcome, is_faithful=is_fai
 class ToyConfig:
     """The toy's model, textbook and pretraining."""
 
-    num_layers: int = option(2, "blocks of the model")
-    hidden_size: int = option(64, "width of the model")
-    num_heads: int = option(4, "attention heads")
-    intermediate_size: int = option(192, "width of the gated MLP")
-    hallucinate: float = option(0.15, "probability a step that the textbook quotes a made-up operand")
-    slip: float = option(0.08, "probability a step that the textbook adds wrongly")
-    pretrain_steps: int = option(2000, "optimizer steps on the textbook")
-    pretrain_batch: int = option(128, "solutions a step")
-    pretrain_learning_rate: float = option(3e-3, "AdamW's highest learning rate on the textbook")
-    eval_problems: int = option(2000, "fresh problems of the final evaluation")
+    num_layers: int = option(2, "blocks of the model", at_least=1)
+    hidden_size: int = option(64, "width of the model", at_least=1)
+    num_heads: int = option(4, "attention heads", at_least=1)
+    intermediate_size: int = option(192, "width of the gated MLP", at_least=1)
+    hallucinate: float = option(0.15, "probability a step that the textbook quotes a made-up operand", at_least=0)
+    slip: float = option(0.08, "probability a step that the textbook adds wrongly", at_least=0)
+    pretrain_steps: int = option(2000, "optimizer steps on the textbook", at_least=1)
+    pretrain_batch: int = option(128, "solutions a step", at_least=1)
+    pretrain_learning_rate: float = option(3e-3, "AdamW's highest learning rate on the textbook", above=0)
+    eval_problems: int = option(2000, "fresh problems of the final evaluation", at_least=1)
+
+    def __post_init__(self):
+        check_options(self)
 
 
 def toy_tokenizer() -> Tokenizer:

@@ -1,7 +1,7 @@
 """One training step of GRPO and CLIPO, and the loop around it.
 
-`Trainer.step` reads like the algorithm box of a paper: sample, verify, contrast, advantages, update, measure. GRPO is the
-case contrastive_weight = 0; the policy update knows nothing of the contrastive part, which only changes the rewards.
+`Trainer.step` reads like the algorithm box of a paper: sample, verify, contrast, advantages, update, measure. GRPO is
+the case contrastive_weight = 0; the policy update knows nothing of the contrastive part, which only changes rewards.
 The toy and real checkpoints run this same code.
 Left out: several workers, gradient accumulation, learning-rate schedules.
 
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from minclipo.checkpoint import save_model, save_tensors
 from minclipo.contrastive import (
     ANCHORS,
+    HEADS,
     LEVELS,
     LOSSES,
     SIMILARITIES,
@@ -30,7 +31,16 @@ from minclipo.contrastive import (
     contrastive_loss,
     contrastive_reward,
 )
-from minclipo.grpo import group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
+from minclipo.grpo import (
+    AGGREGATIONS,
+    KL_KINDS,
+    SCALES,
+    aggregate,
+    group_advantages,
+    kl_penalty,
+    masked_mean,
+    policy_loss,
+)
 from minclipo.metrics import faithfulness_metrics, log_line, rollout_metrics
 from minclipo.model import GPT
 from minclipo.options import check_options, option
@@ -43,79 +53,50 @@ from minclipo.tokenizer import Tokenizer
 class TrainConfig:
     """Everything a run depends on besides model, tokenizer and task."""
 
-    steps: int = option(60, "training steps, head warm-up included")
-    prompts_per_step: int = option(32, "prompts of a step (B)")
-    group_size: int = option(16, "rollouts of each prompt (G)")
-    max_new_tokens: int = option(16, "longest completion, in tokens")
-    temperature: float = option(1.0, "sampling temperature of the rollouts, and of all log-probs")
+    steps: int = option(60, "training steps, head warm-up included", at_least=1)
+    prompts_per_step: int = option(32, "prompts of a step (B)", at_least=1)
+    group_size: int = option(16, "rollouts of each prompt (G)", at_least=1)
+    max_new_tokens: int = option(16, "longest completion, in tokens", at_least=1)
+    temperature: float = option(1.0, "sampling temperature of the rollouts, and of all log-probs", above=0)
     seed: int = option(0, "seed of the problems, of the sampling and of the head's weights")
 
-    learning_rate: float = option(3e-4, "AdamW's learning rate for the policy")
-    weight_decay: float = option(0.0, "AdamW's weight decay for the policy")
-    max_grad_norm: float = option(1.0, "the policy's gradient is scaled down to this L2 norm if it is longer")
-    mini_batches: int = option(2, "optimizer steps that a step's rollouts are split into")
-    advantage_scale: str = option(
-        "std", "what advantages are divided by; none is Dr. GRPO's choice", ("std", "batch", "none")
-    )
-    advantage_epsilon: float = option(1e-6, "added to that divisor")
-    clip_low: float = option(0.2, "ratios below 1 - this are clipped")
-    clip_high: float = option(0.2, "ratios above 1 + this are clipped")
-    dual_clip: float = option(
-        0.0, "bound on the loss of tokens with negative advantage, as a ratio above 1; 0 leaves it out"
-    )
-    aggregation: str = option(
-        "token_mean", "how token losses become one number", ("token_mean", "sequence_mean", "sequence_sum", "constant")
-    )
-    kl_weight: float = option(0.0, "weight of the KL penalty to the initial policy, in the loss; 0 keeps no reference")
-    kl_kind: str = option("k3", "estimator of that KL penalty", ("k1", "k2", "k3"))
+    learning_rate: float = option(3e-4, "AdamW's learning rate for the policy", above=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay for the policy", at_least=0)
+    max_grad_norm: float = option(1.0, "the policy's gradient is scaled down to this L2 norm if it is longer", above=0)
+    mini_batches: int = option(2, "optimizer steps that a step's rollouts are split into", at_least=1)
+    advantage_scale: str = option("std", "what divides advantages; none is Dr. GRPO's choice", choices=SCALES)
+    advantage_epsilon: float = option(1e-6, "added to that divisor", at_least=0)
+    clip_low: float = option(0.2, "ratios below 1 - this are clipped", at_least=0)
+    clip_high: float = option(0.2, "ratios above 1 + this are clipped", at_least=0)
+    dual_clip: float = option(0.0, "ratio (above 1) that bounds the loss of negative advantages; 0: none", at_least=0)
+    aggregation: str = option("token_mean", "how token losses become one number", choices=AGGREGATIONS)
+    kl_weight: float = option(0.0, "weight of a KL penalty to the initial policy, in the loss; 0: none", at_least=0)
+    kl_kind: str = option("k3", "estimator of that KL penalty", choices=KL_KINDS)
 
-    contrastive_weight: float = option(0.0, "lambda, weight of the contrastive loss in the reward; 0 is plain GRPO")
-    contrastive_loss: str = option("soft_nn", "which contrastive loss", LOSSES)
-    contrastive_level: str = option("cross", "where positives and negatives come from", LEVELS)
-    contrastive_temperature: float = option(0.5, "tau, divides the similarities")
-    contrastive_similarity: str = option("cosine", "similarity of two embeddings", SIMILARITIES)
-    contrastive_anchors: str = option(
-        "correct", "rollouts on which the head is trained; only correct ones are rewarded", ANCHORS
-    )
+    contrastive_weight: float = option(0.0, "lambda, weight of the contrastive loss in the reward; 0: GRPO", at_least=0)
+    contrastive_loss: str = option("soft_nn", "which contrastive loss", choices=LOSSES)
+    contrastive_level: str = option("cross", "where positives and negatives come from", choices=LEVELS)
+    contrastive_temperature: float = option(0.5, "tau, divides the similarities", above=0)
+    contrastive_similarity: str = option("cosine", "similarity of two embeddings", choices=SIMILARITIES)
+    contrastive_anchors: str = option("correct", "rollouts that train the head; only correct ones pay", choices=ANCHORS)
     contrastive_center: bool = option(True, "subtract the mean pooled state of the prompt's group before the head")
     contrastive_floor: float = option(-0.5, "lowest contrastive reward")
     contrastive_constant: float = option(0.0, "added to the contrastive reward of every rollout")
-    head_kind: str = option("linear", "shape of the contrastive head", ("linear", "mlp"))
-    head_size: int = option(32, "width of the embeddings")
-    head_learning_rate: float = option(1e-3, "AdamW's learning rate for the head; 0 freezes it")
-    head_weight_decay: float = option(0.01, "AdamW's weight decay for the head")
-    head_warmup_steps: int = option(0, "first steps, in which only the head learns and the policy stays still")
+    head_kind: str = option("linear", "shape of the contrastive head", choices=HEADS)
+    head_size: int = option(32, "width of the embeddings", at_least=1)
+    head_learning_rate: float = option(1e-3, "AdamW's learning rate for the head; 0 freezes it", at_least=0)
+    head_weight_decay: float = option(0.01, "AdamW's weight decay for the head", at_least=0)
+    head_warmup_steps: int = option(0, "first steps, in which only the head learns", at_least=0)
 
     process_penalty: float = option(
-        0.0, "the oracle: taken off the reward of correct rollouts with a wrong step; 0 never looks at steps"
+        0.0, "the oracle: what a wrong step costs a correct rollout; 0: never looks", at_least=0
     )
-    save_every: int = option(20, "steps between two copies of the model on disk")
+    save_every: int = option(20, "steps between two copies of the model on disk", at_least=1)
 
     def __post_init__(self):
         check_options(self)
-        at_least_one = (
-            "steps",
-            "prompts_per_step",
-            "group_size",
-            "max_new_tokens",
-            "mini_batches",
-            "head_size",
-            "save_every",
-        )
-        not_negative = (
-            "weight_decay",
-            "kl_weight",
-            "contrastive_weight",
-            "head_learning_rate",
-            "head_warmup_steps",
-            "process_penalty",
-        )
-        positive = ("temperature", "learning_rate", "max_grad_norm", "contrastive_temperature")
-        rules = ((at_least_one, "at least 1", lambda x: x >= 1), (not_negative, "0 or more", lambda x: x >= 0))
-        for names, rule, holds in rules + ((positive, "positive", lambda x: x > 0),):
-            for name in names:
-                if not holds(getattr(self, name)):
-                    raise ValueError(f"{name} must be {rule}, found {getattr(self, name)}")
+        if 0 < self.dual_clip <= 1:
+            raise ValueError(f"dual_clip must be above 1, or 0 for none; found {self.dual_clip}")
 
 
 def contrastive_step(
@@ -132,10 +113,12 @@ def contrastive_step(
 ) -> tuple[Tensor, Tensor]:
     """Stage 3: (contrastive reward [N], mean contrastive loss) of pooled states [N, D], then one update of the head.
 
-    The reward uses the embeddings from before the update. Without an optimizer the head stays as it is; without an
-    anchor in the batch too. `loss_options` go to `contrastive_loss`.
+    The reward uses the embeddings from before the update. Without an optimizer, or without an anchor in the batch, the
+    head stays as it is. `loss_options` go to `contrastive_loss`. Raises FloatingPointError if the loss is not finite.
     """
     found = contrastive_loss(head(pooled), correct, group, **loss_options)
+    if not found.mean.isfinite():
+        raise FloatingPointError(f"the contrastive loss is {found.mean.item()}")
     reward = contrastive_reward(found.loss, correct, weight=weight, floor=floor, constant=constant)
     if optimizer is not None and found.anchors.any():
         optimizer.zero_grad()
@@ -156,9 +139,7 @@ class Trainer:
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.reference = copy.deepcopy(model).requires_grad_(False) if config.kl_weight else None
-        self.problem_rng = random.Random(
-            config.seed
-        )  # apart from the sampling, so that all methods see the same problems
+        self.problem_rng = random.Random(config.seed)  # apart from sampling: all methods see the same problems
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.head = self.head_optimizer = None
         if config.contrastive_weight:
@@ -173,9 +154,8 @@ class Trainer:
             head = ContrastiveHead(self.model.config.hidden_size, config.head_size, config.head_kind).to(device)
         if config.head_learning_rate == 0:
             return head, None
-        return head, torch.optim.AdamW(
-            head.parameters(), lr=config.head_learning_rate, weight_decay=config.head_weight_decay
-        )
+        rate, decay = config.head_learning_rate, config.head_weight_decay
+        return head, torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=decay)
 
     def step(self) -> dict[str, float]:
         """One training step; returns its metrics."""
@@ -269,7 +249,7 @@ class Trainer:
         )
 
     def update_policy(self, rollouts: Rollouts, advantages: Tensor) -> dict[str, float]:
-        """One pass over the rollouts in random mini-batches, an optimizer step each; mean of the mini-batches' metrics."""
+        """One pass over the rollouts in random mini-batches, an optimizer step each; the mini-batches' mean metrics."""
         order = torch.randperm(len(advantages), generator=self.generator, device=advantages.device)
         parts = [self.update_on(rollouts, advantages, rows) for rows in order.chunk(self.config.mini_batches)]
         return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
@@ -298,10 +278,7 @@ class Trainer:
                     self.reference, prompts, completions, mask, temperature=config.temperature
                 )
             penalty = kl_penalty(logprobs, ref_logprobs, config.kl_kind)  # [N, T]
-            loss = (
-                loss
-                + config.kl_weight * (penalty * token_weights(mask, config.aggregation, config.max_new_tokens)).sum()
-            )
+            loss = loss + config.kl_weight * aggregate(penalty, mask, config.aggregation, config.max_new_tokens)
             metrics["kl_reference"] = masked_mean(penalty.detach(), mask).item()
 
         self.optimizer.zero_grad()
@@ -347,7 +324,7 @@ class Trainer:
         return history
 
     def save(self) -> int:
-        """Write the model to out/model, but never replace good weights by some that cannot compute; returns the step."""
+        """Write the model to out/model, but never good weights by some that cannot compute. Returns the step."""
         with torch.no_grad():
             if self.batch and not self.model.logits(self.model(self.batch["completions"])).isfinite().all():
                 raise FloatingPointError("the updated model's logits are not finite")

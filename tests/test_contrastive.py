@@ -284,5 +284,5 @@ def test_bad_arguments_are_named(changes, names):
 
 
 def test_an_unknown_head_is_named():
-    with pytest.raises(ValueError, match="kind must be 'linear' or 'mlp', found 'conv'"):
+    with pytest.raises(ValueError, match="kind must be one of linear, mlp; found 'conv'"):
         ContrastiveHead(4, 4, "conv")

@@ -90,7 +90,7 @@ def test_the_official_epsilon_is_not_reproduced():
     """The official code takes the maximum over the whole row, diagonal included, and adds 1e-8 inside the logarithm.
 
     Where our exact value and the official one differ, it is by what that recipe adds: we rebuild the recipe here and
-    meet the official number, so the difference (19 nats in the worst case) is its artefact and not our error.
+    meet the official number, so the difference (27 nats in the worst case) is its artefact and not our error.
     """
     worst = 0.0
     for parameters in CONTRASTIVE:
@@ -103,7 +103,7 @@ def test_the_official_epsilon_is_not_reproduced():
             )
             row, labels, wanted = difference.argmax(), inputs["labels"], expected["individual_loss"].double()
             chosen = expected.get("sampled_index")
-    assert worst > 15  # nats: not a rounding error
+    assert worst > 25  # nats: not a rounding error
     scores = z[row] @ z.T / options["temperature"]
     candidates = (group == group[row]) & (torch.arange(len(z)) != row)
     positives = candidates & (labels == labels[row])

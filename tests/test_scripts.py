@@ -28,7 +28,7 @@ SHORT = "--pretrain-steps 3 --steps 2 --prompts-per-step 2 --group-size 4 --eval
 class Sample:
     count: int = option(3, "how many, 5% say")
     rate: float = option(0.5, "how fast")
-    kind: str = option("a", "which", ("a", "b"))
+    kind: str = option("a", "which", choices=("a", "b"))
     on: bool = option(True, "whether")
 
 
@@ -153,7 +153,7 @@ def message_of(*arguments, out: Path, capsys) -> str:
 
 def test_bad_command_lines_end_at_once(tmp_path, capsys):
     """Catches: minutes of pretraining before a typo is noticed, a user's folder overwritten."""
-    assert "temperature must be positive" in message_of("--temperature", "-1", out=tmp_path / "a", capsys=capsys)
+    assert "temperature must be above 0" in message_of("--temperature", "-1", out=tmp_path / "a", capsys=capsys)
     assert not (tmp_path / "a").exists()
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -287,9 +287,11 @@ def test_evaluate_counts(start):
     "changes, names",
     [
         (dict(steps=0), "steps must be at least 1, found 0"),
-        (dict(temperature=0.0), "temperature must be positive, found 0.0"),
-        (dict(learning_rate=-1.0), "learning_rate must be positive, found -1.0"),
-        (dict(contrastive_weight=-0.1), "contrastive_weight must be 0 or more"),
+        (dict(temperature=0.0), "temperature must be above 0, found 0.0"),
+        (dict(learning_rate=-1.0), "learning_rate must be above 0, found -1.0"),
+        (dict(contrastive_weight=-0.1), "contrastive_weight must be at least 0, found -0.1"),
+        (dict(temperature=float("nan")), "temperature must be above 0, found nan"),
+        (dict(dual_clip=0.5), "dual_clip must be above 1, or 0 for none; found 0.5"),
         (dict(aggregation="mean"), "aggregation must be one of token_mean.*'mean'"),
         (dict(contrastive_level="prompt"), "contrastive_level must be one of"),
     ],
@@ -307,3 +309,12 @@ def test_no_logprob_is_computed_twice_when_nothing_asks_for_it(start, tmp_path, 
     )
     make(start, tmp_path, contrastive_weight=0.3, mini_batches=2).step()
     assert len(calls) == 2
+
+
+def test_a_contrastive_loss_that_is_not_finite_stops_the_run(start, tmp_path):
+    """Catches: NaN rewards, and a head spoilt for good by one bad batch."""
+    trainer = make(start, tmp_path, contrastive_weight=0.3)
+    with torch.no_grad():
+        trainer.head.projection[0].weight[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="step 1: the contrastive loss is nan.*failed_batch"):
+        trainer.run()
