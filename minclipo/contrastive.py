@@ -101,30 +101,18 @@ def contrastive_loss(
     """
     _check(embeddings, correct, group, loss, level, temperature, similarity, anchors)
     correct = correct.bool()
-    # Blocks of rows that can see each other: one a prompt at group level, else a single one. [K, M], -1 fills up.
-    index = _blocks(group) if level == "group" else torch.arange(len(group), device=group.device)[None]
-    real = index >= 0
-    index = index.clamp(min=0)
-
-    pair = (
-        real[:, :, None] & real[:, None, :] & ~torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
-    )  # [K, M, M]
-    same_verdict = correct[index][:, :, None] == correct[index][:, None, :]
-    same_prompt = group[index][:, :, None] == group[index][:, None, :]
-    candidates = pair & (same_prompt if level == "group" else True)
-    positives = pair & same_verdict & (same_prompt if level != "batch" else True)
+    index, candidates, positives = _pairs(correct, group, level)  # [K, M], [K, M, M], [K, M, M]
     is_anchor = positives.any(2) & (candidates & ~positives).any(2)  # [K, M]
     if anchors != "all":
         is_anchor &= correct[index] == (anchors == "correct")
 
     # From here on one row an anchor: every row has candidates and positives, so no logarithm of an empty sum can occur.
     rows = index[is_anchor]  # [A]
-    blocks = embeddings[index]  # [K, M, E]
-    scores = _similarity(blocks, similarity)[is_anchor] / temperature  # [A, M]
+    scores = _similarity(embeddings[index], similarity)[is_anchor] / temperature  # [A, M]
     A, P = candidates[is_anchor], positives[is_anchor]  # [A, M]
     log_sum_all = _masked_logsumexp(scores, A)  # [A]
     if loss == "infonce":
-        columns = index[:, None, :].expand_as(pair)[is_anchor]  # [A, M], the row that each column stands for
+        columns = index[:, None, :].expand_as(candidates)[is_anchor]  # [A, M], the row that each column stands for
         chosen = _draw(P, generator) if positive is None else _given(positive[rows], columns, P)
         losses = log_sum_all - scores.gather(1, chosen)[:, 0]
     elif loss == "supcon_out":
@@ -170,6 +158,22 @@ def _check(embeddings, correct, group, loss, level, temperature, similarity, anc
     for name, value, known in options:
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}; found {value!r}")
+
+
+def _pairs(correct: Tensor, group: Tensor, level: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Who is compared with whom: (rows in blocks [K, M], candidates [K, M, M], positives [K, M, M]).
+
+    A block holds rows that can see each other: one prompt's at group level, else the whole batch.
+    """
+    index = _blocks(group) if level == "group" else torch.arange(len(group), device=group.device)[None]
+    real = index >= 0  # [K, M]
+    index = index.clamp(min=0)
+    itself = torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
+    candidates = real[:, :, None] & real[:, None, :] & ~itself  # [K, M, M]
+    positives = candidates & (correct[index][:, :, None] == correct[index][:, None, :])
+    if level == "cross":
+        positives &= group[index][:, :, None] == group[index][:, None, :]
+    return index, candidates, positives
 
 
 def _blocks(group: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ def plot_training(histories: dict[str, list[list[dict]]], path: str | Path) -> N
                 axis.fill_between(
                     steps, [b.low for b in bands], [b.high for b in bands], color=color, alpha=0.2, linewidth=0
                 )
-        axis.set(title=title, xlabel="training step", ylabel=meaning, ylim=(-0.02, 1.02))
+        axis.set(title=title, xlabel="training step", ylim=(-0.02, 1.02))
+        axis.set_ylabel(meaning, fontsize=9)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].legend(frameon=False, fontsize=9)

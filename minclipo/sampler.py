@@ -39,7 +39,9 @@ class Rollouts:
         return [row[:length] for row, length in zip(self.completions.tolist(), lengths)]
 
 
-def _check_prompts(prompts: list[list[int]], vocab_size: int) -> None:
+def _checked(prompts, vocab_size: int) -> list[list[int]]:
+    """The prompts as plain lists of ids, whatever sequences (tensors, say) they came as."""
+    prompts = [[int(token) for token in prompt] for prompt in prompts]
     if len(prompts) == 0:
         raise ValueError("prompts is empty: give at least one prompt")
     for b, prompt in enumerate(prompts):
@@ -47,6 +49,7 @@ def _check_prompts(prompts: list[list[int]], vocab_size: int) -> None:
             raise ValueError(f"prompts[{b}] is empty: a prompt needs at least one token (a bos token, say)")
         if min(prompt) < 0 or max(prompt) >= vocab_size:
             raise ValueError(f"prompts[{b}] has a token id outside 0..{vocab_size - 1}: {min(prompt)}..{max(prompt)}")
+    return prompts
 
 
 def pad_right(rows: list[list[int]], device=None) -> tuple[Tensor, Tensor]:
@@ -125,7 +128,7 @@ def sample(
     state gives the same rollouts. Raises ValueError for arguments that make no sense, and FloatingPointError when the
     model's logits are not finite.
     """
-    _check_prompts(prompts, model.config.vocab_size)
+    prompts = _checked(prompts, model.config.vocab_size)
     _check_sampling(group_size, max_new_tokens, temperature, top_k, top_p)
     longest, limit = max(len(prompt) for prompt in prompts) + max_new_tokens, model.config.max_positions
     if longest > limit:
@@ -186,7 +189,7 @@ def completion_hidden(model: GPT, prompts: list[list[int]], completions: Tensor,
             f"prompts, completions and mask must agree: found {len(prompts)} prompts, "
             f"completions {tuple(completions.shape)}, mask {tuple(mask.shape)}"
         )
-    _check_prompts(prompts, model.config.vocab_size)
+    prompts = _checked(prompts, model.config.vocab_size)
     lengths = mask.sum(1).tolist()
     rows = [prompt + row[:length] for prompt, row, length in zip(prompts, completions.tolist(), lengths)]
     tokens, _ = pad_right(rows, completions.device)  # [N, P + T]

@@ -34,6 +34,14 @@ def test_pooled_states_equal_one_plain_forward_pass():
     torch.testing.assert_close(rollouts.pooled, mean_pool(own, rollouts.mask), atol=1e-5, rtol=1e-5)
 
 
+def test_prompts_may_be_tensors():
+    """Catches: tensors added to completions element by element where lists are joined."""
+    model, prompts = small_gpt(), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    rollouts = rollouts_of(model, prompts=prompts, group_size=1)
+    logprobs, _ = completion_logprobs(model, prompts, rollouts.completions, rollouts.mask)
+    torch.testing.assert_close(rollouts.logprobs, logprobs, atol=1e-5, rtol=1e-5)
+
+
 def test_a_row_ends_with_its_first_eos():
     """Catches: eos outside the mask (then it is never trained), tokens after eos inside it."""
     rollouts = rollouts_of(small_gpt())
