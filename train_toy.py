@@ -209,26 +209,22 @@ def histories(out: Path, methods: list[str], seeds: list[int]) -> dict[str, list
     return {method: runs for method, runs in found.items() if runs}
 
 
-def report(out: Path, results: dict, methods: list[str], seeds: list[int], seconds: float) -> None:
+def report(out: Path, results: dict, methods: list[str], seeds: list[int]) -> None:
     """Table, examples, summary.json and curves.png of all that has been finished."""
     summary = summarize(results)
     if not summary:
         print("nothing has been finished yet")
         return
     print("\n" + table(summary))
-    kind = (
-        "mean and 95% interval over seeds"
-        if len(seeds) > 1
-        else "95% intervals of the evaluation's sample only: one seed"
-    )
-    print(f"({kind})")
+    several = len(results["pretrained"]) > 1
+    print("(mean and 95% interval over seeds)" if several else "(95% interval of the evaluation's sample: one seed)")
     show_examples(results, next(iter(results["pretrained"])))
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    write_json(out / "summary.json", summary | {"run": {"seconds": seconds, "seeds": seeds, "machine": machine}})
+    write_json(out / "summary.json", summary | {"machine": machine})
     curves = histories(out, methods, seeds)
     if curves:
         plot_training(curves, out / "curves.png")
-    print(f"\n{seconds:.0f} s. In {out}: summary.json, curves.png; for each seed and method metrics.jsonl and model/")
+    print(f"\nin {out}: summary.json, curves.png; for each seed and method metrics.jsonl and model/")
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
@@ -280,7 +276,8 @@ def main(argv: list[str] | None = None) -> int:
     except FloatingPointError as error:
         print(f"\nstopped: {error}", file=sys.stderr)
         status = 1
-    report(arguments.out, results, methods, seeds, time.perf_counter() - started)
+    report(arguments.out, results, methods, seeds)
+    print(f"{time.perf_counter() - started:.0f} s")
     return status
 
 

@@ -273,11 +273,7 @@ class Trainer:
         )
         loss, metrics = found.loss, {}
         if self.reference is not None:
-            with torch.no_grad():
-                ref_logprobs, _ = completion_logprobs(
-                    self.reference, prompts, completions, mask, temperature=config.temperature
-                )
-            penalty = kl_penalty(logprobs, ref_logprobs, config.kl_kind)  # [N, T]
+            penalty = self.reference_penalty(logprobs, prompts, completions, mask)  # [rows, T]
             loss = loss + config.kl_weight * aggregate(penalty, mask, config.aggregation, config.max_new_tokens)
             metrics["kl_reference"] = masked_mean(penalty.detach(), mask).item()
 
@@ -295,6 +291,16 @@ class Trainer:
             "gradient_norm": gradient_norm.item(),
             "entropy": masked_mean(entropy, mask).item(),
         }
+
+    def reference_penalty(
+        self, logprobs: Tensor, prompts: list[list[int]], completions: Tensor, mask: Tensor
+    ) -> Tensor:
+        """KL penalty of each token to the initial policy, with gradient to logprobs; all [rows, T]."""
+        with torch.no_grad():
+            ref_logprobs, _ = completion_logprobs(
+                self.reference, prompts, completions, mask, temperature=self.config.temperature
+            )
+        return kl_penalty(logprobs, ref_logprobs, self.config.kl_kind)
 
     def run(self, description: str = "training") -> list[dict[str, float]]:
         """Train for config.steps; a log line a step on the screen, a JSON line a step in out/metrics.jsonl.
@@ -324,7 +330,7 @@ class Trainer:
         return history
 
     def save(self) -> int:
-        """Write the model to out/model, but never good weights by some that cannot compute. Returns the step."""
+        """Write the model to out/model, unless it cannot compute: good weights stay there then. Returns the step."""
         with torch.no_grad():
             if self.batch and not self.model.logits(self.model(self.batch["completions"])).isfinite().all():
                 raise FloatingPointError("the updated model's logits are not finite")
