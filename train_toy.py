@@ -94,7 +94,7 @@ def prepare_out(out: Path, settings: dict, resume: bool) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} exists and is no earlier run of this script; choose another")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(marker, settings)
+    write_json(marker, settings | {"machine": f"{platform.machine()}, torch {torch.__version__}"})
 
 
 def finished(folder: Path) -> dict | None:
@@ -219,8 +219,7 @@ def report(out: Path, results: dict, methods: list[str], seeds: list[int]) -> No
     several = len(results["pretrained"]) > 1
     print("(mean and 95% interval over seeds)" if several else "(95% interval of the evaluation's sample: one seed)")
     show_examples(results, next(iter(results["pretrained"])))
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    write_json(out / "summary.json", summary | {"machine": machine})
+    write_json(out / "summary.json", summary)
     curves = histories(out, methods, seeds)
     if curves:
         plot_training(curves, out / "curves.png")

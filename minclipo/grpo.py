@@ -118,7 +118,7 @@ def policy_loss(
 
         r_t = exp(logprob_t - old_logprob_t)
         L_t = max(-A r_t, -A clip(r_t, 1 - clip_low, 1 + clip_high))     Schulman et al. 2017, eq. 7
-        L_t = min(L_t, -A dual_clip)  where A < 0                        Ye et al. 2020, eq. 5; None leaves it out
+        L_t = min(L_t, -A dual_clip)  where A < 0                        Ye et al. 2020 (dual clip); None: without
 
     logprobs (with gradient), old_logprobs, mask: [N, T], the log-probs at the sampling temperature; advantages [N].
     clip_high above clip_low is DAPO's clip-higher. aggregation, max_length: see `token_weights`.
