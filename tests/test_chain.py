@@ -34,7 +34,7 @@ def test_a_careful_author_is_faithful():
 
 
 def test_the_careless_author_errs_as_often_as_stated():
-    """Catches: a made-up operand that is sometimes the right one, or that changes the total. 5 standard errors allowed."""
+    """Catches: a hallucination that changes the total, or that happens once a solution. 5 standard errors allowed."""
     rng, author, n = random.Random(0), CarelessAuthor(hallucinate=0.15, slip=0.0), 5000
     wrong_quotes = 0
     for _ in range(n):
@@ -43,6 +43,13 @@ def test_the_careless_author_errs_as_often_as_stated():
         assert check_outcome(problem, text, True)  # hallucinations never change the outcome
         wrong_quotes += check_steps(problem, text).count(False)
     assert abs(wrong_quotes / (4 * n) - 0.15) < 5 * (0.15 * 0.85 / (4 * n)) ** 0.5
+
+
+def test_a_made_up_operand_is_never_the_right_one():
+    rng, author = random.Random(0), CarelessAuthor(hallucinate=1.0, slip=0.0)
+    for _ in range(200):
+        problem = random_problem(rng)
+        assert check_steps(problem, author.solution(problem, rng)) == [False] * 4
 
 
 def test_a_slip_makes_the_answer_wrong():

@@ -30,8 +30,9 @@ def test_the_docstring_example():
 @pytest.mark.parametrize("reward", [0.9, 0.7, 1 / 3, 0.1, -2.3e6])
 def test_equal_rewards_give_exactly_zero(scale, reward):
     """Catches: the float32 mean of sixteen 0.9s is not 0.9; divided by a tiny std the difference is a large advantage."""
-    advantages = group_advantages(torch.full((32,), reward), 16, scale=scale)
-    assert (advantages == 0).all()
+    for size, dtype in ((16, torch.float32), (3, torch.float64), (7, torch.float64)):
+        advantages = group_advantages(torch.full((2 * size,), reward, dtype=dtype), size, scale=scale)
+        assert (advantages == 0).all()
 
 
 @pytest.mark.parametrize("scale", ["std", "batch", "none"])
