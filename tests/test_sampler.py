@@ -52,6 +52,14 @@ def test_a_row_ends_with_its_first_eos():
         assert finished or mask.all()
 
 
+def test_completion_ids_leave_out_eos_and_nothing_else():
+    """Catches: the last word of a completion that ran out of room taken for its eos."""
+    rollouts = rollouts_of(small_gpt())
+    rows = zip(rollouts.completion_ids(), rollouts.completions, rollouts.mask, rollouts.finished)
+    for ids, row, mask, finished in rows:
+        assert ids == row[mask].tolist()[: -1 if finished else None]
+
+
 def test_greedy_rows_do_not_depend_on_their_batch():
     """Catches: any leak between rows."""
     model = small_gpt()

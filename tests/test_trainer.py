@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import minclipo.trainer as trainer_module
 from minclipo.checkpoint import load_model
+from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_loss
 from minclipo.evaluation import evaluate
 from minclipo.grpo import PolicyLoss, group_advantages
 from minclipo.metrics import rollout_metrics
@@ -17,7 +18,7 @@ from minclipo.sampler import completion_logprobs, sample
 from minclipo.tasks import Task
 from minclipo.tasks.chain import random_problem
 from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_tokenizer
-from minclipo.trainer import TrainConfig, Trainer
+from minclipo.trainer import TrainConfig, Trainer, contrastive_step
 from minclipo.verifier import check_outcome
 
 TINY = dict(steps=3, prompts_per_step=6, group_size=8, learning_rate=3e-3)
@@ -125,6 +126,42 @@ def test_the_contrastive_loss_leaves_the_policy_alone(start, tmp_path):
     rollouts = trainer.sample([random_problem(random.Random(0)) for _ in range(6)])
     trainer.contrast(rollouts, torch.arange(48) % 2 == 0)
     assert all(p.grad is None for p in trainer.model.parameters())
+
+
+def test_without_an_anchor_the_head_stands_still():
+    """All rollouts correct at group level. Catches: a step on a zero gradient, where weight decay still shrinks the head."""
+    head = ContrastiveHead(4, 3)
+    before = head.projection[0].weight.detach().clone()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.1, weight_decay=0.1)
+    right, group = torch.ones(6, dtype=torch.bool), torch.zeros(6, dtype=torch.long)
+    reward, loss = contrastive_step(head, optimizer, torch.randn(6, 4), right, group, weight=0.5)
+    assert torch.equal(head.projection[0].weight, before) and (reward == 0).all() and loss == 0
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_centring_is_done_when_it_is_asked_for(start, tmp_path, center):
+    """Catches: an option that is declared and never used, like the official `debias`."""
+    trainer = make(start, tmp_path, contrastive_weight=0.1, contrastive_center=center)
+    rollouts = trainer.sample([random_problem(random.Random(0)) for _ in range(6)])
+    correct = torch.arange(48) % 3 > 0
+    pooled = center_by_group(rollouts.pooled, rollouts.group) if center else rollouts.pooled
+    embeddings = trainer.head(pooled).detach()
+    wanted = contrastive_loss(embeddings, correct, rollouts.group, loss="soft_nn", level="cross", temperature=0.5)
+    _, loss = trainer.contrast(rollouts, correct)
+    torch.testing.assert_close(loss, wanted.mean)
+
+
+def test_each_rollout_is_judged_by_its_own_problem(start, tmp_path):
+    """Catches: problems and rows paired in the wrong order, which turns the reward into noise."""
+    seen = []
+    watch = lambda problem, *_: seen.append(problem) or True
+    trainer = make(start, tmp_path, Task(random_problem, watch, watch))
+    problems = [random_problem(random.Random(i)) for i in range(6)]
+    rollouts = trainer.sample(problems)
+    wanted = [problems[b] for b in rollouts.group.tolist()]
+    trainer.verify(problems, rollouts, [""] * 48)
+    trainer.check_faithful(problems, [""] * 48)
+    assert seen == wanted + wanted and len(set(wanted)) == 6
 
 
 def test_rewards_are_outcome_plus_contrast(start, tmp_path, monkeypatch):
@@ -262,14 +299,20 @@ def test_a_nan_loss_stops_the_run_and_saves_the_evidence(start, tmp_path, monkey
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_weights_that_cannot_compute_never_replace_good_ones(start, tmp_path):
-    """A finite loss, then weights blown up by an absurd learning rate. The model on disk must still answer."""
-    trainer = make(start, tmp_path, steps=9, save_every=1, learning_rate=1e30)
-    with pytest.raises(FloatingPointError, match="after step 0 are in"):
+def test_weights_that_cannot_compute_never_replace_good_ones(start, tmp_path, monkeypatch):
+    """An update that spoils a weight without a NaN in its loss. The model on disk must still answer."""
+
+    def spoil(self, rollouts, advantages):
+        with torch.no_grad():
+            self.model.norm.weight[0] = float("inf")
+        return {}
+
+    monkeypatch.setattr(Trainer, "update_policy", spoil)
+    trainer = make(start, tmp_path, steps=9, save_every=1)
+    with pytest.raises(FloatingPointError, match="step 1: the updated model's logits .* after step 0 are in"):
         trainer.run()
     model, tokenizer = load_model(tmp_path / "model")
-    found = evaluate(model, tokenizer, TASK, problems=20, max_new_tokens=16, seed=0)
-    assert found["problems"] == 20
+    assert evaluate(model, tokenizer, TASK, problems=20, max_new_tokens=16, seed=0)["problems"] == 20
 
 
 def test_evaluate_counts(start):
@@ -277,13 +320,13 @@ def test_evaluate_counts(start):
     task = Task(
         random_problem,
         lambda problem, text, finished: problem.start % 2 == 0,
-        lambda problem, text: problem.start % 4 == 0,
+        lambda problem, text: problem.start % 3 == 0,
     )
     found = evaluate(start, toy_tokenizer(), task, problems=400, max_new_tokens=4, seed=0)
     even = [problem.start for problem, _, _ in found["examples"] if problem.start % 2 == 0]
     assert found["correct"] == len(even)
-    assert found["hallucination_rate"] == pytest.approx(sum(s % 4 > 0 for s in even) / len(even))
-    assert found["faithful_accuracy"] == pytest.approx(sum(s % 4 == 0 for s in even) / 400)
+    assert found["hallucination_rate"] == pytest.approx(sum(s % 3 > 0 for s in even) / len(even))
+    assert found["faithful_accuracy"] == pytest.approx(sum(s % 3 == 0 for s in even) / 400)
 
 
 @pytest.mark.parametrize(
