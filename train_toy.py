@@ -243,7 +243,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
         "--threads", type=int, default=2, help="CPU threads; so small a model gains nothing from more (default: 2)"
     )
     add_options(parser, ToyConfig)
-    add_options(parser, TrainConfig, skip=("seed",), other_defaults=TOY)
+    methods_own = {"contrastive_weight": "0.1 for clipo", "process_penalty": "0.5 for the oracle"}
+    add_options(parser, TrainConfig, skip=("seed",), other_defaults=TOY | methods_own)
     return parser.parse_args(argv), parser
 
 

@@ -51,5 +51,5 @@ def pretrain(
             optimizer.step()
             schedule.step()
             losses = [*losses[-49:], loss.item()]
-            bar.set_postfix(loss=f"{sum(losses) / len(losses):.3f}")
+            bar.set_postfix(loss=f"{sum(losses) / len(losses):.3f}", refresh=False)
     return sum(losses) / len(losses)
