@@ -48,11 +48,17 @@ def center_by_group(pooled: Tensor, group: Tensor) -> Tensor:
     """Subtract from each pooled state [N, D] the mean over its prompt's rollouts; group [N] says whose they are.
 
     All rollouts of a prompt share most of their state, so their cosines are near 1 whatever they say; what is left
-    after centring is how they differ.
+    after centring is how they differ. Where they do not differ, what is left is rounding, which the head would stretch
+    to unit vectors: differences below 1e-5 of the mean's length (float32 resolves 1e-7) become exactly 0.
     """
-    index = group.unique(return_inverse=True)[1]  # [N], 0..B-1
-    sums = pooled.new_zeros(int(index.max()) + 1, pooled.shape[1]).index_add(0, index, pooled)  # [B, D]
-    return pooled - (sums / index.bincount()[:, None])[index]
+    if pooled.ndim != 2 or group.shape != pooled.shape[:1]:
+        raise ValueError(f"pooled must be [N, D] and group [N], found {tuple(pooled.shape)} and {tuple(group.shape)}")
+    index, counts = group.unique(return_inverse=True, return_counts=True)[1:]  # [N] 0..B-1, [B]
+    means = pooled.new_zeros(len(counts), pooled.shape[1]).index_add(0, index, pooled) / counts[:, None]  # [B, D]
+    means = means[index]  # [N, D]
+    difference = pooled - means
+    rounding = difference.norm(dim=1) < 1e-5 * means.norm(dim=1)  # [N]
+    return difference.masked_fill(rounding[:, None], 0.0)
 
 
 @dataclass

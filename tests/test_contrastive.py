@@ -262,6 +262,17 @@ def test_centring_removes_what_a_group_shares():
         torch.testing.assert_close(centred[rows], difference[rows] - difference[rows].mean(0))
 
 
+def test_centring_does_not_blow_up_rounding():
+    """Identical rollouts, up to rounding, must get equal losses. Catches: noise of 1e-7 normalised to unit vectors,
+    which a division by the group's standard deviation then turns into advantages of full size."""
+    pooled = torch.randn(1, 64).expand(8, 64) * (1 + 1e-7 * torch.randn(8, 64))
+    group, correct = torch.zeros(8, dtype=torch.long), torch.tensor([True] * 6 + [False] * 2)
+    assert (center_by_group(pooled, group) == 0).all()
+    embeddings = ContrastiveHead(64, 16)(center_by_group(pooled, group))
+    losses = contrastive_loss(embeddings, correct, group, loss="soft_nn").loss[correct]
+    assert (losses == losses[0]).all()
+
+
 @pytest.mark.parametrize(
     "changes, names",
     [
