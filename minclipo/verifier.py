@@ -19,13 +19,15 @@ def check_outcome(problem: ChainProblem, completion: str, finished: bool) -> boo
 def check_steps(problem: ChainProblem, completion: str) -> list[bool]:
     """For each step that the problem calls for: does the completion quote the right operand and the right total there?
 
-    A missing step is False. A completion with surplus words before the answer has a further False at the end.
+    A missing step is False. Surplus words, between the steps and "# ANSWER" or after it, add a False at the end.
     """
     words = completion.split()
-    body = words[: words.index("#")] if "#" in words else words
+    end = words.index("#") if "#" in words else len(words)
+    body, answer = words[:end], words[end:]
     expected = [[f"{operand:+d}", str(total)] for operand, total in zip(problem.operands, problem.totals)]
     verdicts = [body[2 * i : 2 * i + 2] == step for i, step in enumerate(expected)]
-    return verdicts + [False] * (len(body) > 2 * len(expected))
+    surplus = len(body) > 2 * len(expected) or len(answer) > 2
+    return verdicts + [False] * surplus
 
 
 def is_faithful(problem: ChainProblem, completion: str) -> bool:

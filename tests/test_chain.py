@@ -107,6 +107,7 @@ def test_outcome_check(text, finished, right):
         ("+5 12 -3 9 # 15", [True, True, False, False]),  # steps left out
         ("# 15", [False] * 4),
         ("+5 12 -3 9 +8 17 -2 15 +1 16 # 16", [True] * 4 + [False]),  # a step too many
+        ("+5 12 -3 9 +8 17 -2 15 # 99 # 15", [True] * 4 + [False]),  # an answer too many
         ("-3 9 +5 12 +8 17 -2 15 # 15", [False, False, True, True]),  # the right words in the wrong order
         ("", [False] * 4),
     ],
