@@ -93,7 +93,8 @@ def contrastive_loss(
         supcon_in    log sum_A exp(q_ia) - log mean_P exp(q_ip)           Khosla et al. 2020, eq. 3
         soft_nn      log sum_A exp(q_ia) - log sum_P exp(q_ip)            Frosst et al. 2019, eq. 1
 
-    Only soft_nn can reach 0: in the others the remaining positives stay in the denominator, so their floor is log |P|.
+    Only soft_nn can reach 0: in the others the remaining positives stay in the denominator, so that their floor is
+    log |P| (of infonce, on average over the positive drawn).
 
     embeddings [N, E], unit rows (see `ContrastiveHead`); correct [N] bool; group [N], which prompt a row answers.
     level: where positives and candidates come from.
@@ -106,6 +107,8 @@ def contrastive_loss(
     positive [N]: row of the positive to use for infonce (read at anchors only); default: drawn with `generator`.
     """
     _check(embeddings, correct, group, loss, level, temperature, similarity, anchors)
+    if positive is not None and positive.shape != correct.shape:
+        raise ValueError(f"positive must be [N] = [{len(correct)}], found shape {tuple(positive.shape)}")
     correct = correct.bool()
     index, candidates, positives = _pairs(correct, group, level)  # [K, M], [K, M, M], [K, M, M]
     is_anchor = positives.any(2) & (candidates & ~positives).any(2)  # [K, M]
@@ -140,10 +143,13 @@ def contrastive_reward(
 
         c_i = max(constant - weight * loss_i * correct_i, floor)        CLIPO's reward, official code
 
-    With the floor at -0.5 and an outcome reward of 0 or 1, a correct rollout always earns more than an incorrect one.
+    With the floor at -0.5, no constant and an outcome reward of 0 or 1, a correct rollout always earns more than an
+    incorrect one. A constant is added to the incorrect ones too.
     """
     if loss.shape != correct.shape:
         raise ValueError(f"loss and correct must have one shape, found {tuple(loss.shape)} and {tuple(correct.shape)}")
+    if not weight >= 0:
+        raise ValueError(f"weight must be 0 or more, found {weight}")
     return (constant - weight * loss.detach() * correct).clamp(min=floor)
 
 

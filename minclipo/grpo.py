@@ -124,9 +124,13 @@ def policy_loss(
     clip_high above clip_low is DAPO's clip-higher. aggregation, max_length: see `token_weights`.
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
+    if logprobs.ndim != 2:
+        raise ValueError(f"logprobs must be [N, T], found shape {tuple(logprobs.shape)}")
     if advantages.shape != logprobs.shape[:1]:
         raise ValueError(f"advantages must be [N] = [{len(logprobs)}], found {tuple(advantages.shape)}")
-    if dual_clip is not None and dual_clip <= 1:
+    if not (0 <= clip_low <= 1 and clip_high >= 0):
+        raise ValueError(f"clip_low must be in 0..1 and clip_high 0 or more, found {clip_low} and {clip_high}")
+    if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip must be above 1 (None: off), found {dual_clip}")
     mask = mask.bool()
     advantage = advantages[:, None]  # [N, 1]
@@ -159,7 +163,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tens
         k3   exp(-d) + d - 1     unbiased, never negative; GRPO's choice (DeepSeekMath eq. 4)
     """
     check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs)
-    d = logprobs - ref_logprobs
+    d = logprobs - ref_logprobs.detach()
     if kind == "k1":
         return d
     if kind == "k2":

@@ -2,11 +2,12 @@
 
 import argparse
 import dataclasses
+import math
 
 
-def option(default, sentence: str, *, choices: tuple | None = None, at_least=None, above=None):
+def option(default, sentence: str, *, choices: tuple | None = None, at_least=None, above=None, at_most=None):
     """A dataclass field with its one sentence of help and, where not every value will do, which ones will."""
-    metadata = {"help": sentence, "choices": choices, "at_least": at_least, "above": above}
+    metadata = {"help": sentence, "choices": choices, "at_least": at_least, "above": above, "at_most": at_most}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -43,7 +44,11 @@ def check_options(config) -> None:
         value, allowed = getattr(config, field.name), field.metadata
         if allowed["choices"] is not None and value not in allowed["choices"]:
             raise ValueError(f"{field.name} must be one of {', '.join(allowed['choices'])}; found {value!r}")
-        if allowed["at_least"] is not None and not value >= allowed["at_least"]:  # "not >=" catches NaN too
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name} must be a finite number, found {value}")
+        if allowed["at_least"] is not None and value < allowed["at_least"]:
             raise ValueError(f"{field.name} must be at least {allowed['at_least']}, found {value}")
-        if allowed["above"] is not None and not value > allowed["above"]:
+        if allowed["above"] is not None and value <= allowed["above"]:
             raise ValueError(f"{field.name} must be above {allowed['above']}, found {value}")
+        if allowed["at_most"] is not None and value > allowed["at_most"]:
+            raise ValueError(f"{field.name} must be at most {allowed['at_most']}, found {value}")

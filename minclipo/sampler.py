@@ -8,6 +8,7 @@ B prompts, G rollouts a prompt, N = B * G rows (the G rows of a prompt adjacent)
 right), P prompt tokens, V vocabulary, D width.
 """
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,10 @@ class Rollouts:
 
 def _checked(prompts, vocab_size: int) -> list[list[int]]:
     """The prompts as plain lists of ids, whatever sequences (tensors, say) they came as."""
-    prompts = [[int(token) for token in prompt] for prompt in prompts]
+    try:
+        prompts = [[operator.index(token) for token in prompt] for prompt in prompts]  # refuses 1.5, takes tensors
+    except TypeError as error:
+        raise ValueError(f"prompts must be sequences of whole numbers, one sequence a prompt: {error}") from error
     if len(prompts) == 0:
         raise ValueError("prompts is empty: give at least one prompt")
     for b, prompt in enumerate(prompts):
@@ -130,6 +134,8 @@ def sample(
     """
     prompts = _checked(prompts, model.config.vocab_size)
     _check_sampling(group_size, max_new_tokens, temperature, top_k, top_p)
+    if any(not 0 <= eos < model.config.vocab_size for eos in eos_ids):
+        raise ValueError(f"eos_ids must lie in 0..{model.config.vocab_size - 1}, found {eos_ids}")
     longest, limit = max(len(prompt) for prompt in prompts) + max_new_tokens, model.config.max_positions
     if longest > limit:
         raise ValueError(f"prompt + max_new_tokens is {longest} tokens, more than the model's max_positions {limit}")
@@ -138,8 +144,8 @@ def sample(
 
     completions = torch.full((N, max_new_tokens), eos_ids[0] if eos_ids else 0, device=device)
     mask = torch.zeros((N, max_new_tokens), dtype=torch.bool, device=device)
-    logprobs = torch.zeros((N, max_new_tokens), device=device)
-    pooled_sum = torch.zeros((N, model.config.hidden_size), device=device)
+    logprobs = torch.zeros((N, max_new_tokens), device=device, dtype=upcast(hidden).dtype)
+    pooled_sum = torch.zeros((N, model.config.hidden_size), device=device, dtype=upcast(hidden).dtype)
     finished = torch.zeros(N, dtype=torch.bool, device=device)
     eos = torch.tensor(eos_ids, dtype=torch.long, device=device)
     active = torch.arange(N, device=device)  # rows still growing; `hidden` and `cache` hold just these
@@ -155,7 +161,7 @@ def sample(
         logprobs[active, t] = distribution.gather(-1, token)[:, 0]
         # The token is fed even if it is eos, so that the pooled state covers the whole completion.
         hidden = model(token, cache)[:, 0]  # [rows, D]
-        pooled_sum[active] += hidden.float()
+        pooled_sum[active] += upcast(hidden)
         ended = torch.isin(token[:, 0], eos)
         finished[active] = ended
         if ended.any():
@@ -182,7 +188,7 @@ def completion_hidden(model: GPT, prompts: list[list[int]], completions: Tensor,
     """Plain forward pass over prompt + completion, row by row: (predicting, own) hidden states, [N, T, D] each.
 
     `predicting[:, t]` is the state that predicts completion token t, `own[:, t]` the state at that token.
-    prompts: N ragged lists, one a row; completions, mask [N, T].
+    prompts: N ragged lists, one a row; completions [N, T], padded on the right; mask [N, T] bool.
     """
     if completions.shape != mask.shape or len(prompts) != len(completions):
         raise ValueError(
@@ -190,6 +196,12 @@ def completion_hidden(model: GPT, prompts: list[list[int]], completions: Tensor,
             f"completions {tuple(completions.shape)}, mask {tuple(mask.shape)}"
         )
     prompts = _checked(prompts, model.config.vocab_size)
+    places = torch.arange(mask.shape[1], device=mask.device)
+    if mask.dtype != torch.bool or not torch.equal(mask, places < mask.sum(1, keepdim=True)):
+        raise ValueError(f"mask must be bool and true for the first tokens of each row only; its type is {mask.dtype}")
+    chosen = completions[mask]
+    if len(chosen) and not (0 <= chosen.min() and chosen.max() < model.config.vocab_size):
+        raise ValueError(f"completions has a token id outside 0..{model.config.vocab_size - 1}")
     lengths = mask.sum(1).tolist()
     rows = [prompt + row[:length] for prompt, row, length in zip(prompts, completions.tolist(), lengths)]
     tokens, _ = pad_right(rows, completions.device)  # [N, P + T]

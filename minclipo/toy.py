@@ -25,8 +25,10 @@ class ToyConfig:
     hidden_size: int = option(64, "width of the model", at_least=1)
     num_heads: int = option(4, "attention heads", at_least=1)
     intermediate_size: int = option(192, "width of the gated MLP", at_least=1)
-    hallucinate: float = option(0.15, "probability a step that the textbook quotes a made-up operand", at_least=0)
-    slip: float = option(0.08, "probability a step that the textbook adds wrongly", at_least=0)
+    hallucinate: float = option(
+        0.15, "probability a step that the textbook quotes a made-up operand", at_least=0, at_most=1
+    )
+    slip: float = option(0.08, "probability a step that the textbook adds wrongly", at_least=0, at_most=1)
     pretrain_steps: int = option(2000, "optimizer steps on the textbook", at_least=1)
     pretrain_batch: int = option(128, "solutions a step", at_least=1)
     pretrain_learning_rate: float = option(3e-3, "AdamW's highest learning rate on the textbook", above=0)

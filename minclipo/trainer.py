@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from minclipo.checkpoint import save_model, save_tensors
 from minclipo.contrastive import (
-    ANCHORS,
     HEADS,
     LEVELS,
     LOSSES,
@@ -58,7 +57,9 @@ class TrainConfig:
     group_size: int = option(16, "rollouts of each prompt (G)", at_least=1)
     max_new_tokens: int = option(16, "longest completion, in tokens", at_least=1)
     temperature: float = option(1.0, "sampling temperature of the rollouts, and of all log-probs", above=0)
-    seed: int = option(0, "seed of the problems, of the sampling and of the head's weights")
+    seed: int = option(
+        0, "seed of the problems, of the sampling and of the head's weights", at_least=0, at_most=2**63 - 1
+    )
 
     learning_rate: float = option(3e-4, "AdamW's learning rate for the policy", above=0)
     weight_decay: float = option(0.0, "AdamW's weight decay for the policy", at_least=0)
@@ -66,7 +67,7 @@ class TrainConfig:
     mini_batches: int = option(2, "optimizer steps that a step's rollouts are split into", at_least=1)
     advantage_scale: str = option("std", "what divides advantages; none is Dr. GRPO's choice", choices=SCALES)
     advantage_epsilon: float = option(1e-6, "added to that divisor", at_least=0)
-    clip_low: float = option(0.2, "ratios below 1 - this are clipped", at_least=0)
+    clip_low: float = option(0.2, "ratios below 1 - this are clipped", at_least=0, at_most=1)
     clip_high: float = option(0.2, "ratios above 1 + this are clipped", at_least=0)
     dual_clip: float = option(0.0, "ratio (above 1) that bounds the loss of negative advantages; 0: none", at_least=0)
     aggregation: str = option("token_mean", "how token losses become one number", choices=AGGREGATIONS)
@@ -78,9 +79,9 @@ class TrainConfig:
     contrastive_level: str = option("cross", "where positives and negatives come from", choices=LEVELS)
     contrastive_temperature: float = option(0.5, "tau, divides the similarities", above=0)
     contrastive_similarity: str = option("cosine", "similarity of two embeddings", choices=SIMILARITIES)
-    contrastive_anchors: str = option("correct", "rollouts that train the head; only correct ones pay", choices=ANCHORS)
+    contrastive_anchors: str = option("correct", "rollouts that train the head", choices=("correct", "all"))
     contrastive_center: bool = option(True, "subtract the mean pooled state of the prompt's group before the head")
-    contrastive_floor: float = option(-0.5, "lowest contrastive reward")
+    contrastive_floor: float = option(-0.5, "lowest contrastive reward", at_most=0)
     contrastive_constant: float = option(0.0, "added to the contrastive reward of every rollout")
     head_kind: str = option("linear", "shape of the contrastive head", choices=HEADS)
     head_size: int = option(32, "width of the embeddings", at_least=1)
@@ -97,6 +98,10 @@ class TrainConfig:
         check_options(self)
         if 0 < self.dual_clip <= 1:
             raise ValueError(f"dual_clip must be above 1, or 0 for none; found {self.dual_clip}")
+        if self.head_warmup_steps >= self.steps:
+            raise ValueError(f"head_warmup_steps {self.head_warmup_steps} leaves the policy none of {self.steps} steps")
+        if self.head_warmup_steps and not self.contrastive_weight:
+            raise ValueError(f"head_warmup_steps is {self.head_warmup_steps}, but contrastive_weight 0 has no head")
 
 
 def contrastive_step(
@@ -114,11 +119,13 @@ def contrastive_step(
     """Stage 3: (contrastive reward [N], mean contrastive loss) of pooled states [N, D], then one update of the head.
 
     The reward uses the embeddings from before the update. Without an optimizer, or without an anchor in the batch, the
-    head stays as it is. `loss_options` go to `contrastive_loss`. Raises FloatingPointError if the loss is not finite.
+    head stays as it is. `loss_options` go to `contrastive_loss`. Raises FloatingPointError for embeddings that
+    are not finite.
     """
-    found = contrastive_loss(head(pooled), correct, group, **loss_options)
-    if not found.mean.isfinite():
-        raise FloatingPointError(f"the contrastive loss is {found.mean.item()}")
+    embeddings = head(pooled)
+    if not embeddings.isfinite().all():
+        raise FloatingPointError("the contrastive head's embeddings are not finite")
+    found = contrastive_loss(embeddings, correct, group, **loss_options)
     reward = contrastive_reward(found.loss, correct, weight=weight, floor=floor, constant=constant)
     if optimizer is not None and found.anchors.any():
         optimizer.zero_grad()
@@ -170,6 +177,7 @@ class Trainer:
         texts = self.tokenizer.decode_batch(rollouts.completion_ids())
         correct = self.verify(problems, rollouts, texts)  # [N] bool
         rewards = correct.float()  # [N]
+        self.batch["correct"] = correct
 
         # 3. Contrast: correct rollouts pay for lying far from the other correct ones of their prompt; the head learns.
         contrastive_rewards, head_loss = self.contrast(rollouts, correct)  # [N], scalar

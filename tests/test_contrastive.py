@@ -285,6 +285,7 @@ def test_centring_does_not_blow_up_rounding():
         (dict(level="prompt"), "level must be one of group.*'prompt'"),
         (dict(similarity="dot"), "similarity must be one of cosine.*'dot'"),
         (dict(anchors="wrong"), "anchors must be one of correct.*'wrong'"),
+        (dict(positive=torch.tensor([1, 0])), r"positive must be \[N\] = \[4\]"),
         (dict(positive=torch.tensor([2, 0, 0, 0])), "positive names row 2, which is no positive"),
     ],
 )
@@ -292,6 +293,11 @@ def test_bad_arguments_are_named(changes, names):
     arguments = dict(embeddings=torch.eye(4), correct=torch.tensor([1, 1, 0, 0]).bool(), group=torch.zeros(4)) | changes
     with pytest.raises(ValueError, match=names):
         contrastive_loss(**arguments)
+
+
+def test_a_negative_weight_is_named():
+    with pytest.raises(ValueError, match="weight must be 0 or more, found -1"):
+        contrastive_reward(torch.ones(2), torch.ones(2), weight=-1)
 
 
 def test_an_unknown_head_is_named():

@@ -201,6 +201,8 @@ def test_k3_does_not_lose_small_differences():
         (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(2), torch.ones(2, 4)), r"mask \(2, 4\)"),
         (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(3), torch.ones(2, 3)), r"advantages must be .*\(3,\)"),
         (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(2), torch.ones(2, 3), dual_clip=0.5), "dual_clip .* 0.5"),
+        (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(2), torch.ones(2, 3), clip_low=-0.5), "clip_low .* -0.5"),
+        (lambda: policy_loss(*torch.ones(4, 4)), r"logprobs must be \[N, T\]"),
     ],
 )
 def test_bad_arguments_are_named(call, names):

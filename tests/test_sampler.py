@@ -122,6 +122,9 @@ def test_entropy_equals_enumeration():
         (dict(prompts=[[1, 31]]), r"prompts\[0\] has a token id outside 0..30"),
         (dict(temperature=-0.5), "temperature .* -0.5"),
         (dict(temperature=float("nan")), "temperature .* nan"),
+        (dict(prompts=[1, 2]), "prompts must be sequences of whole numbers"),
+        (dict(prompts=[[1.5]]), "prompts must be sequences of whole numbers"),
+        (dict(eos_ids=[31]), r"eos_ids must lie in 0..30, found \[31\]"),
         (dict(group_size=0), "group_size .* 0"),
         (dict(max_new_tokens=0), "max_new_tokens"),
         (dict(max_new_tokens=60), "66 tokens, more than the model's max_positions 64"),
@@ -137,6 +140,26 @@ def test_bad_arguments_are_named(changes, names):
 def test_mismatched_completions_and_mask_are_named():
     with pytest.raises(ValueError, match=r"completions \(1, 3\), mask \(1, 2\)"):
         completion_logprobs(small_gpt(), [[1]], torch.ones(1, 3, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    "completions, mask, names",
+    [
+        ([[1, 2, 3]], [[True, False, True]], "mask must be bool and true for the first tokens"),
+        ([[1, 2, 3]], [[1, 1, 0]], "mask must be bool .* torch.int64"),
+        ([[1, 2, 31]], [[True, True, True]], "completions has a token id outside 0..30"),
+    ],
+)
+def test_completions_that_would_be_misread_are_refused(completions, mask, names):
+    """Catches: a mask with a hole, or padded on the left, which gives wrong log-probs without a sound."""
+    with pytest.raises(ValueError, match=names):
+        completion_logprobs(small_gpt(), [[1]], torch.tensor(completions), torch.tensor(mask))
+
+
+def test_a_float64_model_samples_in_float64():
+    """Catches: results cut down to float32, or refused, where the model is wider."""
+    rollouts = rollouts_of(small_gpt().double())
+    assert rollouts.logprobs.dtype == rollouts.pooled.dtype == torch.float64
 
 
 def test_logits_that_are_not_finite_stop_the_sampling():

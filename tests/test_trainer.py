@@ -290,7 +290,8 @@ def test_a_nan_loss_stops_the_run_and_saves_the_evidence(start, tmp_path, monkey
     message = str(error.value)
     assert "step 3" in message and "failed_batch.safetensors" in message and "after step 2" in message
     batch = load_file(tmp_path / "failed_batch.safetensors")
-    assert {"completions", "mask", "logprobs", "pooled", "rewards", "advantages", "prompt_0"} <= batch.keys()
+    wanted = {"prompt_0", "completions", "mask", "logprobs", "pooled", "correct", "rewards", "advantages"}
+    assert wanted <= batch.keys()
     model, _ = load_model(tmp_path / "model")
     assert all(p.isfinite().all() for p in model.parameters())
     assert torch.equal(
@@ -336,7 +337,11 @@ def test_evaluate_counts(start):
         (dict(temperature=0.0), "temperature must be above 0, found 0.0"),
         (dict(learning_rate=-1.0), "learning_rate must be above 0, found -1.0"),
         (dict(contrastive_weight=-0.1), "contrastive_weight must be at least 0, found -0.1"),
-        (dict(temperature=float("nan")), "temperature must be above 0, found nan"),
+        (dict(temperature=float("nan")), "temperature must be a finite number, found nan"),
+        (dict(contrastive_floor=0.3), "contrastive_floor must be at most 0, found 0.3"),
+        (dict(seed=2**70), "seed must be at most"),
+        (dict(head_warmup_steps=3), "head_warmup_steps is 3, but contrastive_weight 0 has no head"),
+        (dict(head_warmup_steps=60, contrastive_weight=0.1), "head_warmup_steps 60 leaves the policy none of 60 steps"),
         (dict(dual_clip=0.5), "dual_clip must be above 1, or 0 for none; found 0.5"),
         (dict(aggregation="mean"), "aggregation must be one of token_mean.*'mean'"),
         (dict(contrastive_level="prompt"), "contrastive_level must be one of"),
@@ -362,5 +367,5 @@ def test_a_contrastive_loss_that_is_not_finite_stops_the_run(start, tmp_path):
     trainer = make(start, tmp_path, contrastive_weight=0.3)
     with torch.no_grad():
         trainer.head.projection[0].weight[0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match="step 1: the contrastive loss is nan.*failed_batch"):
+    with pytest.raises(FloatingPointError, match="step 1: the contrastive head.*not finite.*failed_batch"):
         trainer.run()
