@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import platform
+import random
 import sys
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ from minclipo.evaluation import evaluate
 from minclipo.intervals import Interval, mean_interval, share_interval
 from minclipo.options import add_options, given_options
 from minclipo.plots import STYLES, plot_training
-from minclipo.tasks.chain import ChainProblem
+from minclipo.tasks.chain import ChainProblem, random_problem
 from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_model, toy_tokenizer
 from minclipo.trainer import TrainConfig, Trainer
 from minclipo.verifier import check_steps
@@ -77,15 +78,21 @@ def peak_memory_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+def earlier_settings(out: Path) -> dict | None:
+    """What settings.json of an earlier run of this script says, None if `out` holds no such run."""
+    marker = out / "settings.json"
+    settings = read_json(marker) if marker.is_file() else None
+    return settings if isinstance(settings, dict) and {"toy", "training"} <= settings.keys() else None
+
+
 def prepare_out(out: Path, settings: dict, resume: bool) -> None:
     """Make `out` ready: resume an equal run, keep an earlier run under another name, never touch anything else."""
-    marker = out / "settings.json"
-    if marker.is_file() and resume:
-        earlier = read_json(marker)
-        differing = sorted(name for name in settings if earlier.get(name) != settings[name])
+    earlier = earlier_settings(out)
+    if earlier is not None and resume:
+        differing = sorted(name for name in settings if earlier[name] != settings[name])
         if differing:
-            raise ValueError(f"--resume: {marker} has other settings for {', '.join(differing)}; choose another --out")
-    elif marker.is_file():
+            raise ValueError(f"--resume: {out} has other settings for {', '.join(differing)}; choose another --out")
+    elif earlier is not None:
         number = 1
         while (kept := out.with_name(f"{out.name}-{number}")).exists():
             number += 1
@@ -94,49 +101,49 @@ def prepare_out(out: Path, settings: dict, resume: bool) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} exists and is no earlier run of this script; choose another")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(marker, settings | {"machine": f"{platform.machine()}, torch {torch.__version__}"})
+    write_json(out / "settings.json", settings | {"machine": f"{platform.machine()}, torch {torch.__version__}"})
 
 
-def finished(folder: Path) -> dict | None:
-    """The result of an earlier run of this very thing, if it got to its end."""
-    return read_json(folder / "result.json") if (folder / "result.json").is_file() else None
-
-
-def measure(model, tokenizer, config: ToyConfig, seed: int, started: float, folder: Path) -> dict:
-    """Evaluate on fresh problems, write result.json, return it. All methods of a seed get the same problems."""
+def measure(trained, tokenizer, config: TrainConfig, toy: ToyConfig, started: float, folder: Path) -> None:
+    """Evaluate on fresh problems and write result.json. All methods of a seed get the same problems."""
     seconds = time.perf_counter() - started
-    found = evaluate(model, tokenizer, TASK, problems=config.eval_problems, max_new_tokens=16, seed=seed)
+    size = dict(problems=toy.eval_problems, max_new_tokens=config.max_new_tokens)
+    found = evaluate(trained, tokenizer, TASK, **size, seed=config.seed)
     examples = [(dataclasses.asdict(problem), text) for problem, text, _ in found.pop("examples")[:4]]
     result = found | {"seconds": seconds, "peak_memory_mib": peak_memory_mib(), "examples": examples}
     write_json(folder / "result.json", result)
-    return result
 
 
-def run_seed(seed: int, methods: list[str], given: dict, toy: ToyConfig, out: Path, results: dict) -> None:
-    """Pretrain, then train every method from that start; results[method][seed] is filled in as they finish."""
+def run_seed(seed: int, methods: list[str], given: dict, toy: ToyConfig, out: Path) -> None:
+    """Pretrain, then train every method from that start. What an earlier run has finished is not done again."""
     tokenizer, folder = toy_tokenizer(), out / f"seed{seed}"
-    result = finished(folder / "pretrained")
-    if result is None:
+    if not (folder / "pretrained" / "result.json").is_file():
         print(f"\nseed {seed}: pretraining on the careless textbook, {toy.pretrain_steps} steps")
         started = time.perf_counter()
         start = pretrained_toy(toy, tokenizer, seed)
         save_model(start, tokenizer, folder / "pretrained" / "model")
-        result = measure(start, tokenizer, toy, seed, started, folder / "pretrained")
-    else:
-        start, _ = load_model(folder / "pretrained" / "model")
-    results["pretrained"][seed] = result
+        measure(start, tokenizer, method_config("grpo", given, seed), toy, started, folder / "pretrained")
+    start, _ = load_model(folder / "pretrained" / "model")
 
     for method in methods:
-        result = finished(folder / method)
-        if result is None:
-            print(f"\nseed {seed}: {method}")
-            started = time.perf_counter()
-            trainer = Trainer(
-                copy.deepcopy(start), tokenizer, TASK, method_config(method, given, seed), folder / method
-            )
-            trainer.run(method)
-            result = measure(trainer.model, tokenizer, toy, seed, started, folder / method)
-        results[method][seed] = result
+        if (folder / method / "result.json").is_file():
+            continue
+        print(f"\nseed {seed}: {method}")
+        started, config = time.perf_counter(), method_config(method, given, seed)
+        trainer = Trainer(copy.deepcopy(start), tokenizer, TASK, config, folder / method)
+        trainer.run(method)
+        measure(trainer.model, tokenizer, config, toy, started, folder / method)
+
+
+def finished(out: Path) -> dict[str, dict[int, dict]]:
+    """results[method][seed] of everything that `out` has finished, of this call and of earlier ones."""
+    seeds = sorted(int(path.name.removeprefix("seed")) for path in out.glob("seed*"))
+    return {
+        method: {
+            seed: read_json(path) for seed in seeds if (path := out / f"seed{seed}" / method / "result.json").is_file()
+        }
+        for method in ["pretrained", *STYLES]
+    }
 
 
 def summarize(results: dict[str, dict[int, dict]]) -> dict[str, dict]:
@@ -164,7 +171,7 @@ def intervals(runs: list[dict]) -> dict[str, Interval]:
 
 def table(summary: dict[str, dict]) -> str:
     """The summary for people."""
-    lines = [f"{'':12} {'accuracy':22} {'hallucination rate':22} {'faithful accuracy':22} seconds  peak MiB"]
+    lines = [f"{'':12} {'accuracy':22} {'hallucination rate':22} {'faithful accuracy':22} seconds  peak MiB so far"]
     for method, row in summary.items():
         cells = [f"{row[name]['mean']:.3f} [{row[name]['low']:.3f}, {row[name]['high']:.3f}]" for name in MEASURES]
         lines.append(
@@ -199,18 +206,18 @@ def show_examples(results: dict[str, dict[int, dict]], seed: int) -> None:
             print(f"    {method:12} {marked(problem, run['examples'][i][1], colour)}")
 
 
-def histories(out: Path, methods: list[str], seeds: list[int]) -> dict[str, list[list[dict]]]:
-    """The metrics that runs have written so far, finished or not, per method."""
+def histories(out: Path) -> dict[str, list[list[dict]]]:
+    """The metrics that runs have written so far, finished or not: for each method a list of runs."""
     found = {}
-    for method in methods:
-        files = [path for seed in seeds if (path := out / f"seed{seed}" / method / "metrics.jsonl").is_file()]
-        runs = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
-        found[method] = [run for run in runs if run]
+    for method in STYLES:
+        runs = [path.read_text().splitlines() for path in sorted(out.glob(f"seed*/{method}/metrics.jsonl"))]
+        found[method] = [[json.loads(line) for line in run] for run in runs if run]
     return {method: runs for method, runs in found.items() if runs}
 
 
-def report(out: Path, results: dict, methods: list[str], seeds: list[int]) -> None:
+def report(out: Path) -> None:
     """Table, examples, summary.json and curves.png of all that has been finished."""
+    results = finished(out)
     summary = summarize(results)
     if not summary:
         print("nothing has been finished yet")
@@ -220,10 +227,25 @@ def report(out: Path, results: dict, methods: list[str], seeds: list[int]) -> No
     print("(mean and 95% interval over seeds)" if several else "(95% interval of the evaluation's sample: one seed)")
     show_examples(results, next(iter(results["pretrained"])))
     write_json(out / "summary.json", summary)
-    curves = histories(out, methods, seeds)
+    curves = histories(out)
     if curves:
         plot_training(curves, out / "curves.png")
     print(f"\nin {out}: summary.json, curves.png; for each seed and method metrics.jsonl and model/")
+
+
+def check_given(methods: list[str], given: dict, toy: ToyConfig, seeds: list[int]) -> None:
+    """ValueError now for what would otherwise end the run after the pretraining, or be ignored without a word."""
+    for name in given:
+        method = "oracle" if name == "process_penalty" else "clipo"
+        if name.startswith(("contrastive_", "head_", "process_")) and method not in methods:
+            raise ValueError(f"--{name.replace('_', '-')} is an option of {method}, which --method leaves out")
+    model, longest_prompt = toy_model(toy, seed=0), len(toy_tokenizer().encode(random_problem(random.Random(0)).prompt))
+    for method in methods:
+        for seed in seeds:
+            config = method_config(method, given, seed)
+        longest, limit = longest_prompt + config.max_new_tokens, model.config.max_positions
+        if longest > limit:
+            raise ValueError(f"--max-new-tokens {config.max_new_tokens} makes {longest} tokens, the model has {limit}")
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
@@ -256,27 +278,23 @@ def main(argv: list[str] | None = None) -> int:
     given = given_options(arguments, TrainConfig)
     try:
         toy = ToyConfig(**given_options(arguments, ToyConfig))
-        toy_model(toy, seed=0)  # a wrong value should end here, not after the pretraining
-        for method in methods:
-            method_config(method, given, seed=0)
+        check_given(methods, given, toy, seeds)
         prepare_out(arguments.out, {"toy": dataclasses.asdict(toy), "training": given}, arguments.resume)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     torch.set_num_threads(max(1, arguments.threads))
     sys.stdout.reconfigure(line_buffering=True)  # a log that is piped to a file should grow line by line
-    started = time.perf_counter()
-    results: dict[str, dict[int, dict]] = {name: {} for name in ["pretrained", *methods]}
-    status = 0
+    started, status = time.perf_counter(), 0
     try:
         for seed in seeds:
-            run_seed(seed, methods, given, toy, arguments.out, results)
+            run_seed(seed, methods, given, toy, arguments.out)
     except KeyboardInterrupt:
         print("\ninterrupted; this is what there is. The same command with --resume goes on from here.")
         status = 130
     except FloatingPointError as error:
         print(f"\nstopped: {error}", file=sys.stderr)
         status = 1
-    report(arguments.out, results, methods, seeds)
+    report(arguments.out)
     print(f"{time.perf_counter() - started:.0f} s")
     return status
 

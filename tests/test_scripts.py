@@ -112,9 +112,9 @@ def test_train_toy_from_end_to_end(tmp_path):
             assert (out / "seed1" / method / file).is_file()
     assert (out / "curves.png").stat().st_size > 5000
 
-    again = run_toy("--seeds", "0", "1", "--paper", "--resume", out=out)
+    again = run_toy("--method", "grpo", "--resume", out=out)  # less is asked for, all is reported
     assert again.returncode == 0 and "pretraining" not in again.stdout and " 1/2 " not in again.stdout
-    assert json.loads((out / "summary.json").read_text())["clipo"] == summary["clipo"]
+    assert json.loads((out / "summary.json").read_text()) == summary
 
     other = run_toy("--method", "grpo", out=out)
     assert other.returncode == 0 and "is now in" in other.stdout
@@ -162,5 +162,13 @@ def test_bad_command_lines_end_at_once(tmp_path, capsys):
     assert (mine / "thesis.tex").read_text() == "all my work"
     (tmp_path / "file").write_text("")
     assert "is no earlier run" in message_of(out=tmp_path / "file", capsys=capsys)
+    (mine / "settings.json").write_text('{"editor.fontSize": 12}')  # somebody else's settings.json
+    for arguments in ([], ["--resume"]):
+        assert "is no earlier run" in message_of(*arguments, out=mine, capsys=capsys)
+    assert "makes 130 tokens" in message_of("--max-new-tokens", "120", out=tmp_path / "a", capsys=capsys)
+    assert "finite number" in message_of("--contrastive-floor", "nan", out=tmp_path / "a", capsys=capsys)
+    assert "seed must be at most" in message_of("--seeds", "0", str(2**64), out=tmp_path / "a", capsys=capsys)
+    ignored = message_of("--method", "grpo", "--head-size", "8", out=tmp_path / "a", capsys=capsys)
+    assert "--head-size is an option of clipo, which --method leaves out" in ignored
     train_toy.prepare_out(tmp_path / "b", {"toy": {}, "training": {"steps": 5}}, resume=False)
     assert "other settings for toy, training" in message_of("--resume", out=tmp_path / "b", capsys=capsys)
