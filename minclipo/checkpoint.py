@@ -52,6 +52,11 @@ def load_model(directory: str | Path) -> tuple[GPT, Tokenizer]:
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / name} does not exist: {directory} is no model directory")
     config = read_json(directory / "config.json")
+    if not isinstance(config, dict):
+        raise ValueError(f"{directory / 'config.json'} must hold an object, found {type(config).__name__}")
+    eos = config.get("eos_token_id")
+    if eos is None:
+        raise ValueError(f"{directory / 'config.json'}: eos_token_id is missing")
     model = GPT(config_from_json(config))
     try:
         tensors = load_file(directory / "model.safetensors")
@@ -63,7 +68,6 @@ def load_model(directory: str | Path) -> tuple[GPT, Tokenizer]:
         raise ValueError(
             f"{directory / 'model.safetensors'} does not fit {directory / 'config.json'}: {error}"
         ) from error
-    eos = config["eos_token_id"]
     return model, Tokenizer.from_file(directory / "tokenizer.json", eos if isinstance(eos, list) else [eos])
 
 
@@ -119,7 +123,7 @@ def config_from_json(config: dict) -> GPTConfig:
             hidden_size=config["hidden_size"],
             num_layers=config["num_hidden_layers"],
             num_heads=config["num_attention_heads"],
-            num_kv_heads=config.get("num_key_value_heads", config["num_attention_heads"]),
+            num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
             intermediate_size=config["intermediate_size"],
             head_dim=config.get("head_dim"),
             max_positions=config["max_position_embeddings"],

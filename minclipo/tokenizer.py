@@ -28,7 +28,10 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path, eos_ids: list[int]) -> "Tokenizer":
         """Read a tokenizer.json."""
-        return cls(FastTokenizer.from_file(str(path)), eos_ids)
+        try:
+            return cls(FastTokenizer.from_file(str(path)), eos_ids)
+        except Exception as error:  # the library raises bare Exceptions
+            raise ValueError(f"{path} cannot be read: {error}") from error
 
     @property
     def vocab_size(self) -> int:

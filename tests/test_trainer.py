@@ -369,3 +369,82 @@ def test_a_contrastive_loss_that_is_not_finite_stops_the_run(start, tmp_path):
         trainer.head.projection[0].weight[0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="step 1: the contrastive head.*not finite.*failed_batch"):
         trainer.run()
+
+
+# For every option: a value other than its default, the function it must reach, and under which name.
+DESTINATIONS = [
+    ("temperature", 0.7, "sample", "temperature"),
+    ("temperature", 0.7, "completion_logprobs", "temperature"),
+    ("max_new_tokens", 13, "sample", 3),
+    ("group_size", 4, "sample", 2),
+    ("group_size", 4, "group_advantages", 1),
+    ("advantage_scale", "none", "group_advantages", "scale"),
+    ("advantage_epsilon", 0.01, "group_advantages", "epsilon"),
+    ("clip_low", 0.11, "policy_loss", "clip_low"),
+    ("clip_high", 0.33, "policy_loss", "clip_high"),
+    ("dual_clip", 4.0, "policy_loss", "dual_clip"),
+    ("aggregation", "constant", "policy_loss", "aggregation"),
+    ("aggregation", "constant", "aggregate", 2),
+    ("kl_kind", "k2", "kl_penalty", 2),
+    ("contrastive_weight", 0.37, "contrastive_step", "weight"),
+    ("contrastive_loss", "supcon_in", "contrastive_step", "loss"),
+    ("contrastive_level", "batch", "contrastive_step", "level"),
+    ("contrastive_temperature", 0.21, "contrastive_step", "temperature"),
+    ("contrastive_similarity", "l2", "contrastive_step", "similarity"),
+    ("contrastive_anchors", "all", "contrastive_step", "anchors"),
+    ("contrastive_floor", -0.4, "contrastive_step", "floor"),
+    ("contrastive_constant", 0.05, "contrastive_step", "constant"),
+    ("head_size", 7, "ContrastiveHead", 1),
+    ("head_kind", "mlp", "ContrastiveHead", 2),
+]
+
+
+@pytest.mark.parametrize("name, value, function, place", DESTINATIONS)
+def test_options_arrive_where_they_act(start, tmp_path, monkeypatch, name, value, function, place):
+    """Catches: an option that is declared and read by nobody, or that arrives under another's name."""
+    calls, original = [], getattr(trainer_module, function)
+    monkeypatch.setattr(trainer_module, function, lambda *a, **k: calls.append((a, k)) or original(*a, **k))
+    settings = {"contrastive_weight": 0.1, "kl_weight": 0.01} | {name: value}
+    make(start, tmp_path, **settings).step()
+    assert calls
+    for positional, named in calls:
+        assert (named[place] if isinstance(place, str) else positional[place]) == value
+
+
+@pytest.mark.parametrize(
+    "name, value, of_head, field",
+    [
+        ("learning_rate", 0.0123, False, "lr"),
+        ("weight_decay", 0.45, False, "weight_decay"),
+        ("head_learning_rate", 0.0321, True, "lr"),
+        ("head_weight_decay", 0.54, True, "weight_decay"),
+    ],
+)
+def test_optimizer_options_arrive(start, tmp_path, name, value, of_head, field):
+    trainer = make(start, tmp_path, **{"contrastive_weight": 0.1, name: value})
+    optimizer = trainer.head_optimizer if of_head else trainer.optimizer
+    assert optimizer.param_groups[0][field] == value
+
+
+def test_the_gradient_is_clipped_to_its_norm(start, tmp_path, monkeypatch):
+    """Catches: clipping after the step, or another norm. What the optimizer sees is at most max_grad_norm long."""
+    trainer, seen = make(start, tmp_path, max_grad_norm=0.01), []
+    original = trainer.optimizer.step
+
+    def watched():
+        seen.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item())
+        return original()
+
+    monkeypatch.setattr(trainer.optimizer, "step", watched)
+    metrics = trainer.step()
+    assert len(seen) == 2 and max(seen) <= 0.01 * 1.001 < metrics["gradient_norm"]
+
+
+def test_the_oracle_takes_off_what_it_is_told(start, tmp_path):
+    """Outcome 1, minus 0.3 where the step check objects. Catches: the penalty on wrong answers too, or its sign."""
+    task = Task(random_problem, lambda problem, *_: problem.start % 2 == 0, lambda problem, _: problem.start % 3 == 0)
+    trainer = make(start, tmp_path, task, process_penalty=0.3)
+    trainer.step()
+    problems = [random_problem(rng) for rng in [random.Random(0)] for _ in range(6)]
+    wanted = [float(p.start % 2 == 0) * (1.0 if p.start % 3 == 0 else 0.7) for p in problems for _ in range(8)]
+    torch.testing.assert_close(trainer.batch["rewards"], torch.tensor(wanted))
