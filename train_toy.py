@@ -261,9 +261,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
     parser.add_argument(
         "--resume", action="store_true", help="keep what OUT has finished with these settings, do the rest"
     )
-    parser.add_argument(
-        "--threads", type=int, default=2, help="CPU threads; so small a model gains nothing from more (default: 2)"
-    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     add_options(parser, ToyConfig)
     methods_own = {"contrastive_weight": "0.1 for clipo", "process_penalty": "0.5 for the oracle"}
     add_options(parser, TrainConfig, skip=("seed",), other_defaults=TOY | methods_own)
@@ -291,10 +289,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; this is what there is. The same command with --resume goes on from here.")
         status = 130
-    except FloatingPointError as error:
-        print(f"\nstopped: {error}", file=sys.stderr)
+    except (FloatingPointError, OSError) as error:  # OSError: a full disk, a folder that has gone
+        print(f"\nstopped: {error}. What is finished is kept; --resume goes on from there.", file=sys.stderr)
         status = 1
-    report(arguments.out)
+    try:
+        report(arguments.out)
+    except OSError as error:
+        print(f"\nthe report could not be written: {error}", file=sys.stderr)
+        status = 1
     print(f"{time.perf_counter() - started:.0f} s")
     return status
 

@@ -25,8 +25,8 @@ class Rollouts:
     group_size: int  # G
     completions: Tensor  # [N, T] token ids; eos included where it was reached, then padding
     mask: Tensor  # [N, T] bool, true for the tokens that were sampled: by length, since pad and eos may be one id
-    logprobs: Tensor  # [N, T] float32, under exactly the distribution sampled from; 0 at padding
-    pooled: Tensor  # [N, D] float32, mean final-norm hidden state over the completion's own tokens
+    logprobs: Tensor  # [N, T] float32 at least, under exactly the distribution sampled from; 0 at padding
+    pooled: Tensor  # [N, D] float32 at least, mean final-norm hidden state over the completion's own tokens
     finished: Tensor  # [N] bool, true where eos was reached
 
     @property

@@ -144,6 +144,21 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
     assert (out / "curves.png").is_file()
 
 
+def test_a_full_disk_ends_with_a_message(tmp_path, capsys, monkeypatch):
+    """Catches: a traceback, and the results of what had been finished before not reported."""
+    out = tmp_path / "toy"
+    assert train_toy.main([*SHORT, "--method", "grpo", "--out", str(out)]) == 0
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train_toy, "save_model", full_disk)
+    status = train_toy.main([*SHORT, "--method", "grpo", "--seeds", "0", "1", "--resume", "--out", str(out)])
+    printed = capsys.readouterr()
+    assert status == 1 and "stopped: [Errno 28] No space left on device" in printed.err
+    assert json.loads((out / "summary.json").read_text())["grpo"]["seeds"] == [0]
+
+
 def message_of(*arguments, out: Path, capsys) -> str:
     with pytest.raises(SystemExit) as exit_:
         train_toy.main([*SHORT, "--out", str(out), *arguments])
