@@ -22,15 +22,16 @@ from pathlib import Path
 
 import torch
 
-from minclipo.checkpoint import load_model, read_json, save_model, write_json
+from minclipo.checkpoint import load_model, save_model
 from minclipo.evaluation import evaluate
+from minclipo.files import read_json, write_json
 from minclipo.intervals import Interval, mean_interval, share_interval
 from minclipo.options import add_options, given_options
 from minclipo.plots import STYLES, plot_training
-from minclipo.tasks.chain import ChainProblem, random_problem
+from minclipo.runs import peak_memory_mib, prepare_out
+from minclipo.tasks.chain import ChainProblem, check_steps, random_problem
 from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_model, toy_tokenizer
 from minclipo.trainer import TrainConfig, Trainer
-from minclipo.verifier import check_steps
 
 # What the toy does otherwise than TrainConfig's defaults, and what makes each method what it is.
 TOY = dict(steps=100, learning_rate=5e-4)
@@ -68,42 +69,6 @@ def method_config(method: str, given: dict, seed: int) -> TrainConfig:
     return TrainConfig(**settings)
 
 
-def peak_memory_mib() -> float:
-    """Most memory that this process has held so far, in MiB (0 where the system does not tell)."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def earlier_settings(out: Path) -> dict | None:
-    """What settings.json of an earlier run of this script says, None if `out` holds no such run."""
-    marker = out / "settings.json"
-    settings = read_json(marker) if marker.is_file() else None
-    return settings if isinstance(settings, dict) and {"toy", "training"} <= settings.keys() else None
-
-
-def prepare_out(out: Path, settings: dict, resume: bool) -> None:
-    """Make `out` ready: resume an equal run, keep an earlier run under another name, never touch anything else."""
-    earlier = earlier_settings(out)
-    if earlier is not None and resume:
-        differing = sorted(name for name in settings if earlier[name] != settings[name])
-        if differing:
-            raise ValueError(f"--resume: {out} has other settings for {', '.join(differing)}; choose another --out")
-    elif earlier is not None:
-        number = 1
-        while (kept := out.with_name(f"{out.name}-{number}")).exists():
-            number += 1
-        out.rename(kept)
-        print(f"the earlier run in {out} is now in {kept}")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out} exists and is no earlier run of this script; choose another")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "settings.json", settings | {"machine": f"{platform.machine()}, torch {torch.__version__}"})
-
-
 def measure(trained, tokenizer, config: TrainConfig, toy: ToyConfig, started: float, folder: Path) -> None:
     """Evaluate on fresh problems and write result.json. All methods of a seed get the same problems."""
     seconds = time.perf_counter() - started
@@ -114,8 +79,9 @@ def measure(trained, tokenizer, config: TrainConfig, toy: ToyConfig, started: fl
     write_json(folder / "result.json", result)
 
 
-def run_seed(seed: int, methods: list[str], given: dict, toy: ToyConfig, out: Path) -> None:
-    """Pretrain, then train every method from that start. What an earlier run has finished is not done again."""
+def run_seed(seed: int, methods: list[str], given: dict, toy: ToyConfig, out: Path, resume: bool) -> None:
+    """Pretrain, then train every method from that start. What an earlier run has finished is not done again, and with
+    `resume` a method that was interrupted goes on from its last training state."""
     tokenizer, folder = toy_tokenizer(), out / f"seed{seed}"
     if not (folder / "pretrained" / "result.json").is_file():
         print(f"\nseed {seed}: pretraining on the careless textbook, {toy.pretrain_steps} steps")
@@ -123,7 +89,7 @@ def run_seed(seed: int, methods: list[str], given: dict, toy: ToyConfig, out: Pa
         start = pretrained_toy(toy, tokenizer, seed)
         save_model(start, tokenizer, folder / "pretrained" / "model")
         measure(start, tokenizer, method_config("grpo", given, seed), toy, started, folder / "pretrained")
-    start, _ = load_model(folder / "pretrained" / "model")
+    start = load_model(folder / "pretrained" / "model")
 
     for method in methods:
         if (folder / method / "result.json").is_file():
@@ -131,7 +97,7 @@ def run_seed(seed: int, methods: list[str], given: dict, toy: ToyConfig, out: Pa
         print(f"\nseed {seed}: {method}")
         started, config = time.perf_counter(), method_config(method, given, seed)
         trainer = Trainer(copy.deepcopy(start), tokenizer, TASK, config, folder / method)
-        trainer.run(method)
+        trainer.run(method, resume=resume)
         measure(trainer.model, tokenizer, config, toy, started, folder / method)
 
 
@@ -277,7 +243,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         toy = ToyConfig(**given_options(arguments, ToyConfig))
         check_given(methods, given, toy, seeds)
-        prepare_out(arguments.out, {"toy": dataclasses.asdict(toy), "training": given}, arguments.resume)
+        machine = f"{platform.machine()}, torch {torch.__version__}"
+        settings = {"script": "train_toy.py", "machine": machine, "toy": dataclasses.asdict(toy), "training": given}
+        prepare_out(arguments.out, settings, arguments.resume)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     torch.set_num_threads(max(1, arguments.threads))
@@ -285,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     started, status = time.perf_counter(), 0
     try:
         for seed in seeds:
-            run_seed(seed, methods, given, toy, arguments.out)
+            run_seed(seed, methods, given, toy, arguments.out, arguments.resume)
     except KeyboardInterrupt:
         print("\ninterrupted; this is what there is. The same command with --resume goes on from here.")
         status = 130

@@ -1,163 +1,194 @@
-"""A model as a Hugging Face directory: config.json, model.safetensors, tokenizer.json.
+"""A model as a Hugging Face directory: config.json, model.safetensors and the files of its tokenizer.
 
-The GPT's modules carry Hugging Face's names, so a state dict only needs the prefix "model." before all but the output
-head. What `save_model` writes, other tools that read that format load as a Llama, Qwen2 or Qwen3 model.
-Left out so far: shards, downloads, half precision on load.
+The GPT's modules carry Hugging Face's names, so a tensor only needs the prefix "model." before all but the output head.
+What `save_model` writes, other tools that read that format load as a Llama, Qwen2 or Qwen3 model.
+Everything is checked before it is believed: a model that is loaded nearly right trains nearly as well, unnoticed.
+Left out: pickled weights, quantised weights, writing shards.
 """
 
-import json
-import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from minclipo.model import GPT, GPTConfig, RopeScaling
-from minclipo.tokenizer import Tokenizer
+from minclipo.config_json import config_from_json, config_to_json
+from minclipo.files import read_json, read_object, replacing, write_json
+from minclipo.hub import model_directory
+from minclipo.model import GPT, GPTConfig
+from minclipo.tokenizer import Tokenizer, load_tokenizer
 
-# What distinguishes the families, as far as this model goes: model_type -> (qkv_bias, qk_norm)
-FAMILIES = {"llama": (False, False), "mistral": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+__all__ = ["load_model", "read_json", "save_model", "save_tensors", "write_json"]
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """A safetensors file that is either whole or not there: written under another name, then renamed."""
-    temporary = path.with_name(path.name + ".partial")
-    save_file(
-        {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"}
-    )
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary, metadata={"format": "pt"})
 
 
 def save_model(model: GPT, tokenizer: Tokenizer, directory: str | Path) -> None:
     """Write model and tokenizer to `directory` (made if need be)."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    prefixed = {
-        name if name.startswith("lm_head") else f"model.{name}": weight for name, weight in model.state_dict().items()
-    }
-    save_tensors(prefixed, directory / "model.safetensors")
-    write_json(
-        directory / "config.json", config_to_json(model.config, tokenizer.eos_ids, model.embed_tokens.weight.dtype)
+    save_tensors(
+        {_published(name): weight for name, weight in model.state_dict().items()}, directory / "model.safetensors"
     )
+    config = config_to_json(model.config, model.embed_tokens.weight.dtype)
+    write_json(directory / "config.json", config | tokenizer.special_ids())
     tokenizer.save(directory)
 
 
-def load_model(directory: str | Path) -> tuple[GPT, Tokenizer]:
-    """Read what `save_model` wrote. Errors name the file, and the tensors that are missing, extra or misshapen."""
-    directory = Path(directory)
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory / name} does not exist: {directory} is no model directory")
-    config = read_json(directory / "config.json")
-    if not isinstance(config, dict):
-        raise ValueError(f"{directory / 'config.json'} must hold an object, found {type(config).__name__}")
-    eos = config.get("eos_token_id")
-    if eos is None:
-        raise ValueError(f"{directory / 'config.json'}: eos_token_id is missing")
-    model = GPT(config_from_json(config))
-    try:
-        tensors = load_file(directory / "model.safetensors")
-    except SafetensorError as error:
-        raise ValueError(f"{directory / 'model.safetensors'} cannot be read: {error}") from error
-    try:
-        model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
-    except RuntimeError as error:
+def load_model(
+    directory_or_hub_id: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> GPT:
+    """The model of a directory or hub id, in `dtype` on `device`.
+
+    ValueError or FileNotFoundError naming the file, and the key or tensor, if anything is missing, left over or not as
+    config.json says. Weights are read one by one to where they stay: there is never a second copy of the model.
+    """
+    directory = model_directory(directory_or_hub_id)
+    config = _read_config(directory / "config.json")
+    weights_path = _weights_path(directory)
+    stored = _stored_tensors(weights_path)
+    model = _empty_model(config, len(stored), directory / "config.json")
+    _check_tensors(stored, model, weights_path)
+    vocab_size = load_tokenizer(directory).vocab_size
+    if vocab_size > config.vocab_size:
         raise ValueError(
-            f"{directory / 'model.safetensors'} does not fit {directory / 'config.json'}: {error}"
-        ) from error
-    return model, Tokenizer.from_file(directory / "tokenizer.json", eos if isinstance(eos, list) else [eos])
-
-
-def config_to_json(config: GPTConfig, eos_ids: list[int], dtype: torch.dtype) -> dict:
-    """config.json in the keys that published checkpoints have."""
-    families = {flags: name for name, flags in reversed(FAMILIES.items()) if name in ARCHITECTURES}
-    flags = (config.qkv_bias, config.qk_norm)
-    if flags not in families:
-        raise ValueError(f"no model family has qkv_bias {config.qkv_bias} together with qk_norm {config.qk_norm}")
-    scaling = config.rope_scaling
-    if scaling is not None:
-        names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        values = (scaling.low_frequency_factor, scaling.high_frequency_factor, scaling.original_context)
-        scaling = {"rope_type": scaling.kind, "factor": scaling.factor} | dict(zip(names, values))
-    return {
-        "architectures": [ARCHITECTURES[families[flags]]],
-        "model_type": families[flags],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.intermediate_size,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
-        "tie_word_embeddings": config.tie_embeddings,
-        "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else eos_ids,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-    }
-
-
-def config_from_json(config: dict) -> GPTConfig:
-    """The GPTConfig that a config.json asks for."""
-    if config.get("model_type") not in FAMILIES:
-        raise ValueError(
-            f"config.json: model_type must be one of {', '.join(FAMILIES)}; found {config.get('model_type')!r}"
+            f"{directory / 'tokenizer.json'}: its {vocab_size} tokens are more than the vocab_size {config.vocab_size} "
+            f"of config.json, the rows of the embedding"
         )
-    if config.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"config.json: hidden_act must be 'silu', found {config['hidden_act']!r}")
-    if config.get("sliding_window") and config.get("use_sliding_window", True):
-        raise ValueError(
-            f"config.json: sliding_window {config['sliding_window']} is active, which this model does not have"
-        )
-    qkv_bias, qk_norm = FAMILIES[config["model_type"]]
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    weights = {name: stored[_published(name)].read(dtype, device) for name, _ in model.named_parameters()}
+    copy = stored.get("lm_head.weight")
+    if config.tie_embeddings and copy and not torch.equal(copy.read(dtype, device), weights["embed_tokens.weight"]):
+        raise ValueError(f"{copy.path}: lm_head.weight differs from the embedding, but tie_word_embeddings is true")
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+@dataclass
+class StoredTensor:
+    """A tensor of a safetensors file of which only the header has been read."""
+
+    name: str
+    path: Path
+    file: safe_open
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name: F32, BF16, I8, ...
+
+    def read(self, dtype: torch.dtype, device: str | torch.device) -> Tensor:
+        try:
+            tensor = self.file.get_tensor(self.name)
+        except SafetensorError as error:
+            raise ValueError(f"{self.path}: {self.name} cannot be read: {error}") from error
+        tensor = tensor.to(device, dtype, copy=True)  # a copy even if nothing changes: the file is only mapped
+        if not torch.stack(tensor.aminmax()).isfinite().all():  # passes NaN on, and needs no memory, unlike isfinite
+            raise ValueError(f"{self.path}: {self.name} holds values that are not finite in {dtype}")
+        return tensor
+
+
+def _published(name: str) -> str:
+    """Hugging Face's name of one of the GPT's parameters."""
+    return name if name.startswith("lm_head") else f"model.{name}"
+
+
+def _read_config(path: Path) -> GPTConfig:
+    config = read_object(path)
     try:
-        return GPTConfig(
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            num_layers=config["num_hidden_layers"],
-            num_heads=config["num_attention_heads"],
-            num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            intermediate_size=config["intermediate_size"],
-            head_dim=config.get("head_dim"),
-            max_positions=config["max_position_embeddings"],
-            norm_eps=config["rms_norm_eps"],
-            rope_theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
-            rope_scaling=_rope_scaling(rope),
-            tie_embeddings=config.get("tie_word_embeddings", False),
-            qkv_bias=qkv_bias,
-            qk_norm=qk_norm,
-        )
-    except KeyError as error:
-        raise ValueError(f"config.json: key {error} is missing") from error
-
-
-def _rope_scaling(rope: dict) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    scaling = RopeScaling(kind, rope["factor"])
-    if kind == "llama3":
-        scaling.low_frequency_factor = rope["low_freq_factor"]
-        scaling.high_frequency_factor = rope["high_freq_factor"]
-        scaling.original_context = rope["original_max_position_embeddings"]
-    return scaling
-
-
-def write_json(path: Path, value) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
-def read_json(path: Path):
-    try:
-        return json.loads(path.read_text())
+        return config_from_json(config)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _empty_model(config: GPTConfig, num_tensors: int, path: Path) -> GPT:
+    """The model without memory for its weights, on torch's meta device."""
+    if config.num_layers > num_tensors:  # else a wrong number would be built for hours
+        raise ValueError(f"{path}: num_hidden_layers {config.num_layers} for a file of only {num_tensors} tensors")
+    try:
+        with torch.device("meta"):
+            return GPT(config)
+    except RuntimeError as error:
+        raise ValueError(f"{path} asks for a model that cannot be built: {error}") from error
+
+
+def _weights_path(directory: Path) -> Path:
+    """model.safetensors, or the index of its shards."""
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (directory / name).is_file():
+            return directory / name
+    raise FileNotFoundError(f"{directory} holds neither model.safetensors nor model.safetensors.index.json")
+
+
+def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file, or of the shards that an index lists, by name."""
+    tensors = _open_shards(path) if path.suffix == ".json" else _open_tensors(path)
+    # Early Llama files also hold the rotary frequencies, which follow from config.json.
+    return {tensor.name: tensor for tensor in tensors if not tensor.name.endswith(".rotary_emb.inv_freq")}
+
+
+def _open_tensors(path: Path) -> list[StoredTensor]:
+    try:
+        file = safe_open(path, framework="pt")
+        slices = {name: file.get_slice(name) for name in file.keys()}
+        return [StoredTensor(name, path, file, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()]
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _open_shards(index: Path) -> list[StoredTensor]:
+    """The tensors of all shards, each in the shard where the index says it is, and in no other."""
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index}: weight_map must say for each tensor which file holds it; found {weight_map!r}")
+    for name, shard in weight_map.items():
+        _check_shard_name(index, name, shard)
+    tensors = [tensor for shard in sorted(set(weight_map.values())) for tensor in _open_tensors(index.parent / shard)]
+    held = {(tensor.name, tensor.path.name) for tensor in tensors}
+    listed = set(weight_map.items())
+    if held != listed:
+        name, shard = min(listed - held or held - listed)
+        problem = "does not hold it" if (name, shard) in listed else "also holds it"
+        raise ValueError(f"{index}: {name} is listed in {weight_map.get(name)!r}, but {shard} {problem}")
+    return tensors
+
+
+def _check_shard_name(index: Path, name: str, shard) -> None:
+    """ValueError or FileNotFoundError unless `shard` is a safetensors file of this directory."""
+    if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard or "\\" in shard:
+        raise ValueError(f"{index}: {name} must be in a safetensors file of this directory, found {shard!r}")
+    path = index.parent / shard
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, but {index} says that it holds {name}")
+    # A link may lead to the hub's cache, which keeps models/*/snapshots/<revision> as links to models/*/blobs.
+    home, target = index.parent.resolve(), path.resolve()
+    if target.parent not in (home, home.parent.parent / "blobs"):
+        raise ValueError(f"{index}: {shard} is a link that leaves the directory, to {target}")
+
+
+def _check_tensors(stored: dict[str, StoredTensor], model: GPT, path: Path) -> None:
+    """ValueError naming the tensors that are missing, left over, misshapen or not floating-point."""
+    shapes = {_published(name): tuple(weight.shape) for name, weight in model.named_parameters()}
+    if model.config.tie_embeddings:  # a second copy of the embedding has a place; `load_model` compares them
+        shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
+    optional = {"lm_head.weight"} if model.config.tie_embeddings else set()
+    problems = {
+        "missing": [name for name in shapes if name not in stored and name not in optional],
+        "without a place in the model of config.json": [name for name in stored if name not in shapes],
+        "misshapen for config.json": [
+            f"{name} {stored[name].shape}, not {shape}"
+            for name, shape in shapes.items()
+            if name in stored and stored[name].shape != shape
+        ],
+        f"not of type {', '.join(FLOATS)}": [
+            f"{name} {tensor.dtype}" for name, tensor in stored.items() if tensor.dtype not in FLOATS
+        ],
+    }
+    for problem, found in problems.items():
+        if found:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            raise ValueError(f"{path}: tensors {problem}: {'; '.join(found[:5])}{more}")

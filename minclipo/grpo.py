@@ -61,7 +61,7 @@ def token_weights(
         sequence_sum    1 / N+                 long rollouts count more
         constant        1 / (N max_length)     Dr. GRPO: the weight of a token does not depend on any length drawn
 
-    A step that is cut into micro-batches sums weights * token_loss of each part, with the weights of the whole step.
+    A batch that is cut into micro-batches sums weights * token_loss of each part, with the weights of the whole batch.
     """
     if mask.ndim != 2:
         raise ValueError(f"mask must be [N, T], found shape {tuple(mask.shape)}")
@@ -83,13 +83,10 @@ def token_weights(
     raise ValueError(f"aggregation must be one of {', '.join(AGGREGATIONS)}; found {aggregation!r}")
 
 
-def aggregate(
-    token_loss: Tensor, mask: Tensor, aggregation: str = "token_mean", max_length: int | None = None
-) -> Tensor:
-    """One number from token losses [N, T]; see `token_weights`. Values outside the mask are never read."""
-    check_shapes(token_loss=token_loss, mask=mask)
-    weights = token_weights(mask, aggregation, max_length, token_loss.dtype)
-    return (weights * token_loss.masked_fill(~mask.bool(), 0.0)).sum()
+def aggregate(token_loss: Tensor, weights: Tensor) -> Tensor:
+    """One number from token losses [N, T] and their `token_weights` [N, T]. Values of weight 0 are never read."""
+    check_shapes(token_loss=token_loss, weights=weights)
+    return (weights * token_loss.masked_fill(weights == 0, 0.0)).sum()
 
 
 @dataclass
@@ -111,8 +108,7 @@ def policy_loss(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     dual_clip: float | None = None,
-    aggregation: str = "token_mean",
-    max_length: int | None = None,
+    weights: Tensor | None = None,
 ) -> PolicyLoss:
     """The clipped token loss of PPO and GRPO, to be minimised.
 
@@ -121,7 +117,8 @@ def policy_loss(
         L_t = min(L_t, -A dual_clip)  where A < 0                        Ye et al. 2020 (dual clip); None: without
 
     logprobs (with gradient), old_logprobs, mask: [N, T], the log-probs at the sampling temperature; advantages [N].
-    clip_high above clip_low is DAPO's clip-higher. aggregation, max_length: see `token_weights`.
+    clip_high above clip_low is DAPO's clip-higher. weights [N, T]: how the token losses become one number, see
+    `token_weights`; None: their mean. The fractions and the KL are means over the mask whatever the weights.
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
     if logprobs.ndim != 2:
@@ -146,7 +143,7 @@ def policy_loss(
         dual = (advantage < 0) & (token_loss > limit)
         token_loss = torch.where(advantage < 0, torch.minimum(token_loss, limit), token_loss)
     return PolicyLoss(
-        loss=aggregate(token_loss, mask, aggregation, max_length),
+        loss=aggregate(token_loss, token_weights(mask, dtype=token_loss.dtype) if weights is None else weights),
         clip_fraction=masked_mean((clipped > unclipped).float(), mask),
         dual_clip_fraction=masked_mean(dual.float(), mask),
         kl=masked_mean(-log_ratio.detach(), mask),

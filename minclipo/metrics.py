@@ -35,11 +35,16 @@ def rollout_metrics(
     }
 
 
-def faithfulness_metrics(correct: Tensor, faithful: Tensor) -> dict[str, float]:
-    """Share of the correct with a wrong step, and share of all that are right throughout; both arguments [N] bool."""
+def faithfulness_metrics(correct: Tensor, faithful: Tensor, checked: Tensor) -> dict[str, float]:
+    """Share of the correct with a wrong step, and share of all that are right throughout; correct, faithful [N] bool.
+
+    checked [N]: the number of steps that the check found in each rollout. A rollout without any counts as faithful, so
+    a hallucination rate means little where few steps are checked.
+    """
     return {
         "hallucination_rate": masked_mean((~faithful).float(), correct).item(),
         "faithful_accuracy": (correct & faithful).float().mean().item(),
+        "steps_checked": masked_mean(checked.float(), correct).item(),
     }
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -82,29 +83,89 @@ class KVCache:
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.used = 0  # slots that the longest row may need: a Python number, so that reading it costs no GPU wait
 
-    def next_positions(self, T: int) -> Tensor:
-        """Positions [B, T] of the next T tokens of every row; `write` will store them there."""
+    def place(self, T: int) -> tuple[Tensor, Tensor]:
+        """For the next T tokens of every row: (positions [B, T], visible slots [B, 1, T, S])."""
         if self.used + T > self.keys[0].shape[2]:
             raise ValueError(
                 f"KVCache holds {self.keys[0].shape[2]} tokens a row: no room for {T} more after {self.used}"
             )
         self.used += T
         self.positions = self.lengths[:, None] + torch.arange(T, device=self.lengths.device)
-        return self.positions
+        slots = torch.arange(self.used, device=self.lengths.device)
+        return self.positions, (slots <= self.positions[:, :, None])[:, None]
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys, values [B, K, T, C] at the next positions; return all slots in use, [B, K, S, C] each."""
+        """Store keys, values [B, K, T, C] at the positions of `place`; return all slots in use, [B, K, S, C] each."""
         rows = torch.arange(len(self.positions), device=keys.device)[:, None]  # [B, 1]
         # Indices on both sides of a slice put their own dimensions first: the right-hand side must be [B, T, K, C].
         self.keys[layer][rows, :, self.positions] = keys.transpose(1, 2)
         self.values[layer][rows, :, self.positions] = values.transpose(1, 2)
         return self.keys[layer][:, :, : self.used], self.values[layer][:, :, : self.used]
 
+    def advance(self, lengths: int | Tensor) -> None:
+        """The tokens written last now belong to their rows: `lengths` [B] (or one number for all) of them are real."""
+        self.lengths = self.lengths + lengths
+
     def select(self, rows: Tensor) -> None:
         """Keep only `rows` [any number of row indices], in that order; an index may occur several times."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
+        for layer in range(len(self.keys)):  # one layer after the other: never a second copy of the whole cache
+            self.keys[layer], self.values[layer] = self.keys[layer][rows], self.values[layer][rows]
         self.lengths = self.lengths[rows]
+
+
+class PromptKeys:
+    """Keys and values of B prompts, with gradient, for the completions that continue them.
+
+    What KVCache is to sampling, this is to training: a prompt is computed once, however many rollouts it has. Nothing
+    is written in place, so gradients flow from the completions back into their prompt.
+
+        keys = PromptKeys(model.config)
+        model(prompts, keys, lengths)                        # [B, P], padded on the right
+        model(completions, keys.continued_by(rows))          # [N, T]; completion i continues prompt rows[i]
+    """
+
+    def __init__(self, config: GPTConfig):
+        self.keys, self.values = [None] * config.num_layers, [None] * config.num_layers
+
+    def place(self, T: int) -> tuple[Tensor, None]:
+        return torch.arange(T)[None], None  # [1, T]; None: plain causal mask, since padding is on the right
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.keys[layer], self.values[layer] = keys, values  # [B, K, P, C] each
+        return keys, values
+
+    def advance(self, lengths: Tensor) -> None:
+        self.lengths = lengths  # [B]
+
+    def continued_by(self, rows: Tensor) -> "Continuations":
+        return Continuations(self, rows)
+
+
+class Continuations:
+    """N completions of B prompts: what `GPT.forward` takes as the cache of a call with the completions alone."""
+
+    def __init__(self, prompts: PromptKeys, rows: Tensor):
+        self.prompts, self.rows = prompts, rows
+
+    def place(self, T: int) -> tuple[Tensor, Tensor]:
+        """(positions [N, T], visible [N, 1, T, P + T]): a completion sees its own prompt, without padding, and itself."""
+        lengths, P = self.prompts.lengths[self.rows], self.prompts.keys[0].shape[2]
+        places = torch.arange(T, device=lengths.device)
+        prompt = torch.arange(P, device=lengths.device) < lengths[:, None]  # [N, P]
+        visible = torch.cat(
+            [prompt[:, None].expand(-1, T, -1), (places <= places[:, None]).expand(len(lengths), T, T)], 2
+        )
+        return lengths[:, None] + places, visible[:, None]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        prompts, rows = self.prompts, self.rows
+        return torch.cat([prompts.keys[layer][rows], keys], 2), torch.cat([prompts.values[layer][rows], values], 2)
+
+    def advance(self, lengths: int) -> None:
+        """Nothing continues a completion."""
+
+
+Cache = KVCache | PromptKeys | Continuations
 
 
 class RMSNorm(nn.Module):
@@ -161,7 +222,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, cache: Cache | None) -> Tensor:
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # [B, H, T, C]
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # [B, K, T, C]
@@ -169,7 +230,10 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.write(self.layer, k, v)  # [B, K, S, C]
-        # softmax(q k^T / sqrt(C)) v over the visible slots; enable_gqa repeats a key/value head for its H / K queries.
+        if visible is not None and T > 1:
+            # Each key/value head, H / K times. CUDA's memory-saving kernel takes a mask, or fewer key heads, not both.
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # [B, H, S, C]
+        # softmax(q k^T / sqrt(C)) v over the visible slots; enable_gqa lets a key/value head serve its H / K queries.
         grouped = q.shape[1] != k.shape[1]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # [B, H, T, C] -> [B, T, D]
@@ -198,7 +262,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, cache: Cache | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, visible, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -209,13 +273,14 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False  # true: keep only each block's input, compute the rest again in backward
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: Cache | None = None, lengths: Tensor | None = None) -> Tensor:
         """Final-norm hidden states [B, T, D] of tokens [B, T].
 
         Rows of different lengths are padded on the right. Padding needs no mask: a causal model never looks right.
@@ -224,19 +289,21 @@ class GPT(nn.Module):
         """
         T = tokens.shape[1]
         if cache is None:
-            positions, visible = torch.arange(T, device=tokens.device)[None], None  # [1, T]; None: plain causal mask
+            positions, visible = torch.arange(T)[None], None  # [1, T]; None: plain causal mask
         else:
-            positions = cache.next_positions(T)  # [B, T]
-            slots = torch.arange(cache.used, device=tokens.device)
-            visible = (slots <= positions[:, :, None])[:, None]  # [B, 1, T, S]
+            positions, visible = cache.place(T)  # [B or 1, T], [B, 1, T, S] or None
         x = self.embed_tokens(tokens)  # [B, T, D]
         # The angles are computed here, in float32, and not stored: model.to(bfloat16) would round a buffer.
-        angles = positions[:, None, :, None] * rotary_frequencies(self.config, tokens.device)  # [B, 1, T, C / 2]
+        frequencies = rotary_frequencies(self.config, tokens.device)  # [C / 2]
+        angles = positions.to(tokens.device)[:, None, :, None] * frequencies  # [B, 1, T, C / 2]
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for block in self.layers:
-            x = block(x, cos, sin, visible, cache)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, visible, cache, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, cos, sin, visible, cache)
         if cache is not None:
-            cache.lengths = cache.lengths + (T if lengths is None else lengths)
+            cache.advance(T if lengths is None else lengths)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import matplotlib
 matplotlib.use("Agg")  # draw to files: there may be no screen
 import matplotlib.pyplot as plt
 
-from minclipo.intervals import mean_interval
+from minclipo.intervals import mean_interval, share_interval
 
 STYLES = {
     "grpo": dict(color="#D55E00", linestyle="-", label="GRPO"),
@@ -44,5 +44,31 @@ def plot_training(histories: dict[str, list[list[dict]]], path: str | Path) -> N
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_evaluation(history: list[dict], evaluations: list[dict], path: str | Path) -> None:
+    """Accuracy and completion length against the step: of the training rollouts, and of greedy held-out completions.
+
+    history: metrics a step; evaluations: [{"step", "greedy": counts of `minclipo.evaluation.evaluate`}, ...], whose
+    accuracies are drawn with their 95% intervals.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    steps, greedy = [line["step"] for line in evaluations], [line["greedy"] for line in evaluations]
+    bounds = [share_interval(found["correct"], found["problems"]) for found in greedy]
+    for axis, name in zip(axes, ("accuracy", "completion_length")):
+        rollouts = [metrics[name] for metrics in history]
+        axis.plot([m["step"] for m in history], rollouts, color="#999999", linewidth=1, label="training rollouts")
+        axis.plot(steps, [found[name] for found in greedy], "o-", color="#0072B2", label="held out, greedy")
+        axis.set_xlabel("training step")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].fill_between(
+        steps, [b.low for b in bounds], [b.high for b in bounds], color="#0072B2", alpha=0.2, linewidth=0
+    )
+    axes[0].set(title="accuracy", ylabel="share of right answers", ylim=(-0.02, 1.02))
+    axes[1].set(title="completion length", ylabel="tokens, eos included", ylim=(0, None))
+    axes[0].legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -1,18 +1,20 @@
-"""Sampling rollouts, and asking a model how likely given completions are.
+"""Sampling rollouts.
 
 `sample` prefills each prompt once for its whole group, decodes all rows together, and lets rows leave when they are
 done. The log-probs and the pooled hidden states that training needs fall out of the sampling itself.
-`completion_logprobs` is the other direction, with gradient: one plain forward pass over prompt + completion.
 
 B prompts, G rollouts a prompt, N = B * G rows (the G rows of a prompt adjacent), T completion tokens (padded on the
 right), P prompt tokens, V vocabulary, D width.
 """
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from minclipo.model import GPT, KVCache, upcast
 
@@ -40,7 +42,7 @@ class Rollouts:
         return [row[:length] for row, length in zip(self.completions.tolist(), lengths)]
 
 
-def _checked(prompts, vocab_size: int) -> list[list[int]]:
+def checked_prompts(prompts, vocab_size: int) -> list[list[int]]:
     """The prompts as plain lists of ids, whatever sequences (tensors, say) they came as."""
     try:
         prompts = [[operator.index(token) for token in prompt] for prompt in prompts]  # refuses 1.5, takes tensors
@@ -74,7 +76,8 @@ def sampling_logprobs(
     if temperature == 0:
         greedy = torch.full_like(logits, -torch.inf)
         return greedy.scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
-    logits = logits / temperature
+    if temperature != 1:
+        logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         kth = logits.topk(top_k, dim=-1).values[:, -1:]  # [N, 1]
         logits = logits.masked_fill(logits < kth, -torch.inf)
@@ -97,6 +100,18 @@ def _check_sampling(
         raise ValueError(f"top_k must be at least 1 (None: off), found {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1 (None: off), found {top_p}")
+
+
+def _join(parts: list[Rollouts]) -> Rollouts:
+    """The rollouts of several calls as one, padded to the longest."""
+    width = max(part.mask.shape[1] for part in parts)
+    rows = lambda name: torch.cat([getattr(part, name) for part in parts])
+    padded = lambda name: torch.cat(
+        [F.pad(x, (0, width - x.shape[1])) for x in (getattr(part, name) for part in parts)]
+    )
+    prompts = [prompt for part in parts for prompt in part.prompts]
+    tokens = (padded(name) for name in ("completions", "mask", "logprobs"))
+    return Rollouts(prompts, parts[0].group_size, *tokens, rows("pooled"), rows("finished"))
 
 
 def _prefill(model: GPT, prompts: list[list[int]], group_size: int, max_new_tokens: int) -> tuple[KVCache, Tensor]:
@@ -125,20 +140,59 @@ def sample(
     top_p: float | None = None,
     eos_ids: list[int],
     generator: torch.Generator | None = None,
+    rows_at_once: int | None = None,
 ) -> Rollouts:
     """Draw `group_size` completions for each prompt (a list of token ids), of at most `max_new_tokens` tokens each.
 
     A completion ends with the first token of `eos_ids` (which belongs to it) or when it is full. The same generator
-    state gives the same rollouts. Raises ValueError for arguments that make no sense, and FloatingPointError when the
+    state gives the same rollouts. At most `rows_at_once` of them grow at the same time (but never less than a group):
+    that bounds the memory for keys and values. Raises ValueError for arguments that make no sense, and FloatingPointError when the
     model's logits are not finite.
     """
-    prompts = _checked(prompts, model.config.vocab_size)
+    prompts = checked_prompts(prompts, model.config.vocab_size)
     _check_sampling(group_size, max_new_tokens, temperature, top_k, top_p)
     if any(not 0 <= eos < model.config.vocab_size for eos in eos_ids):
         raise ValueError(f"eos_ids must lie in 0..{model.config.vocab_size - 1}, found {eos_ids}")
     longest, limit = max(len(prompt) for prompt in prompts) + max_new_tokens, model.config.max_positions
     if longest > limit:
         raise ValueError(f"prompt + max_new_tokens is {longest} tokens, more than the model's max_positions {limit}")
+    at_once = len(prompts) if rows_at_once is None else max(1, rows_at_once // group_size)
+    draw = lambda logits: _draw(logits, temperature, top_k, top_p, generator)
+    starts = range(0, len(prompts), at_once)
+    parts = [
+        _grow(model, prompts[start : start + at_once], group_size, max_new_tokens, eos_ids, draw)
+        for start in tqdm(starts, desc="sampling", leave=False, disable=None if len(starts) > 1 else True)
+    ]
+    return _join(parts) if len(parts) > 1 else parts[0]
+
+
+def _draw(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """A token for each row of logits [N, V], and its log-prob: [N] each.
+
+    The token is the first whose cumulated probability reaches a uniform number: one random number a row, where
+    torch.multinomial draws one a word (at 49k words and 32 rows, 1 ms against 35).
+    """
+    if not logits.amax(-1).isfinite().all():  # NaN and inf show in the maximum
+        raise FloatingPointError("the model's logits are not finite")
+    distribution = sampling_logprobs(logits, temperature, top_k, top_p)
+    cumulated = distribution.exp().cumsum(-1)  # [N, V]
+    # In (0, 1], never 0: so a first token of probability 0 is not drawn. Times the last sum, which rounding makes not 1.
+    uniform = 1 - torch.rand((len(logits), 1), generator=generator, device=logits.device, dtype=cumulated.dtype)
+    token = torch.searchsorted(cumulated, uniform * cumulated[:, -1:])  # [N, 1]
+    return token[:, 0], distribution.gather(-1, token)[:, 0]
+
+
+def _grow(
+    model: GPT,
+    prompts: list[list[int]],
+    group_size: int,
+    max_new_tokens: int,
+    eos_ids: list[int],
+    draw: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Rollouts:
+    """All rollouts of these prompts, side by side, until each has ended; `draw` gives tokens for logits."""
     cache, hidden = _prefill(model, prompts, group_size, max_new_tokens)  # N rows; hidden [N, D] predicts token 0
     N, device = len(hidden), hidden.device
 
@@ -151,18 +205,14 @@ def sample(
     active = torch.arange(N, device=device)  # rows still growing; `hidden` and `cache` hold just these
 
     for t in range(max_new_tokens):
-        logits = model.logits(hidden)  # [rows, V]
-        if not logits.isfinite().all():
-            raise FloatingPointError(f"the model's logits are not finite at completion token {t}")
-        distribution = sampling_logprobs(logits, temperature, top_k, top_p)
-        token = torch.multinomial(distribution.exp(), 1, generator=generator)  # [rows, 1]
-        completions[active, t] = token[:, 0]
+        token, logprob = draw(model.logits(hidden))  # [rows] each
+        completions[active, t] = token
         mask[active, t] = True
-        logprobs[active, t] = distribution.gather(-1, token)[:, 0]
+        logprobs[active, t] = logprob
         # The token is fed even if it is eos, so that the pooled state covers the whole completion.
-        hidden = model(token, cache)[:, 0]  # [rows, D]
+        hidden = model(token[:, None], cache)[:, 0]  # [rows, D]
         pooled_sum[active] += upcast(hidden)
-        ended = torch.isin(token[:, 0], eos)
+        ended = torch.isin(token, eos)
         finished[active] = ended
         if ended.any():
             going = (~ended).nonzero()[:, 0]
@@ -174,57 +224,3 @@ def sample(
     width = int(mask.sum(1).max())
     pooled = pooled_sum / mask.sum(1, keepdim=True)  # [N, D]; every row has at least one token
     return Rollouts(prompts, group_size, completions[:, :width], mask[:, :width], logprobs[:, :width], pooled, finished)
-
-
-def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean hidden state over the masked tokens, [N, D] float32 or wider, from hidden [N, T, D] and mask [N, T].
-
-    Summed in float32: in bfloat16 a long sum stagnates (tests/test_golden.py shows how far off it ends).
-    """
-    return (upcast(hidden) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-
-
-def completion_hidden(model: GPT, prompts: list[list[int]], completions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Plain forward pass over prompt + completion, row by row: (predicting, own) hidden states, [N, T, D] each.
-
-    `predicting[:, t]` is the state that predicts completion token t, `own[:, t]` the state at that token.
-    prompts: N ragged lists, one a row; completions [N, T], padded on the right; mask [N, T] bool.
-    """
-    if completions.shape != mask.shape or len(prompts) != len(completions):
-        raise ValueError(
-            f"prompts, completions and mask must agree: found {len(prompts)} prompts, "
-            f"completions {tuple(completions.shape)}, mask {tuple(mask.shape)}"
-        )
-    prompts = _checked(prompts, model.config.vocab_size)
-    places = torch.arange(mask.shape[1], device=mask.device)
-    if mask.dtype != torch.bool or not torch.equal(mask, places < mask.sum(1, keepdim=True)):
-        raise ValueError(f"mask must be bool and true for the first tokens of each row only; its type is {mask.dtype}")
-    chosen = completions[mask]
-    if len(chosen) and not (0 <= chosen.min() and chosen.max() < model.config.vocab_size):
-        raise ValueError(f"completions has a token id outside 0..{model.config.vocab_size - 1}")
-    lengths = mask.sum(1).tolist()
-    rows = [prompt + row[:length] for prompt, row, length in zip(prompts, completions.tolist(), lengths)]
-    tokens, _ = pad_right(rows, completions.device)  # [N, P + T]
-    hidden = model(tokens)  # [N, P + T, D]
-    starts = torch.tensor([len(prompt) for prompt in prompts], device=completions.device)
-    own = starts[:, None] + torch.arange(completions.shape[1], device=completions.device)  # [N, T]
-    own = own.clamp(max=tokens.shape[1] - 1)  # padded places read some state that nobody uses
-    index = torch.arange(len(rows), device=completions.device)[:, None]
-    return hidden[index, own - 1], hidden[index, own]
-
-
-def completion_logprobs(
-    model: GPT, prompts: list[list[int]], completions: Tensor, mask: Tensor, *, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Log-probs of given completions at `temperature`, with gradient, and the entropy of each prediction, without.
-
-    Returns (logprobs [N, T], entropy [N, T] in nats), float32, 0 at padding. Arguments as in `completion_hidden`.
-    """
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive, found {temperature}")
-    predicting, _ = completion_hidden(model, prompts, completions, mask)  # [N, T, D]
-    distribution = sampling_logprobs(model.logits(predicting), temperature)  # [N, T, V]
-    logprobs = distribution.gather(-1, completions[..., None])[..., 0]  # [N, T]
-    with torch.no_grad():
-        entropy = -(distribution.exp() * distribution).sum(-1)  # [N, T]
-    return logprobs.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0)

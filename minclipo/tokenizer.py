@@ -1,17 +1,40 @@
-"""Text to token ids and back: a thin wrapper around `tokenizers.Tokenizer`, for the toy and for real models."""
+"""Text to token ids and back: a thin wrapper around `tokenizers.Tokenizer`, for the toy and for real models.
+
+On disk a tokenizer is tokenizer.json (the algorithm), tokenizer_config.json (which tokens are special),
+chat_template.jinja, and the ids that end a completion, in generation_config.json and config.json.
+Left out: tokenizers without a tokenizer.json, and chat templates other than the one named "default".
+"""
 
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers
 
+from minclipo.chat_template import ChatTemplate
+from minclipo.files import read_object, replacing, write_json, write_text
+from minclipo.hub import model_directory
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# A class of transformers, old and new, that takes tokenizer.json as it is.
+SETTINGS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+
 
 class Tokenizer:
-    """tokenizer: a `tokenizers.Tokenizer`; eos_ids: the ids that end a completion."""
+    """tokenizer: a `tokenizers.Tokenizer`; eos_ids: the ids that end a completion; settings: tokenizer_config.json
+    without its chat template; chat_template: a ChatTemplate, or None for a model that has none."""
 
-    def __init__(self, tokenizer: FastTokenizer, eos_ids: list[int]):
+    def __init__(
+        self,
+        tokenizer: FastTokenizer,
+        eos_ids: list[int],
+        settings: dict | None = None,
+        chat_template: ChatTemplate | None = None,
+    ):
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
+        self.settings = SETTINGS | {"eos_token": tokenizer.id_to_token(eos_ids[0])} | (settings or {})
+        self.chat_template = chat_template
+        self.vocab_size = 1 + max(tokenizer.get_vocab().values(), default=-1)  # counts gaps between ids, if any
 
     @classmethod
     def from_words(cls, words: list[str], eos: str) -> "Tokenizer":
@@ -25,20 +48,14 @@ class Tokenizer:
         tokenizer.add_special_tokens([eos])
         return cls(tokenizer, [vocabulary[eos]])
 
-    @classmethod
-    def from_file(cls, path: str | Path, eos_ids: list[int]) -> "Tokenizer":
-        """Read a tokenizer.json."""
-        try:
-            return cls(FastTokenizer.from_file(str(path)), eos_ids)
-        except Exception as error:  # the library raises bare Exceptions
-            raise ValueError(f"{path} cannot be read: {error}") from error
-
     @property
-    def vocab_size(self) -> int:
-        return self.tokenizer.get_vocab_size()
+    def has_chat_template(self) -> bool:
+        return self.chat_template is not None
 
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Token ids. add_special_tokens: also what the tokenizer puts around a text, a bos token say; a chat template
+        writes those itself."""
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
@@ -47,5 +64,118 @@ class Tokenizer:
         """Texts of the rows of ids, special tokens left out."""
         return self.tokenizer.decode_batch(rows, skip_special_tokens=True)
 
+    def chat(self, messages: list[dict], *, add_generation_prompt: bool = True, **variables) -> str:
+        """The text of a conversation in the model's own format, to be encoded as it is: see ChatTemplate.render."""
+        if self.chat_template is None:
+            raise ValueError("this tokenizer has no chat_template (has_chat_template is False): give it plain text")
+        return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+
+    def special_ids(self) -> dict:
+        """The special token ids that config.json and generation_config.json state."""
+        ids = {f"{name}_token_id": self._named_id(f"{name}_token") for name in ("bos", "pad")}
+        eos = self.eos_ids[0] if len(self.eos_ids) == 1 else self.eos_ids
+        return {key: value for key, value in (ids | {"eos_token_id": eos}).items() if value is not None}
+
+    def _named_id(self, key: str) -> int | None:
+        token = self.settings.get(key)
+        return None if token is None else self.tokenizer.token_to_id(token)
+
     def save(self, directory: str | Path) -> None:
-        self.tokenizer.save(str(Path(directory) / "tokenizer.json"))
+        """Write tokenizer.json, tokenizer_config.json, generation_config.json and, if there is one, the template."""
+        directory = Path(directory)
+        with replacing(directory / "tokenizer.json") as temporary:
+            self.tokenizer.save(str(temporary))
+        write_json(directory / "tokenizer_config.json", self.settings)
+        write_json(directory / "generation_config.json", self.special_ids())
+        if self.chat_template is not None:
+            write_text(directory / "chat_template.jinja", self.chat_template.source)
+        else:
+            (directory / "chat_template.jinja").unlink(missing_ok=True)  # one that another model left here
+
+
+def load_tokenizer(directory_or_hub_id: str | Path) -> Tokenizer:
+    """The tokenizer of a model directory or hub id; ValueError or FileNotFoundError naming the file that is wrong."""
+    directory = model_directory(directory_or_hub_id, weights=False)
+    tokenizer = _read_algorithm(directory / "tokenizer.json")
+    settings = _read_settings(directory)
+    template = _read_chat_template(directory, settings)
+    _mark_special_tokens(tokenizer, settings)
+    return Tokenizer(tokenizer, _read_eos_ids(directory, tokenizer, settings), settings, template)
+
+
+def _read_algorithm(path: Path) -> FastTokenizer:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: {path.parent} holds no tokenizer")
+    try:
+        tokenizer = FastTokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    # Some files still carry how their author cut and padded his own batches.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read_settings(directory: Path) -> dict:
+    """tokenizer_config.json with the special tokens as strings, whichever of their three notations it uses."""
+    path = directory / "tokenizer_config.json"
+    settings = read_object(path, optional=True)
+    if "added_tokens_decoder" not in settings:  # before that key existed, a file of its own had the last word
+        settings = settings | read_object(directory / "special_tokens_map.json", optional=True)
+    for key in NAMED_TOKENS:
+        token = settings.get(key)
+        if isinstance(token, dict):
+            token = token.get("content")
+        if token is None:
+            settings.pop(key, None)
+        elif isinstance(token, str):
+            settings[key] = token
+        else:
+            raise ValueError(f"{path}: {key} must be a string or null, found {token!r}")
+    return settings
+
+
+def _read_chat_template(directory: Path, settings: dict) -> ChatTemplate | None:
+    """The template in chat_template.jinja, else the one in tokenizer_config.json, which is taken out of `settings`."""
+    path, template = directory / "tokenizer_config.json", settings.pop("chat_template", None)
+    if isinstance(template, list):
+        try:
+            template = {named["name"]: named["template"] for named in template}.get("default")
+        except (TypeError, KeyError) as error:
+            raise ValueError(f'{path}: chat_template must be a list of {{"name", "template"}}: {template!r}') from error
+    if (directory / "chat_template.jinja").is_file():
+        path = directory / "chat_template.jinja"
+        try:
+            template = path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise ValueError(f"{path}: chat_template cannot be read: {error}") from error
+    if template is None:
+        return None
+    if not isinstance(template, str):
+        raise ValueError(f"{path}: chat_template must be a string or a list, found {type(template).__name__}")
+    keys = (*NAMED_TOKENS, "additional_special_tokens")
+    return ChatTemplate(template, path, {key: settings[key] for key in keys if key in settings})
+
+
+def _mark_special_tokens(tokenizer: FastTokenizer, settings: dict) -> None:
+    """Make tokens special that only tokenizer_config.json calls so: one token when encoding, left out when decoding."""
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    named = {settings[key] for key in NAMED_TOKENS if key in settings}
+    tokenizer.add_special_tokens([token for token in sorted(named - known) if tokenizer.token_to_id(token) is not None])
+
+
+def _read_eos_ids(directory: Path, tokenizer: FastTokenizer, settings: dict) -> list[int]:
+    """Every id that any file of the model calls its end, in the order generation, model, tokenizer."""
+    found = []
+    for path in (directory / "generation_config.json", directory / "config.json"):
+        eos = read_object(path, optional=path.name != "config.json").get("eos_token_id")
+        ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        for token in ids:
+            if type(token) is not int or token < 0 or tokenizer.id_to_token(token) is None:
+                raise ValueError(f"{path}: eos_token_id {token!r} is no id of the vocabulary in tokenizer.json")
+        found += ids
+    named = tokenizer.token_to_id(settings["eos_token"]) if "eos_token" in settings else None
+    found += [] if named is None else [named]
+    if not found:
+        raise ValueError(f"{directory / 'config.json'}: eos_token_id is missing, and no other file names one")
+    return list(dict.fromkeys(found))

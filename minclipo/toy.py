@@ -9,12 +9,17 @@ from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.options import check_options, option
 from minclipo.pretrain import pretrain
 from minclipo.tasks import Task
-from minclipo.tasks.chain import WORDS, CarelessAuthor, random_problem
+from minclipo.tasks.chain import WORDS, CarelessAuthor, ChainProblem, check_outcome, check_steps, random_problem
 from minclipo.tokenizer import Tokenizer
-from minclipo.verifier import check_outcome, is_faithful
 
 EOS = "<eos>"
-TASK = Task(draw=random_problem, check_outcome=check_outcome, is_faithful=is_faithful)
+
+
+def draw(stream: str, index: int) -> ChainProblem:
+    return random_problem(random.Random(f"{stream} {index}"))
+
+
+TASK = Task(draw=draw, check_outcome=check_outcome, check_steps=check_steps)
 
 
 @dataclass

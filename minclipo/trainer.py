@@ -3,16 +3,15 @@
 `Trainer.step` reads like the algorithm box of a paper: sample, verify, contrast, advantages, update, measure. GRPO is
 the case contrastive_weight = 0; the policy update knows nothing of the contrastive part, which only changes rewards.
 The toy and real checkpoints run this same code.
-Left out: several workers, gradient accumulation, learning-rate schedules.
+Left out: several workers, learning-rate schedules.
 
 B prompts, G rollouts a prompt, N = B * G rows, T completion tokens.
 """
 
 import copy
 import json
-import random
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,88 +19,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minclipo.checkpoint import save_model, save_tensors
-from minclipo.contrastive import (
-    HEADS,
-    LEVELS,
-    LOSSES,
-    SIMILARITIES,
-    ContrastiveHead,
-    center_by_group,
-    contrastive_loss,
-    contrastive_reward,
-)
-from minclipo.grpo import (
-    AGGREGATIONS,
-    KL_KINDS,
-    SCALES,
-    aggregate,
-    group_advantages,
-    kl_penalty,
-    masked_mean,
-    policy_loss,
-)
+from minclipo.config import TrainConfig
+from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_loss, contrastive_reward
+from minclipo.files import read_lines, write_lines
+from minclipo.grpo import aggregate, group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
+from minclipo.logprobs import completion_logprobs, micro_batches
 from minclipo.metrics import faithfulness_metrics, log_line, rollout_metrics
 from minclipo.model import GPT
-from minclipo.options import check_options, option
-from minclipo.sampler import Rollouts, completion_logprobs, sample
+from minclipo.optimizer import Float32AdamW
+from minclipo.sampler import Rollouts, sample
+from minclipo.state import load_moments, moments, newest_state, save_state
 from minclipo.tasks import Problem, Task
 from minclipo.tokenizer import Tokenizer
-
-
-@dataclass
-class TrainConfig:
-    """Everything a run depends on besides model, tokenizer and task."""
-
-    steps: int = option(60, "training steps, head warm-up included", at_least=1)
-    prompts_per_step: int = option(32, "prompts of a step (B)", at_least=1)
-    group_size: int = option(16, "rollouts of each prompt (G)", at_least=1)
-    max_new_tokens: int = option(16, "longest completion, in tokens", at_least=1)
-    temperature: float = option(1.0, "sampling temperature of the rollouts, and of all log-probs", above=0)
-    seed: int = option(
-        0, "seed of the problems, of the sampling and of the head's weights", at_least=0, at_most=2**63 - 1
-    )
-
-    learning_rate: float = option(3e-4, "AdamW's learning rate for the policy", above=0)
-    weight_decay: float = option(0.0, "AdamW's weight decay for the policy", at_least=0)
-    max_grad_norm: float = option(1.0, "the policy's gradient is scaled down to this L2 norm if it is longer", above=0)
-    mini_batches: int = option(2, "optimizer steps that a step's rollouts are split into", at_least=1)
-    advantage_scale: str = option("std", "what divides advantages; none is Dr. GRPO's choice", choices=SCALES)
-    advantage_epsilon: float = option(1e-6, "added to that divisor", at_least=0)
-    clip_low: float = option(0.2, "ratios below 1 - this are clipped", at_least=0, at_most=1)
-    clip_high: float = option(0.2, "ratios above 1 + this are clipped", at_least=0)
-    dual_clip: float = option(0.0, "ratio (above 1) that bounds the loss of negative advantages; 0: none", at_least=0)
-    aggregation: str = option("token_mean", "how token losses become one number", choices=AGGREGATIONS)
-    kl_weight: float = option(0.0, "weight of a KL penalty to the initial policy, in the loss; 0: none", at_least=0)
-    kl_kind: str = option("k3", "estimator of that KL penalty", choices=KL_KINDS)
-
-    contrastive_weight: float = option(0.0, "lambda, weight of the contrastive loss in the reward; 0: GRPO", at_least=0)
-    contrastive_loss: str = option("soft_nn", "which contrastive loss", choices=LOSSES)
-    contrastive_level: str = option("cross", "where positives and negatives come from", choices=LEVELS)
-    contrastive_temperature: float = option(0.5, "tau, divides the similarities", above=0)
-    contrastive_similarity: str = option("cosine", "similarity of two embeddings", choices=SIMILARITIES)
-    contrastive_anchors: str = option("correct", "rollouts that train the head", choices=("correct", "all"))
-    contrastive_center: bool = option(True, "subtract the mean pooled state of the prompt's group before the head")
-    contrastive_floor: float = option(-0.5, "lowest contrastive reward", at_most=0)
-    contrastive_constant: float = option(0.0, "added to the contrastive reward of every rollout")
-    head_kind: str = option("linear", "shape of the contrastive head", choices=HEADS)
-    head_size: int = option(32, "width of the embeddings", at_least=1)
-    head_learning_rate: float = option(1e-3, "AdamW's learning rate for the head; 0 freezes it", at_least=0)
-    head_weight_decay: float = option(0.01, "AdamW's weight decay for the head", at_least=0)
-    head_warmup_steps: int = option(0, "first steps, in which only the head learns", at_least=0)
-
-    process_penalty: float = option(
-        0.0, "the oracle: what a wrong step costs a correct rollout; 0: never looks", at_least=0
-    )
-    save_every: int = option(20, "steps between two copies of the model on disk", at_least=1)
-
-    def __post_init__(self):
-        check_options(self)
-        if 0 < self.dual_clip <= 1:
-            raise ValueError(f"dual_clip must be above 1, or 0 for none; found {self.dual_clip}")
-        if self.head_warmup_steps >= self.steps:
-            raise ValueError(f"head_warmup_steps {self.head_warmup_steps} leaves the policy none of {self.steps} steps")
-        if self.head_warmup_steps and not self.contrastive_weight:
-            raise ValueError(f"head_warmup_steps is {self.head_warmup_steps}, but contrastive_weight 0 has no head")
 
 
 def contrastive_step(
@@ -135,29 +64,27 @@ def contrastive_step(
 
 
 class Trainer:
-    """Holds what a run changes: policy, head, both optimizers, random states. `step()` does one training step."""
+    """Holds what a run changes: policy, head, both optimizers, random state. `step()` does one training step."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, task: Task, config: TrainConfig, out: str | Path):
-        if config.process_penalty and task.is_faithful is None:
-            raise ValueError("process_penalty needs a task with a step check (task.is_faithful)")
+        if config.process_penalty and task.check_steps is None:
+            raise ValueError("process_penalty needs a task with a step check (task.check_steps)")
         self.model, self.tokenizer, self.task, self.config, self.out = model, tokenizer, task, config, Path(out)
         device = model.embed_tokens.weight.device
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.optimizer = Float32AdamW(model, config.learning_rate, config.weight_decay)
         self.reference = copy.deepcopy(model).requires_grad_(False) if config.kl_weight else None
-        self.problem_rng = random.Random(config.seed)  # apart from sampling: all methods see the same problems
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.head = self.head_optimizer = None
         if config.contrastive_weight:
             self.head, self.head_optimizer = self._make_head(device)
+        self.saved_step = 0
         self.step_number = 0  # of the step that is running, or that was the last to run
         self.batch: dict[str, Tensor] = {}  # this step's tensors, written to disk if the step fails
 
     def _make_head(self, device: torch.device) -> tuple[ContrastiveHead, torch.optim.Optimizer | None]:
         config = self.config
-        with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator
-            torch.manual_seed(config.seed)
+        with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator of the CPU
+            torch.default_generator.manual_seed(config.seed)
             head = ContrastiveHead(self.model.config.hidden_size, config.head_size, config.head_kind).to(device)
         if config.head_learning_rate == 0:
             return head, None
@@ -170,7 +97,8 @@ class Trainer:
         self.step_number += 1
 
         # 1. Sample: G rollouts of each of B prompts from the current policy.
-        problems = [self.task.draw(self.problem_rng) for _ in range(config.prompts_per_step)]
+        B, first = config.prompts_per_step, (self.step_number - 1) * config.prompts_per_step
+        problems = [self.task.draw(f"training {config.seed}", first + b) for b in range(B)]
         rollouts = self.sample(problems)
 
         # 2. Verify: 1 for a right answer, 0 for a wrong one. The texts go to the verifier, never to the losses.
@@ -185,7 +113,8 @@ class Trainer:
 
         # (The oracle, and nobody else, is told which steps are wrong.)
         if config.process_penalty:
-            rewards = rewards - config.process_penalty * (correct & ~self.check_faithful(problems, texts)).float()
+            faithful, _ = self.check_steps(problems, texts)
+            rewards = rewards - config.process_penalty * (correct & ~faithful).float()
 
         # 4. Advantages: each reward against the rewards of its group.
         advantages = group_advantages(
@@ -199,8 +128,8 @@ class Trainer:
 
         # 6. Measure.
         metrics = {"step": self.step_number} | rollout_metrics(rollouts, correct, rewards, contrastive_rewards)
-        if self.task.is_faithful is not None:
-            metrics |= faithfulness_metrics(correct, self.check_faithful(problems, texts))
+        if self.task.check_steps is not None:
+            metrics |= faithfulness_metrics(correct, *self.check_steps(problems, texts))
         return metrics | {"contrastive_loss": head_loss.item()} | update | {"seconds": time.perf_counter() - started}
 
     def sample(self, problems: list[Problem]) -> Rollouts:
@@ -215,6 +144,7 @@ class Trainer:
             temperature=config.temperature,
             eos_ids=self.tokenizer.eos_ids,
             generator=self.generator,
+            rows_at_once=config.sampling_rows or None,
         )
         self.batch |= {
             name: getattr(rollouts, name) for name in ("completions", "mask", "logprobs", "pooled", "finished")
@@ -227,11 +157,12 @@ class Trainer:
         verdicts = [self.task.check_outcome(problems[i // G], text, finished[i]) for i, text in enumerate(texts)]
         return torch.tensor(verdicts, device=rollouts.mask.device)
 
-    def check_faithful(self, problems: list[Problem], texts: list[str]) -> Tensor:
-        """Verdict of the step check on each rollout, [N] bool."""
-        G = self.config.group_size
-        verdicts = [self.task.is_faithful(problems[i // G], text) for i, text in enumerate(texts)]
-        return torch.tensor(verdicts, device=self.model.embed_tokens.weight.device)
+    def check_steps(self, problems: list[Problem], texts: list[str]) -> tuple[Tensor, Tensor]:
+        """What the step check says of each rollout: (is every step right? [N] bool, number of steps checked [N])."""
+        G, device = self.config.group_size, self.model.embed_tokens.weight.device
+        verdicts = [self.task.check_steps(problems[i // G], text) for i, text in enumerate(texts)]
+        faithful, checked = [all(steps) for steps in verdicts], [len(steps) for steps in verdicts]
+        return torch.tensor(faithful, device=device), torch.tensor(checked, device=device)
 
     def contrast(self, rollouts: Rollouts, correct: Tensor) -> tuple[Tensor, Tensor]:
         """(contrastive reward [N], mean contrastive loss), both 0 for plain GRPO. Updates the head."""
@@ -264,10 +195,35 @@ class Trainer:
 
     def update_on(self, rollouts: Rollouts, advantages: Tensor, rows: Tensor) -> dict[str, float]:
         """One optimizer step on the given rows; raises FloatingPointError before the weights are touched by a NaN."""
-        config = self.config
+        config, mask = self.config, rollouts.mask[rows]
+        weights = torch.zeros_like(rollouts.mask, dtype=torch.float32)  # [N, T], of the whole mini-batch
+        weights[rows] = token_weights(mask, config.aggregation, config.max_new_tokens)
+        self.optimizer.zero_grad()
+        metrics: dict[str, float] = {}
+        for part in micro_batches(rollouts, rows, config.micro_batch_tokens):
+            share = (rollouts.mask[part].sum() / mask.sum()).item()  # of the mini-batch's tokens
+            loss, found = self.loss_of(rollouts, advantages, weights, part)
+            if not loss.isfinite():
+                raise FloatingPointError(f"the loss is {loss.item()}")
+            loss.backward()
+            self.optimizer.collect_gradients()
+            for name, value in found.items():
+                metrics[name] = metrics.get(name, 0.0) + share * value.item()
+            metrics["policy_loss"] = metrics.get("policy_loss", 0.0) + loss.item()
+        gradient_norm = self.optimizer.clip_gradients(config.max_grad_norm)
+        if not gradient_norm.isfinite():
+            raise FloatingPointError(f"the norm of the gradient is {gradient_norm.item()}")
+        self.optimizer.step()
+        return metrics | {"gradient_norm": gradient_norm.item()}
+
+    def loss_of(
+        self, rollouts: Rollouts, advantages: Tensor, weights: Tensor, rows: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The share of these rows in the loss of their mini-batch, whose token weights are [N, T]; and mean metrics."""
+        config, mask = self.config, rollouts.mask[rows]
         prompts = [rollouts.prompts[i // rollouts.group_size] for i in rows.tolist()]
-        completions, mask = rollouts.completions[rows], rollouts.mask[rows]
-        logprobs, entropy = completion_logprobs(self.model, prompts, completions, mask, temperature=config.temperature)
+        batch = (prompts, rollouts.completions[rows], mask)
+        logprobs, entropy = completion_logprobs(self.model, *batch, temperature=config.temperature)  # [rows, T] each
         found = policy_loss(
             logprobs,
             rollouts.logprobs[rows],
@@ -276,79 +232,130 @@ class Trainer:
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             dual_clip=config.dual_clip or None,
-            aggregation=config.aggregation,
-            max_length=config.max_new_tokens,
+            weights=weights[rows],
         )
         loss, metrics = found.loss, {}
         if self.reference is not None:
-            penalty = self.reference_penalty(logprobs, prompts, completions, mask)  # [rows, T]
-            loss = loss + config.kl_weight * aggregate(penalty, mask, config.aggregation, config.max_new_tokens)
-            metrics["kl_reference"] = masked_mean(penalty.detach(), mask).item()
-
-        self.optimizer.zero_grad()
-        loss.backward()
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
-        if not (loss.isfinite() and gradient_norm.isfinite()):
-            raise FloatingPointError(f"the loss is {loss.item()}, its gradient norm {gradient_norm.item()}")
-        self.optimizer.step()
-        return metrics | {
-            "policy_loss": loss.item(),
-            "kl": found.kl.item(),
-            "clip_fraction": found.clip_fraction.item(),
-            "dual_clip_fraction": found.dual_clip_fraction.item(),
-            "gradient_norm": gradient_norm.item(),
-            "entropy": masked_mean(entropy, mask).item(),
+            with torch.no_grad():
+                ref_logprobs, _ = completion_logprobs(self.reference, *batch, temperature=config.temperature)
+            penalty = kl_penalty(logprobs, ref_logprobs, config.kl_kind)  # [rows, T]
+            loss = loss + config.kl_weight * aggregate(penalty, weights[rows])
+            metrics["kl_reference"] = masked_mean(penalty.detach(), mask)
+        return loss, metrics | {
+            "kl": found.kl,
+            "clip_fraction": found.clip_fraction,
+            "dual_clip_fraction": found.dual_clip_fraction,
+            "entropy": masked_mean(entropy, mask),
         }
 
-    def reference_penalty(
-        self, logprobs: Tensor, prompts: list[list[int]], completions: Tensor, mask: Tensor
-    ) -> Tensor:
-        """KL penalty of each token to the initial policy, with gradient to logprobs; all [rows, T]."""
-        with torch.no_grad():
-            ref_logprobs, _ = completion_logprobs(
-                self.reference, prompts, completions, mask, temperature=self.config.temperature
-            )
-        return kl_penalty(logprobs, ref_logprobs, self.config.kl_kind)
-
-    def run(self, description: str = "training") -> list[dict[str, float]]:
+    def run(
+        self,
+        description: str = "training",
+        *,
+        resume: bool = False,
+        after_step: Callable[[int], None] | None = None,
+    ) -> list[dict[str, float]]:
         """Train for config.steps; a log line a step on the screen, a JSON line a step in out/metrics.jsonl.
 
-        Every save_every steps the model goes to out/model. A step that fails numerically leaves its batch in
-        out/failed_batch.safetensors and the last saved model where it is, and raises FloatingPointError saying so.
+        Every save_every steps the model goes to out/model and the training state to out/states; `resume` goes on from
+        the newest state there. `after_step` is called with the number of each finished step, and with 0 at the start.
+        A step that fails numerically leaves its batch in out/failed_batch.safetensors and the last saved model where it
+        is, and raises FloatingPointError saying so. Where saving fails (a full disk), the run says so and goes on.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        history = []
+        history = self.resume() if resume else []
+        write_lines(self.out / "metrics.jsonl", history)
         with (
-            open(self.out / "metrics.jsonl", "w") as log,
-            tqdm(total=self.config.steps, desc=description, disable=None) as bar,
+            open(self.out / "metrics.jsonl", "a") as log,
+            tqdm(total=self.config.steps, initial=self.step_number, desc=description, disable=None) as bar,
         ):
-            saved = self.save()
+            if not history:
+                self.save()
+                if after_step is not None:
+                    after_step(0)
             while self.step_number < self.config.steps:
                 try:
                     metrics = self.step()
-                    if self.step_number % self.config.save_every == 0 or self.step_number == self.config.steps:
-                        saved = self.save()
+                    history.append(metrics)
+                    log.write(json.dumps(metrics) + "\n")
+                    log.flush()
+                    tqdm.write(log_line(description, metrics, self.config.steps))
+                    bar.update()
+                    if after_step is not None:
+                        after_step(self.step_number)
+                    if self.step_number == self.config.steps:
+                        self.save()
+                    elif self.step_number % self.config.save_every == 0:
+                        self.save_or_warn()
                 except FloatingPointError as error:
-                    raise self._failure(error, saved) from error
-                history.append(metrics)
-                log.write(json.dumps(metrics) + "\n")
-                log.flush()
-                tqdm.write(log_line(description, metrics, self.config.steps))
-                bar.update()
+                    raise self._failure(error) from error
         return history
 
-    def save(self) -> int:
-        """Write the model to out/model, unless it cannot compute: good weights stay there then. Returns the step."""
+    def save(self) -> None:
+        """Write the model to out/model and the state to out/states, unless the model cannot compute any more: then
+        the good weights stay there."""
         with torch.no_grad():
-            if self.batch and not self.model.logits(self.model(self.batch["completions"])).isfinite().all():
-                raise FloatingPointError("the updated model's logits are not finite")
+            if self.batch:  # one row will do: a weight that is not finite spoils every one
+                hidden = self.model(self.batch["completions"][:1])[0, -1]
+                if not self.model.logits(hidden).isfinite().all():
+                    raise FloatingPointError("the updated model's logits are not finite")
+        if self.config.keep_states:
+            save_state(self.out / "states", self.step_number, *self.state(), keep=self.config.keep_states)
         save_model(self.model, self.tokenizer, self.out / "model")
-        return self.step_number
+        self.saved_step = self.step_number
 
-    def _failure(self, error: FloatingPointError, saved: int) -> FloatingPointError:
+    def save_or_warn(self) -> None:
+        """`save`, but a full disk or a lost folder does not end a run that may have taken hours."""
+        try:
+            self.save()
+        except OSError as error:
+            tqdm.write(f"step {self.step_number} could not be saved, training goes on: {error}")
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict]:
+        """Everything that the next step depends on besides config, model shape and task: (tensors by file, numbers).
+
+        Problems are drawn by number, so the step number is the position in the data as well.
+        """
+        tensors = {
+            "policy": self.optimizer.masters,
+            "policy_moments": moments(self.optimizer.adamw, self.optimizer.masters),
+            "random": {"generator": self.generator.get_state()},
+        }
+        if self.head is not None:
+            tensors["head"] = dict(self.head.named_parameters())
+        if self.head_optimizer is not None:
+            tensors["head_moments"] = moments(self.head_optimizer, tensors["head"])
+        return tensors, {"step": self.step_number}
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, dict[str, Tensor]], numbers: dict) -> None:
+        """Go on from what `state` returned. Raises ValueError naming what is missing or of another shape."""
+        mine, _ = self.state()
+        shapes = lambda named: {name: tensor.shape for name, tensor in named.items()}
+        for file in mine.keys() | tensors.keys():
+            fits = file in mine and file in tensors and shapes(mine[file]) == shapes(tensors[file])
+            if not fits and not (file in mine and file.endswith("moments")):  # before the first step there are none
+                raise ValueError(f"the saved {file} has other tensors than this run: the settings are not the same")
+        self.optimizer.load(tensors["policy"], tensors["policy_moments"])
+        self.generator.set_state(tensors["random"]["generator"].cpu())
+        if self.head is not None:
+            self.head.load_state_dict(tensors["head"])
+        if self.head_optimizer is not None:
+            load_moments(self.head_optimizer, dict(self.head.named_parameters()), tensors["head_moments"])
+        self.step_number = self.saved_step = numbers["step"]
+
+    def resume(self) -> list[dict[str, float]]:
+        """Load the newest training state in out/states, if there is one; returns the metrics of the steps up to it."""
+        state = newest_state(self.out / "states")
+        if state is None:
+            return []
+        self.load_state(*state)
+        return read_lines(self.out / "metrics.jsonl")[: self.step_number]
+
+    def _failure(self, error: FloatingPointError) -> FloatingPointError:
         path = self.out / "failed_batch.safetensors"
         save_tensors(self.batch, path)
         return FloatingPointError(
-            f"step {self.step_number}: {error}. The batch is in {path}, the weights after step {saved} are in "
+            f"step {self.step_number}: {error}. The batch is in {path}, the weights after step {self.saved_step} are in "
             f"{self.out / 'model'}. A smaller learning_rate or max_grad_norm is the first thing to try."
         )

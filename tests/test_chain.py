@@ -4,9 +4,18 @@ import random
 
 import pytest
 
-from minclipo.tasks.chain import MAX_TOTAL, OPERANDS, WORDS, CarelessAuthor, ChainProblem, random_problem
+from minclipo.tasks.chain import (
+    MAX_TOTAL,
+    OPERANDS,
+    WORDS,
+    CarelessAuthor,
+    ChainProblem,
+    check_outcome,
+    check_steps,
+    is_faithful,
+    random_problem,
+)
 from minclipo.toy import toy_tokenizer
-from minclipo.verifier import check_outcome, check_steps, is_faithful
 
 PROBLEM = ChainProblem(7, (5, -3, 8, -2))
 FAITHFUL = "+5 12 -3 9 +8 17 -2 15 # 15"

@@ -5,8 +5,8 @@ import torch
 from conftest import golden, tensors_of
 
 from minclipo.contrastive import ContrastiveHead, contrastive_loss
-from minclipo.grpo import aggregate, group_advantages, kl_penalty, policy_loss
-from minclipo.sampler import mean_pool
+from minclipo.grpo import aggregate, group_advantages, kl_penalty, policy_loss, token_weights
+from minclipo.logprobs import mean_pool
 from minclipo.trainer import contrastive_step
 
 LOSS = {
@@ -234,7 +234,7 @@ def test_kl(case, inputs, expected):
 def test_aggregation(case, inputs, expected):
     """Catches: a mean over padded places, empty rows in the mean. Dr. GRPO's constant: verl forgets to divide by N."""
     mode, loss, mask = AGGREGATION[case["options"]["agg"]], inputs["loss"].double(), inputs["mask"]
-    ours = aggregate(loss, mask, mode, max_length=mask.shape[1])
+    ours = aggregate(loss, token_weights(mask, mode, max_length=mask.shape[1], dtype=torch.float64))
     rows = len(mask) if mode == "constant" else 1
     torch.testing.assert_close(ours * rows, expected["clipo_repo"].double().squeeze(), rtol=1e-9, atol=1e-12)
 
@@ -267,8 +267,7 @@ def test_policy_loss(case, inputs, expected):
         clip_low=options["clip_low"],
         clip_high=options["clip_high"],
         dual_clip=options["dual_clip_c"] if verl else None,
-        aggregation=mode,
-        max_length=mask.shape[1] if verl else options["max_completion_length"],
+        weights=token_weights(mask, mode, mask.shape[1] if verl else options["max_completion_length"], torch.float64),
     )
     # Two conventions differ from ours: verl's constant is not divided by N, TRL's sequence mean counts rows without tokens.
     factor = len(mask) if verl and mode == "constant" else 1

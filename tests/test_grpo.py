@@ -66,10 +66,9 @@ def test_policy_loss_gradient(aggregation, dual_clip):
     """Catches: any gradient that is not the derivative of the value. Ratios lie away from the kinks for these seeds."""
     for seed in range(5):
         logprobs, old, advantages, mask = random_batch(seed)
+        weights = token_weights(mask, aggregation, 8, torch.float64)
         loss = lambda x: (
-            policy_loss(
-                x, old, advantages, mask, clip_high=0.28, dual_clip=dual_clip, aggregation=aggregation, max_length=8
-            ).loss
+            policy_loss(x, old, advantages, mask, clip_high=0.28, dual_clip=dual_clip, weights=weights).loss
         )
         assert torch.autograd.gradcheck(loss, logprobs, eps=1e-7, atol=1e-6)
 
@@ -100,7 +99,8 @@ def test_policy_loss_equals_a_slow_loop(aggregation):
         "sequence_sum": total / 4,
         "constant": total / (4 * 9),
     }[aggregation]
-    got = policy_loss(logprobs, old, advantages, mask, clip_high=0.28, aggregation=aggregation, max_length=9)
+    weights = token_weights(mask, aggregation, 9, torch.float64)
+    got = policy_loss(logprobs, old, advantages, mask, clip_high=0.28, weights=weights)
     assert got.loss.item() == pytest.approx(wanted, rel=1e-12)
 
 
@@ -139,7 +139,7 @@ def test_values_outside_the_mask_are_never_read():
 def test_a_batch_without_tokens_gives_zero():
     """Catches: a division by the number of tokens where there are none."""
     for aggregation in AGGREGATIONS:
-        assert aggregate(torch.ones(2, 3), torch.zeros(2, 3), aggregation, max_length=3) == 0
+        assert aggregate(torch.ones(2, 3), token_weights(torch.zeros(2, 3), aggregation, 3)) == 0
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -147,8 +147,8 @@ def test_weights_of_the_whole_step_make_micro_batches_exact(aggregation):
     """Catches: a mean of micro-batch means, which weighs tokens by the luck of the split."""
     logprobs, _, _, mask = random_batch()
     weights = token_weights(mask, aggregation, 7, torch.float64)
-    whole = aggregate(logprobs, mask, aggregation, 7)
-    parts = sum((weights[rows] * logprobs[rows]).sum() for rows in ([0], [1, 3], [2]))
+    whole = aggregate(logprobs, weights)
+    parts = sum(aggregate(logprobs[rows], weights[rows]) for rows in ([0], [1, 3], [2]))
     torch.testing.assert_close(whole, parts)
 
 

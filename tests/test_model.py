@@ -1,89 +1,13 @@
-"""The model against transformers' numbers, against a slow loop, and against itself with a cache."""
+"""The model against a slow loop, and against itself with a cache. Against transformers: test_parity.py."""
 
 import math
 
 import pytest
 import torch
-from conftest import FIXTURES, small_gpt
-from safetensors.torch import load_file
+from conftest import small_gpt
 
-from minclipo.checkpoint import load_model, read_json
 from minclipo.model import GPT, GPTConfig, KVCache, RopeScaling, rotary_frequencies, rotate
-from minclipo.pretrain import solution_loss
-from minclipo.sampler import completion_hidden, completion_logprobs, mean_pool, pad_right, sample
-
-CHECKPOINTS = sorted(path.name for path in (FIXTURES / "parity").iterdir())
-CLOSE = dict(atol=3e-5, rtol=1e-5)  # separates a right model from one with another norm_eps; see the fixtures' README
-
-
-def load(name: str):
-    folder = FIXTURES / "parity" / name
-    model, _ = load_model(folder)
-    return model.float(), load_file(folder / "reference.safetensors"), read_json(folder / "reference.json")
-
-
-def ragged_completions(reference: dict) -> tuple[list[list[int]], torch.Tensor, torch.Tensor]:
-    """The reference's left-padded prompts as lists, and its completions with their mask."""
-    pairs = zip(reference["completion.prompt_ids"], reference["completion.prompt_mask"].bool())
-    return [ids[mask].tolist() for ids, mask in pairs], reference["completion.ids"], reference["completion.mask"].bool()
-
-
-@pytest.mark.parametrize("name", CHECKPOINTS)
-def test_logits_and_hidden_states_equal_transformers(name):
-    """Catches: wrong rotary pairing or scaling, norm epsilon, head grouping, bias, q/k norm, tied head."""
-    model, reference, _ = load(name)
-    mask = reference["right.attention_mask"].bool()
-    hidden = model(reference["right.input_ids"])
-    torch.testing.assert_close(hidden[mask], reference["right.hidden"][mask], **CLOSE)
-    torch.testing.assert_close(model.logits(hidden)[mask], reference["right.logits"][mask], **CLOSE)
-
-
-@pytest.mark.parametrize("name", CHECKPOINTS)
-def test_completion_logprobs_equal_transformers(name):
-    """Catches: completions read one place off, temperature left out, padding counted, pooling over the prompt."""
-    model, reference, _ = load(name)
-    prompts, completions, mask = ragged_completions(reference)
-    logprobs, entropy = completion_logprobs(model, prompts, completions, mask)
-    torch.testing.assert_close(logprobs, reference["completion.logps"], **CLOSE)
-    torch.testing.assert_close(entropy, reference["completion.entropy"], **CLOSE)
-    cooler, _ = completion_logprobs(model, prompts, completions, mask, temperature=0.7)
-    torch.testing.assert_close(cooler, reference["completion.logps_temperature_0.7"], **CLOSE)
-    _, own = completion_hidden(model, prompts, completions, mask)
-    torch.testing.assert_close(mean_pool(own, mask), reference["completion.mean_hidden"], **CLOSE)
-
-
-@pytest.mark.parametrize("name", CHECKPOINTS)
-@pytest.mark.parametrize("with_eos", [False, True])
-def test_greedy_tokens_equal_transformers(name, with_eos):
-    """Catches: ragged prompts that see each other's padding, cache slots off by one, eos not ending a row."""
-    model, reference, notes = load(name)
-    eos_ids = notes["greedy_eos_token_id"]
-    eos_ids = eos_ids if isinstance(eos_ids, list) else [eos_ids]
-    expected = reference["greedy.new_ids_with_eos" if with_eos else "greedy.new_ids"]
-    prompts = [
-        ids[mask.bool()].tolist() for ids, mask in zip(reference["greedy.prompt_ids"], reference["greedy.prompt_mask"])
-    ]
-    rollouts = sample(model, prompts, 1, 20, temperature=0, eos_ids=eos_ids if with_eos else [])
-    for row, mask, wanted in zip(rollouts.completions, rollouts.mask, expected):
-        ids = row[mask].tolist()
-        assert ids == wanted[: len(ids)].tolist()
-        assert len(ids) == 20 or ids[-1] in eos_ids
-
-
-@pytest.mark.parametrize("name", CHECKPOINTS)
-def test_gradient_norms_equal_transformers(name):
-    """Catches: a detached branch, a weight used twice or not at all: the forward pass would not tell."""
-    model, reference, notes = load(name)
-    ids, mask = reference["right.input_ids"], reference["right.attention_mask"]
-    rows = [row[: int(n)].tolist() for row, n in zip(ids, mask.sum(1))]
-    loss = solution_loss(model, [row[:1] for row in rows], [row[1:] for row in rows])  # all tokens but the first
-    assert loss.item() == pytest.approx(notes["mean_token_nll"], rel=1e-5)
-    loss.backward()
-    ours = {
-        name if name.startswith("lm_head") else f"model.{name}": p.grad.norm().item()
-        for name, p in model.named_parameters()
-    }
-    assert ours == pytest.approx(notes["grad_norms"], rel=1e-4)
+from minclipo.sampler import pad_right
 
 
 @torch.no_grad()

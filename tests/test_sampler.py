@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import small_gpt
 
-from minclipo.sampler import completion_hidden, completion_logprobs, mean_pool, sample, sampling_logprobs
+from minclipo.logprobs import completion_logprobs, mean_pool
+from minclipo.sampler import _draw, sample, sampling_logprobs
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12]]
 
@@ -30,8 +31,11 @@ def test_pooled_states_equal_one_plain_forward_pass():
     model = small_gpt()
     rollouts = rollouts_of(model)
     prompts = [prompt for prompt in PROMPTS for _ in range(5)]
-    _, own = completion_hidden(model, prompts, rollouts.completions, rollouts.mask)
-    torch.testing.assert_close(rollouts.pooled, mean_pool(own, rollouts.mask), atol=1e-5, rtol=1e-5)
+    for row, prompt in enumerate(prompts):
+        completion = rollouts.completions[row][rollouts.mask[row]]
+        hidden = model(torch.cat([torch.tensor(prompt), completion])[None])[:, len(prompt) :]  # [1, T, D]
+        mean = mean_pool(hidden, torch.ones(1, len(completion), dtype=torch.bool))[0]
+        torch.testing.assert_close(rollouts.pooled[row], mean, atol=1e-5, rtol=1e-5)
 
 
 def test_prompts_may_be_tensors():
@@ -166,5 +170,32 @@ def test_logits_that_are_not_finite_stop_the_sampling():
     model = small_gpt()
     with torch.no_grad():
         model.norm.weight[0] = float("nan")
-    with pytest.raises(FloatingPointError, match="completion token 0"):
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
         rollouts_of(model)
+
+
+def test_rows_at_once_gives_whole_groups_in_order():
+    """Catches: groups cut in two, prompts and rows joined in different orders, widths that do not fit."""
+    model, greedy = small_gpt(), dict(temperature=0.0, eos_ids=[0, 1, 2])
+    together = rollouts_of(model, **greedy)
+    apart = rollouts_of(model, **greedy, rows_at_once=11)  # two groups of five, then the other two
+    assert apart.prompts == together.prompts and apart.group_size == 5
+    for name in ("completions", "mask", "finished"):
+        assert torch.equal(
+            getattr(apart, name)[together.mask] if name == "completions" else getattr(apart, name),
+            together.completions[together.mask] if name == "completions" else getattr(together, name),
+        )
+    torch.testing.assert_close(apart.pooled, together.pooled, atol=1e-5, rtol=1e-5)
+    sampled = rollouts_of(model, rows_at_once=1)  # a group at a time
+    prompts = [prompt for prompt in PROMPTS for _ in range(5)]
+    logprobs, _ = completion_logprobs(model, prompts, sampled.completions, sampled.mask)
+    torch.testing.assert_close(sampled.logprobs, logprobs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-24])
+def test_extreme_random_numbers_draw_possible_tokens(monkeypatch, number):
+    """Token 0 and the last one have probability 0. Catches: an index past the end, or a log-prob of -inf, once in 2^24."""
+    logits = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]])
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, number))
+    token, logprob = _draw(logits, 1.0, None, None, None)
+    assert token.item() == (1 if number else 2) and logprob.isfinite()

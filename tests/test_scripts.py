@@ -185,5 +185,5 @@ def test_bad_command_lines_end_at_once(tmp_path, capsys):
     assert "seed must be at most" in message_of("--seeds", "0", str(2**64), out=tmp_path / "a", capsys=capsys)
     ignored = message_of("--method", "grpo", "--head-size", "8", out=tmp_path / "a", capsys=capsys)
     assert "--head-size is an option of clipo, which --method leaves out" in ignored
-    train_toy.prepare_out(tmp_path / "b", {"toy": {}, "training": {"steps": 5}}, resume=False)
-    assert "other settings for toy, training" in message_of("--resume", out=tmp_path / "b", capsys=capsys)
+    train_toy.prepare_out(tmp_path / "b", {"script": "train_toy.py", "toy": {}, "training": {"steps": 5}}, resume=False)
+    assert "choose another --out" in message_of("--resume", out=tmp_path / "b", capsys=capsys)

@@ -13,17 +13,18 @@ from minclipo.checkpoint import load_model
 from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_loss
 from minclipo.evaluation import evaluate
 from minclipo.grpo import PolicyLoss, group_advantages
+from minclipo.logprobs import completion_logprobs
 from minclipo.metrics import rollout_metrics
-from minclipo.sampler import completion_logprobs, sample
+from minclipo.sampler import sample
 from minclipo.tasks import Task
-from minclipo.tasks.chain import random_problem
-from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_tokenizer
+from minclipo.tasks.chain import check_outcome, random_problem
+from minclipo.tokenizer import load_tokenizer
+from minclipo.toy import TASK, ToyConfig, draw, pretrained_toy, toy_tokenizer
 from minclipo.trainer import TrainConfig, Trainer, contrastive_step
-from minclipo.verifier import check_outcome
 
 TINY = dict(steps=3, prompts_per_step=6, group_size=8, learning_rate=3e-3)
 METHODS = {"grpo": {}, "clipo": dict(contrastive_weight=0.5), "oracle": dict(process_penalty=0.5)}
-OUTCOME_ONLY = Task(random_problem, check_outcome)
+OUTCOME_ONLY = Task(draw, check_outcome)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def lenient(problem, completion, finished) -> bool:
     )  # first total is even
 
 
-EASY = Task(random_problem, lenient, lambda problem, completion: len(completion) % 3 > 0)
+EASY = Task(draw, lenient, lambda problem, completion: [True, len(completion) % 3 > 0])
 
 
 def make(start, tmp_path, task=EASY, **changes) -> Trainer:
@@ -60,7 +61,7 @@ def test_the_step_check_never_reaches_training(start, tmp_path, method, step_che
 
     Catches: any path from the process labels into GRPO's or CLIPO's training data.
     """
-    other = Task(random_problem, lenient, None if step_check == "absent" else lambda problem, completion: False)
+    other = Task(draw, lenient, None if step_check == "absent" else lambda problem, completion: [False])
     runs = []
     for task in (EASY, other):
         trainer = make(start, tmp_path, task, **METHODS[method])
@@ -79,7 +80,7 @@ def test_the_step_check_never_reaches_training(start, tmp_path, method, step_che
 def test_the_oracle_does_see_the_steps(start, tmp_path):
     """The counterpart of the test above: it could not fail if nothing ever reached training."""
     first = make(start, tmp_path, **METHODS["oracle"])
-    second = make(start, tmp_path, Task(random_problem, lenient, lambda problem, completion: True), **METHODS["oracle"])
+    second = make(start, tmp_path, Task(draw, lenient, lambda problem, completion: [True]), **METHODS["oracle"])
     first.step(), second.step()
     assert not torch.equal(first.batch["rewards"], second.batch["rewards"])
     assert not torch.equal(weights(first), weights(second))
@@ -92,10 +93,10 @@ def test_the_oracle_without_a_step_check_is_refused(start, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_all_methods_get_the_same_problems(start, tmp_path, method):
-    """Catches: the contrastive part drawing from the problems' random state."""
-    trainer, reference = make(start, tmp_path, **METHODS[method]), random.Random(0)
-    for _ in range(2):
-        wanted = [random_problem(reference).prompt for _ in range(6)]
+    """Problems go by their number alone. Catches: a step that repeats the problems of the one before."""
+    trainer = make(start, tmp_path, **METHODS[method])
+    for first in (0, 6):
+        wanted = [draw("training 0", index).prompt for index in range(first, first + 6)]
         trainer.step()
         prompts = [trainer.batch[f"prompt_{b}"].tolist() for b in range(6)]
         assert prompts == toy_tokenizer().encode_batch(wanted)
@@ -155,12 +156,12 @@ def test_each_rollout_is_judged_by_its_own_problem(start, tmp_path):
     """Catches: problems and rows paired in the wrong order, which turns the reward into noise."""
     seen = []
     watch = lambda problem, *_: seen.append(problem) or True
-    trainer = make(start, tmp_path, Task(random_problem, watch, watch))
+    trainer = make(start, tmp_path, Task(draw, watch, lambda *row: [watch(*row)]))
     problems = [random_problem(random.Random(i)) for i in range(6)]
     rollouts = trainer.sample(problems)
     wanted = [problems[b] for b in rollouts.group.tolist()]
     trainer.verify(problems, rollouts, [""] * 48)
-    trainer.check_faithful(problems, [""] * 48)
+    trainer.check_steps(problems, [""] * 48)
     assert seen == wanted + wanted and len(set(wanted)) == 6
 
 
@@ -264,7 +265,7 @@ def test_run_writes_metrics_and_a_model_that_loads(start, tmp_path):
         "clip_fraction", "gradient_norm", "entropy", "completion_length", "seconds",
     }  # fmt: skip
     assert wanted <= lines[0].keys()
-    model, tokenizer = load_model(tmp_path / "model")
+    model, tokenizer = load_model(tmp_path / "model"), load_tokenizer(tmp_path / "model")
     tokens = torch.tensor([tokenizer.encode("7 , +5 =")])
     assert torch.equal(model(tokens), trainer.model(tokens))
 
@@ -292,7 +293,7 @@ def test_a_nan_loss_stops_the_run_and_saves_the_evidence(start, tmp_path, monkey
     batch = load_file(tmp_path / "failed_batch.safetensors")
     wanted = {"prompt_0", "completions", "mask", "logprobs", "pooled", "correct", "rewards", "advantages"}
     assert wanted <= batch.keys()
-    model, _ = load_model(tmp_path / "model")
+    model = load_model(tmp_path / "model")
     assert all(p.isfinite().all() for p in model.parameters())
     assert torch.equal(
         model.embed_tokens.weight, trainer.model.embed_tokens.weight
@@ -312,16 +313,16 @@ def test_weights_that_cannot_compute_never_replace_good_ones(start, tmp_path, mo
     trainer = make(start, tmp_path, steps=9, save_every=1)
     with pytest.raises(FloatingPointError, match="step 1: the updated model's logits .* after step 0 are in"):
         trainer.run()
-    model, tokenizer = load_model(tmp_path / "model")
+    model, tokenizer = load_model(tmp_path / "model"), load_tokenizer(tmp_path / "model")
     assert evaluate(model, tokenizer, TASK, problems=20, max_new_tokens=16, seed=0)["problems"] == 20
 
 
 def test_evaluate_counts(start):
     """Catches: the hallucination rate over all rollouts instead of the right ones."""
     task = Task(
-        random_problem,
+        draw,
         lambda problem, text, finished: problem.start % 2 == 0,
-        lambda problem, text: problem.start % 3 == 0,
+        lambda problem, text: [True, problem.start % 3 == 0],
     )
     found = evaluate(start, toy_tokenizer(), task, problems=400, max_new_tokens=4, seed=0)
     even = [problem.start for problem, _, _ in found["examples"] if problem.start % 2 == 0]
@@ -383,8 +384,9 @@ DESTINATIONS = [
     ("clip_low", 0.11, "policy_loss", "clip_low"),
     ("clip_high", 0.33, "policy_loss", "clip_high"),
     ("dual_clip", 4.0, "policy_loss", "dual_clip"),
-    ("aggregation", "constant", "policy_loss", "aggregation"),
-    ("aggregation", "constant", "aggregate", 2),
+    ("aggregation", "constant", "token_weights", 1),
+    ("max_new_tokens", 13, "token_weights", 2),
+    ("micro_batch_tokens", 77, "micro_batches", 2),
     ("kl_kind", "k2", "kl_penalty", 2),
     ("contrastive_weight", 0.37, "contrastive_step", "weight"),
     ("contrastive_loss", "supcon_in", "contrastive_step", "loss"),
@@ -422,7 +424,7 @@ def test_options_arrive_where_they_act(start, tmp_path, monkeypatch, name, value
 )
 def test_optimizer_options_arrive(start, tmp_path, name, value, of_head, field):
     trainer = make(start, tmp_path, **{"contrastive_weight": 0.1, name: value})
-    optimizer = trainer.head_optimizer if of_head else trainer.optimizer
+    optimizer = trainer.head_optimizer if of_head else trainer.optimizer.adamw
     assert optimizer.param_groups[0][field] == value
 
 
@@ -442,9 +444,9 @@ def test_the_gradient_is_clipped_to_its_norm(start, tmp_path, monkeypatch):
 
 def test_the_oracle_takes_off_what_it_is_told(start, tmp_path):
     """Outcome 1, minus 0.3 where the step check objects. Catches: the penalty on wrong answers too, or its sign."""
-    task = Task(random_problem, lambda problem, *_: problem.start % 2 == 0, lambda problem, _: problem.start % 3 == 0)
+    task = Task(draw, lambda problem, *_: problem.start % 2 == 0, lambda problem, _: [problem.start % 3 == 0])
     trainer = make(start, tmp_path, task, process_penalty=0.3)
     trainer.step()
-    problems = [random_problem(rng) for rng in [random.Random(0)] for _ in range(6)]
+    problems = [draw("training 0", index) for index in range(6)]
     wanted = [float(p.start % 2 == 0) * (1.0 if p.start % 3 == 0 else 0.7) for p in problems for _ in range(8)]
     torch.testing.assert_close(trainer.batch["rewards"], torch.tensor(wanted))

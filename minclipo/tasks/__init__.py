@@ -1,6 +1,5 @@
 """Where problems come from, one file a task; and what the trainer needs to know of a task."""
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,8 +15,10 @@ class Problem(Protocol):
 class Task:
     """Three functions: where problems come from, and how completions are judged."""
 
-    draw: Callable[[random.Random], Problem]  # a random problem
+    # (stream, index): problem number `index` of a stream such as "training 0". Equal arguments give equal problems,
+    # so the number of problems drawn so far is all that a run needs to remember of its data.
+    draw: Callable[[str, int], Problem]
     check_outcome: Callable[[Problem, str, bool], bool]  # (problem, completion, reached eos?): the verifiable reward
-    is_faithful: Callable[[Problem, str], bool] | None = (
-        None  # (problem, completion): for measurement and the oracle only
-    )
+    # (problem, completion): verdict on each step found in it; for measurement and the oracle only
+    check_steps: Callable[[Problem, str], list[bool]] | None = None
+    size: int | None = None  # number of different problems; None: as many as one likes

@@ -12,6 +12,7 @@ from collections import defaultdict
 import torch
 
 from minclipo.checkpoint import load_model
+from minclipo.tokenizer import load_tokenizer
 from minclipo.toy import TASK
 from minclipo.trainer import TrainConfig, Trainer
 
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model, tokenizer = load_model(arguments.model)
+    model, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
     with tempfile.TemporaryDirectory() as out:
         trainer = Trainer(model, tokenizer, TASK, TrainConfig(contrastive_weight=0.1), out)
         trainer.step()  # the first step pays for allocations

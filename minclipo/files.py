@@ -1,0 +1,70 @@
+"""Reading and writing files so that a crash leaves the earlier file and a broken file is named in the error."""
+
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path):
+    """Yield a temporary path to write to; it becomes `path` only once it is whole and on the disk."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the new name on empty blocks
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path):
+    """The value a JSON file holds. ValueError naming the file if it is not JSON or says two things under one key."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_object(path: Path, *, optional: bool = False) -> dict:
+    """The object a JSON file holds; with `optional`, {} where there is no such file."""
+    if optional and not path.exists():
+        return {}
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: {path.parent} is no model directory")
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold an object, found {type(value).__name__}")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple]) -> dict:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return result
+
+
+def write_lines(path: Path, records: list[dict]) -> None:
+    """JSONL: one JSON object a line."""
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The objects of a JSONL file, [] if there is none. A last line that was cut off in the middle is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,52 @@
+"""A task within reach of the smallest chat models: sums of two numbers, asked in words.
+
+    What is 7 + 35? Answer with the number only.
+
+A fifth of all pairs of numbers is held out: they are never asked in training, and evaluation asks nothing else.
+"""
+
+import random
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from minclipo.tasks import Task
+
+NUMBER = re.compile(r"-?[0-9]+")
+
+
+@dataclass(frozen=True)
+class SumProblem:
+    prompt: str  # as the model reads it, chat template applied
+    a: int
+    b: int
+
+
+def is_held_out(a: int, b: int) -> bool:
+    """True for a fifth of all pairs, by a checksum that knows no arithmetic; a + b goes where b + a goes."""
+    return zlib.crc32(f"{min(a, b)}+{max(a, b)}".encode()) % 5 == 0
+
+
+def random_pair(rng: random.Random, held_out: bool, digits: int = 2) -> tuple[int, int]:
+    """Two numbers of up to `digits` digits, each length as likely as the others, from one side of the split."""
+    while True:
+        a, b = (rng.randrange(10 ** rng.randint(1, digits)) for _ in range(2))
+        if is_held_out(a, b) == held_out:
+            return a, b
+
+
+def check_outcome(problem: SumProblem, completion: str, finished: bool) -> bool:
+    """True if the completion is finished and the last number in it is the sum."""
+    numbers = NUMBER.findall(completion)
+    return finished and numbers[-1:] == [str(problem.a + problem.b)]
+
+
+def sums_task(render: Callable[[str], str]) -> Task:
+    """Streams whose name begins with "evaluation" get held-out pairs, all others the rest; `render` makes the prompt."""
+
+    def draw(stream: str, index: int) -> SumProblem:
+        a, b = random_pair(random.Random(f"{stream} {index}"), held_out=stream.startswith("evaluation"))
+        return SumProblem(render(f"What is {a} + {b}? Answer with the number only."), a, b)
+
+    return Task(draw, check_outcome)

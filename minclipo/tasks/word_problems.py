@@ -1,0 +1,119 @@
+"""Word problems from a file, a folder's worth of them, or a dataset on the Hugging Face hub: GSM8K, MATH, or your own.
+
+A file is JSONL, one object a line, or parquet (if pyarrow is installed); which fields hold the question and the answer
+is up to the caller. The answer may be bare ("72"), a GSM8K solution ("... #### 72") or a MATH one ("... \\boxed{72}").
+"""
+
+import fnmatch
+import functools
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from minclipo.equations import check_equations
+from minclipo.tasks import Task
+from minclipo.verifier import verify
+
+
+@dataclass(frozen=True)
+class WordProblem:
+    prompt: str  # as the model reads it, chat template applied
+    question: str
+    truth: str  # the reference answer, or a worked solution that ends in it
+
+
+def read_problems(source: str, question_field: str, answer_field: str) -> list[tuple[str, str]]:
+    """(question, answer) pairs of a file, or of the files of a hub dataset: "ORGANISATION/NAME:PATTERN", as in
+    "openai/gsm8k:main/train-*". Errors name the file, the line, and the fields that there are."""
+    pairs = []
+    for path in problem_files(source):
+        for place, record in records(path):
+            for field in (question_field, answer_field):
+                if not isinstance(record, dict) or record.get(field) in (None, ""):
+                    found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+                    raise ValueError(f"{place}: no field {field!r} with something in it; found: {found}")
+            pairs.append((str(record[question_field]), str(record[answer_field])))
+    if not pairs:
+        raise ValueError(f"{source} holds no problems")
+    return pairs
+
+
+def problem_files(source: str) -> list[Path]:
+    """The files that `source` names, downloaded if it is a dataset on the hub."""
+    if Path(source).is_file():
+        return [Path(source)]
+    name, _, pattern = source.partition(":")
+    if name.count("/") == 1 and pattern and not name.startswith((".", "/", "~")):
+        return download_dataset(name, pattern)
+    raise FileNotFoundError(
+        f"{source} does not exist. Give a .jsonl or .parquet file, or a hub dataset as ORGANISATION/NAME:PATTERN, "
+        "for example openai/gsm8k:main/train-*"
+    )
+
+
+def download_dataset(name: str, pattern: str) -> list[Path]:
+    """The files of a hub dataset whose path matches `pattern` (* stands for anything), downloaded, in order."""
+    from huggingface_hub import snapshot_download  # here: who reads local files should not wait for this import
+
+    try:
+        folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=[pattern]))
+    except Exception as error:  # no network, no such dataset, no permission: each has its own class there
+        raise FileNotFoundError(
+            f"{name} is no local file, and downloading it from the Hugging Face hub failed: "
+            f"{type(error).__name__}: {error}. Give a local .jsonl or .parquet file instead"
+        ) from error
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".jsonl", ".parquet") and path.is_file())
+    found = [path for path in files if fnmatch.fnmatch(path.relative_to(folder).as_posix(), pattern)]
+    if not found:
+        raise FileNotFoundError(f"{name} on the Hugging Face hub has no .jsonl or .parquet file like {pattern}")
+    return found
+
+
+def records(path: Path) -> Iterator[tuple[str, dict]]:
+    """(where it stands, record) of everything in a file."""
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet
+        except ImportError as error:
+            raise ValueError(f"{path}: parquet files need pyarrow (pip install pyarrow)") from error
+        for number, record in enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1):
+            yield f"{path}, row {number}", record
+        return
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+
+
+def word_problem_task(pairs: list[tuple[str, str]], render: Callable[[str], str]) -> Task:
+    """A Task of (question, answer) pairs. Every epoch of a stream goes through all of them once, in an order of its own.
+
+    The step check looks at the sums that a solution writes down: 48 / 2 = 24 is right, 48 / 2 = 22 is not.
+    """
+    problems = [WordProblem(render(question), question, answer) for question, answer in pairs]
+
+    @functools.lru_cache(maxsize=4)
+    def order(stream: str, epoch: int) -> list[int]:
+        return random.Random(f"{stream} {epoch}").sample(range(len(problems)), len(problems))
+
+    def draw(stream: str, index: int) -> WordProblem:
+        epoch, place = divmod(index, len(problems))
+        return problems[order(stream, epoch)[place]]
+
+    return Task(draw, check_outcome, check_steps, size=len(problems))
+
+
+def check_outcome(problem: WordProblem, completion: str, finished: bool) -> bool:
+    """True if the final answer is right. `finished` does not matter: what was cut off after the answer is not missed."""
+    return verify(completion, problem.truth)
+
+
+def check_steps(problem: WordProblem, completion: str) -> list[bool]:
+    """The verdict on each equation of numbers that the completion writes down."""
+    return check_equations(completion)

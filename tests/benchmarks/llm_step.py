@@ -1,0 +1,92 @@
+"""Seconds and memory of a training step on a real checkpoint. A benchmark: it decides nothing, pytest does not collect it.
+
+python tests/benchmarks/llm_step.py DIRECTORY --prompts 2 --group-size 4 --tokens 24 --threads 2
+
+Every completion has exactly --tokens tokens (no token ends it), so that the work can be compared with other tools'.
+Prints one JSON line. matmul_gflops is what this machine makes of a large float32 matrix product at the same time.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+
+import torch
+
+from minclipo.checkpoint import load_model
+from minclipo.config import TrainConfig
+from minclipo.runs import peak_memory_mib
+from minclipo.tasks import Task
+from minclipo.tasks.sums import SumProblem
+from minclipo.tokenizer import load_tokenizer
+from minclipo.trainer import Trainer
+
+STAGES = ("sample", "update_policy")
+
+
+def matmul_gflops(size: int = 2048, repeats: int = 3) -> float:
+    a, b = torch.randn(2, size, size)
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model directory")
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--group-size", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--micro-batch-tokens", type=int, default=0)
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
+    model.gradient_checkpointing = arguments.gradient_checkpointing
+    tokenizer.eos_ids = []
+
+    def draw(stream: str, index: int) -> SumProblem:
+        a, b = index % 10, index * 7 % 10
+        return SumProblem(tokenizer.chat([{"role": "user", "content": f"What is {a} + {b}?"}]), a, b)
+
+    task = Task(draw, lambda problem, text, finished: sum(map(ord, text)) % 2 == 0)  # so that some rewards differ
+    config = TrainConfig(
+        prompts_per_step=arguments.prompts,
+        group_size=arguments.group_size,
+        max_new_tokens=arguments.tokens,
+        mini_batches=1,
+        learning_rate=1e-5,
+        micro_batch_tokens=arguments.micro_batch_tokens,
+    )
+    with tempfile.TemporaryDirectory() as out:
+        trainer, seconds = Trainer(model, tokenizer, task, config, out), dict.fromkeys(STAGES, 0.0)
+
+        def timed(stage: str):
+            method = getattr(trainer, stage)
+
+            def watched(*args):
+                started = time.perf_counter()
+                result = method(*args)
+                seconds[stage] += time.perf_counter() - started
+                return result
+
+            return watched
+
+        steps = [trainer.step()["seconds"]]  # the first pays for allocations
+        for stage in STAGES:
+            setattr(trainer, stage, timed(stage))
+        steps += [trainer.step()["seconds"] for _ in range(arguments.steps - 1)]
+    later = len(steps) - 1
+    found = {"step_s": [round(s, 3) for s in steps], "mean_step_s_after_first": round(sum(steps[1:]) / later, 3)}
+    found |= {f"{stage}_s": round(value / later, 3) for stage, value in seconds.items()}
+    found |= {"peak_mib": round(peak_memory_mib()), "matmul_gflops": round(matmul_gflops())}
+    print(json.dumps(vars(arguments) | found))
+
+
+if __name__ == "__main__":
+    main()

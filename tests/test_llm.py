@@ -1,0 +1,326 @@
+"""Word problems, sums, evaluation, and train_llm.py run as a user runs it, only on tiny models."""
+
+import json
+import sys
+import zlib
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FIXTURES, small_gpt
+
+import minclipo.tasks.word_problems as word_problems
+from minclipo.checkpoint import save_model
+from minclipo.evaluation import evaluate, pass_at_k
+from minclipo.tasks import Task
+from minclipo.tasks.sums import check_outcome, is_held_out, sums_task
+from minclipo.tasks.word_problems import read_problems, word_problem_task
+from minclipo.tokenizer import load_tokenizer
+from minclipo.toy import draw, toy_tokenizer
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+import train_llm  # noqa: E402
+
+CHAT_MODEL = str(FIXTURES / "parity" / "smollm2_like_bf16")
+SHORT = "--steps 2 --prompts-per-step 2 --group-size 3 --max-new-tokens 6 --eval-every 1 --eval-problems 3 --device cpu"
+
+
+def jsonl(path: Path, records: list) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+PROBLEMS = [{"question": f"What is {n} + 1?", "answer": f"{n} + 1 = {n + 1}\n#### {n + 1}"} for n in range(10)]
+
+
+# ---- problems ----
+
+
+def test_every_epoch_has_every_problem_once_in_its_own_order():
+    """Catches: drawing with replacement, every epoch in the same order, streams that share an order."""
+    task = word_problem_task([(str(n), "1") for n in range(20)], render=lambda question: question)
+    epochs = [[task.draw("training 0", 20 * epoch + i).question for i in range(20)] for epoch in range(3)]
+    assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == 20 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert [task.draw("training 1", i).question for i in range(20)] != epochs[0]
+    assert task.size == 20 and task.draw("training 0", 33).question == epochs[1][13]
+
+
+@pytest.mark.parametrize(
+    "lines, names",
+    [
+        ('{"question": "a", "answer": "1"}\n{"question": "b"\n', r"data.jsonl, line 2 is not JSON"),
+        ('{"prompt": "a", "answer": "1"}\n', r"data.jsonl, line 1: no field 'question' .*found: prompt, answer"),
+        ('\n{"question": "a", "answer": ""}\n', r"data.jsonl, line 2: no field 'answer' with something in it"),
+        ('["a", "1"]\n', r"data.jsonl, line 1: no field 'question'.*found: list"),
+        ("\n", "data.jsonl holds no problems"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, lines, names):
+    (tmp_path / "data.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match=names):
+        read_problems(str(tmp_path / "data.jsonl"), "question", "answer")
+
+
+def test_numbers_may_be_answers(tmp_path):
+    """Catches: 0 taken for no answer."""
+    file = jsonl(tmp_path / "a.jsonl", [{"q": "3 - 3?", "a": 0}, {"q": "1 / 2?", "a": 0.5}])
+    assert read_problems(file, "q", "a") == [("3 - 3?", "0"), ("1 / 2?", "0.5")]
+
+
+def test_parquet_needs_pyarrow_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "a.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match="a.parquet: parquet files need pyarrow"):
+        read_problems(str(tmp_path / "a.parquet"), "question", "answer")
+
+
+def test_a_source_that_is_nothing_is_named():
+    with pytest.raises(FileNotFoundError, match="nowhere.jsonl does not exist. Give a .jsonl or .parquet file"):
+        read_problems("nowhere.jsonl", "question", "answer")
+
+
+def test_a_hub_dataset_is_downloaded_by_pattern(tmp_path, monkeypatch):
+    """Catches: all of a repository downloaded, files of another split read, an error that names nothing."""
+    import huggingface_hub
+
+    (tmp_path / "main").mkdir()
+    for name in ("main/train-0.jsonl", "main/test-0.jsonl"):
+        jsonl(tmp_path / name, [{"question": name, "answer": "1"}])
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path))
+    assert read_problems("openai/gsm8k:main/train-*", "question", "answer") == [("main/train-0.jsonl", "1")]
+    assert asked == [(("openai/gsm8k",), dict(repo_type="dataset", allow_patterns=["main/train-*"]))]
+    with pytest.raises(FileNotFoundError, match="openai/gsm8k on the Hugging Face hub has no .* like other/"):
+        word_problems.download_dataset("openai/gsm8k", "other/*")
+
+    def offline(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(FileNotFoundError, match="openai/gsm8k.*ConnectionError: no network. Give a local"):
+        read_problems("openai/gsm8k:main/train-*", "question", "answer")
+
+
+def test_word_problems_are_judged_by_answer_and_equations():
+    task = word_problem_task([("How many?", "48/2 = 24 clips\n#### 24")], render=lambda question: question)
+    problem = task.draw("training 0", 0)
+    assert task.check_outcome(problem, "48/2 = 24, so \\boxed{24}", True)
+    assert not task.check_outcome(problem, "so \\boxed{25}", True)
+    assert task.check_steps(problem, "48/2 = 24 and 24 + 1 = 24, so \\boxed{24}") == [True, False]
+
+
+def test_sums_hold_out_a_fifth_of_all_pairs():
+    """Catches: held-out pairs seen in training, the other way round included."""
+    pairs = [(a, b) for a in range(100) for b in range(100)]
+    assert sum(is_held_out(a, b) for a, b in pairs) / len(pairs) == pytest.approx(0.2, abs=0.01)
+    assert all(is_held_out(a, b) == is_held_out(b, a) for a, b in pairs)
+    task = sums_task(lambda question: question)
+    training = {(p.a, p.b) for p in (task.draw("training 0", i) for i in range(2000))}
+    held_out = {(p.a, p.b) for p in (task.draw("evaluation 0", i) for i in range(500))}
+    assert not any(is_held_out(*pair) for pair in training) and all(is_held_out(*pair) for pair in held_out)
+
+
+@pytest.mark.parametrize(
+    "completion, finished, right",
+    [
+        ("42", True, True),
+        ("7 + 35 = 42.", True, True),
+        ("42", False, False),
+        ("42 or 43", True, False),
+        ("142", True, False),
+        ("-42", True, False),
+        ("", True, False),
+        ("४२", True, False),
+    ],
+)
+def test_the_last_number_of_a_sum_counts(completion, finished, right):
+    problem = sums_task(lambda question: question).draw("training 0", 0)
+    problem = type(problem)(problem.prompt, 7, 35)
+    assert check_outcome(problem, completion, finished) == right
+
+
+# ---- evaluation ----
+
+
+@pytest.mark.parametrize("n, c, k", [(5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 6, 4), (7, 3, 7)])
+def test_pass_at_k_equals_enumeration(n, c, k):
+    """Over all subsets of k of the n samples. Catches: 1 - (1 - c/n)^k, which is too small."""
+    subsets = list(combinations([True] * c + [False] * (n - c), k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(any(subset) for subset in subsets) / len(subsets))
+
+
+def test_samples_of_a_problem_are_counted_together():
+    """Catches: avg@k and pass@k over rows that belong to different problems."""
+    task = Task(draw, lambda problem, text, finished: problem.start % 3 == 0)  # all samples of a problem alike
+    found = evaluate(
+        small_gpt(vocab_size=122),
+        toy_tokenizer(),
+        task,
+        problems=30,
+        samples=6,
+        max_new_tokens=3,
+        seed=0,
+        rows_at_once=20,
+    )
+    assert found["pass_at"].keys() == {1, 2, 4}
+    assert all(value == pytest.approx(found["accuracy"]) for value in found["pass_at"].values())
+    assert len(found["examples"]) == 180 and 0 < found["accuracy"] < 1
+    assert found["accuracy"] == pytest.approx(sum(p.start % 3 == 0 for p, _, _ in found["examples"]) / 180)
+
+
+def test_greedy_evaluation_does_not_depend_on_how_it_is_cut():
+    model, task = small_gpt(vocab_size=122), Task(draw, lambda problem, text, finished: True)
+    settings = dict(problems=10, max_new_tokens=5, seed=0, temperature=0.0)
+    texts = [
+        [text for _, text, _ in evaluate(model, toy_tokenizer(), task, **settings, rows_at_once=rows)["examples"]]
+        for rows in (1, 4, 100)
+    ]
+    assert texts[0] == texts[1] == texts[2]
+
+
+# ---- prompts ----
+
+
+def test_questions_go_through_the_chat_template():
+    """Catches: a chat model asked in plain text, the suffix after the assistant's opening, a system prompt lost."""
+    tokenizer = load_tokenizer(CHAT_MODEL)
+    write = train_llm.prompt_writer(tokenizer, "Be brief.", " Box it.")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1? Box it."}]
+    assert write("1 + 1?") == tokenizer.chat(messages)
+
+
+def test_without_a_chat_template_the_question_is_plain_text():
+    """Catches: a bos token left out for tokenizers that put one before every text, or made up for others."""
+    tokenizer = load_tokenizer(CHAT_MODEL)
+    tokenizer.chat_template = None
+    assert train_llm.prompt_writer(tokenizer, "", "?")("1 + 1") == "1 + 1?\n"
+    for name in ("llama_untied_fp32", "llama3_rope_scaling", "mistral_no_window", "qwen2_tied_qkv_bias"):
+        tokenizer = load_tokenizer(FIXTURES / "parity" / name)
+        tokenizer.chat_template = None
+        text = train_llm.prompt_writer(tokenizer, "", "")("1 + 1")
+        assert tokenizer.encode(text) == tokenizer.encode("1 + 1\n", add_special_tokens=True)
+
+
+# ---- train_llm.py ----
+
+
+def run(*arguments: str) -> int:
+    return train_llm.main([*SHORT.split(), *arguments])
+
+
+def test_train_llm_from_end_to_end(tmp_path, capsys):
+    """A bfloat16 chat model, problems from a file, CLIPO; then what it left is measured and trained on."""
+    data, out = jsonl(tmp_path / "data.jsonl", PROBLEMS), tmp_path / "run"
+    settings = ["--model", CHAT_MODEL, "--data", data, "--eval-data", data, "--contrastive-weight", "0.2"]
+    assert run(*settings, "--out", str(out), "--eval-samples", "4", "--micro-batch-tokens", "200") == 0
+    printed = capsys.readouterr().out
+    assert "10 problems" in printed and "step 2: greedy accuracy" in printed and "pass@4" in printed
+    lines = [json.loads(line) for line in (out / "evaluation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert {"accuracy", "hallucination_rate", "steps_checked", "completion_length"} <= lines[0]["greedy"].keys()
+    assert lines[0]["sampled"]["samples"] == 4
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert "steps_checked" in metrics[0] and len(metrics) == 2
+    assert (out / "curves.png").stat().st_size > 5000
+    tokenizer = load_tokenizer(out / "model")
+    assert tokenizer.chat([{"role": "user", "content": "x"}]) == load_tokenizer(CHAT_MODEL).chat(
+        [{"role": "user", "content": "x"}]
+    )
+    assert run("--model", str(out / "model"), "--eval-data", data, "--eval-only") == 0
+    assert "greedy accuracy" in capsys.readouterr().out
+    assert run("--model", str(out / "model"), "--data", "sums", "--out", str(tmp_path / "more")) == 0
+
+
+def test_the_toys_own_model_trains_on(tmp_path):
+    """One code path for both: the model that train_toy.py saves, its task, its tokenizer without a chat template."""
+    save_model(small_gpt(vocab_size=122), toy_tokenizer(), tmp_path / "toy")
+    assert run("--model", str(tmp_path / "toy"), "--data", "chain", "--out", str(tmp_path / "run")) == 0
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert "hallucination_rate" in metrics[-1]
+
+
+@pytest.mark.parametrize("preset", ["track1", "track2"])
+def test_presets_are_whole_and_can_be_overridden(preset):
+    """Catches: a preset with a misspelt or impossible option; a preset that wins over the command line."""
+    arguments, _ = train_llm.parse_arguments(["--preset", preset, "--group-size", "4", "--model", "mine"])
+    llm, training = train_llm.make_configs(arguments)
+    assert (llm.model, training.group_size, training.contrastive_weight) == ("mine", 4, 0.2)
+    assert training.head_warmup_steps == {"track1": 13, "track2": 57}[preset]
+    assert training.steps == {"track1": 84, "track2": 580}[preset]
+
+
+def message_of(*arguments: str, capsys) -> str:
+    assert run(*arguments) == 1
+    return capsys.readouterr().err
+
+
+def test_bad_command_lines_end_with_a_message(tmp_path, capsys):
+    """Catches: a traceback, or minutes of loading before a typo is noticed."""
+    data = jsonl(tmp_path / "data.jsonl", PROBLEMS)
+    out = ["--out", str(tmp_path / "run")]
+    assert "--model is needed" in message_of("--data", data, *out, capsys=capsys)
+    assert "--data is needed" in message_of("--model", CHAT_MODEL, *out, capsys=capsys)
+    model = ["--model", CHAT_MODEL, "--data", data]
+    long = message_of(*model, *out, "--max-prompt-tokens", "3", capsys=capsys)
+    assert "every prompt is longer than --max-prompt-tokens 3" in long
+    room = message_of(*model, *out, "--max-new-tokens", "100000", capsys=capsys)
+    assert "max_positions" in room
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("all my work")
+    other = message_of(*model, "--out", str(tmp_path / "mine"), capsys=capsys)
+    assert "is no earlier run of this script" in other and (tmp_path / "mine" / "thesis.tex").is_file()
+    assert "this PyTorch finds no CUDA device" in message_of(*model, *out, "--device", "cuda", capsys=capsys)
+
+
+def test_resume_with_other_settings_is_refused_unless_they_do_not_matter(tmp_path, capsys):
+    """Catches: a run that quietly goes on with another learning rate; a run that cannot be made longer."""
+    arguments = ["--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run")]
+    assert run(*arguments) == 0
+    assert "other settings for learning_rate" in message_of(
+        *arguments, "--resume", "--learning-rate", "1", capsys=capsys
+    )
+    assert run(*arguments, "--resume", "--steps", "3", "--micro-batch-tokens", "300") == 0
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_small_disk_is_noticed_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    arguments = ["--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run")]
+    assert "GiB are needed" in message_of(*arguments, capsys=capsys)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum", "constant"])
+def test_the_step_does_not_depend_on_its_micro_batches(tmp_path, monkeypatch, aggregation):
+    """The gradient of every mini-batch, in float64. Catches: a mean of means, a KL penalty or a metric weighed by part."""
+    from minclipo.config import TrainConfig
+    from minclipo.optimizer import Float32AdamW
+    from minclipo.trainer import Trainer
+
+    seen, original = [], Float32AdamW.clip_gradients
+
+    def watched(self, max_norm):
+        seen.append(torch.cat([master.grad.flatten() for master in self.masters.values()]).clone())
+        return original(self, max_norm)
+
+    monkeypatch.setattr(Float32AdamW, "clip_gradients", watched)
+    easy = Task(draw, lambda problem, text, finished: zlib.crc32(text.encode()) % 2 == 0)
+    runs = []
+    for tokens in (0, 30, 1):
+        settings = dict(prompts_per_step=4, group_size=4, max_new_tokens=6, kl_weight=0.1, learning_rate=1e-3)
+        config = TrainConfig(**settings, aggregation=aggregation, micro_batch_tokens=tokens, seed=1)
+        trainer = Trainer(small_gpt(vocab_size=122).double(), toy_tokenizer(), easy, config, tmp_path)
+        seen.clear()
+        metrics = trainer.step()
+        metrics.pop("seconds")
+        runs.append((list(seen), metrics))
+    whole, wanted = runs[0]
+    assert len(whole) == 2 and all(gradient.norm() > 1e-3 for gradient in whole)
+    for gradients, metrics in runs[1:]:
+        for ours, theirs in zip(gradients, whole):
+            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+        assert metrics == pytest.approx(wanted, rel=1e-5, abs=1e-8)

@@ -1,0 +1,270 @@
+"""The answer check: golden completions with hand labels, all of GSM8K, and one property after the other."""
+
+import gzip
+import json
+import random
+import time
+
+import pytest
+from conftest import FIXTURES
+
+from minclipo.verifier import extract_answer, verify
+
+CASES = json.loads((FIXTURES / "golden" / "verifier.json").read_text())["cases"]
+
+
+def gsm8k(split: str) -> list[dict]:
+    with gzip.open(FIXTURES / "gsm8k" / f"{split}.jsonl.gz", "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def agrees(answer: str, truth: str) -> bool:
+    return verify(rf"\boxed{{{answer}}}", truth)
+
+
+def test_no_wrong_answer_is_accepted():
+    """Catches: hedges, other units, rounding, near misses, dropped signs: whatever training would learn to exploit."""
+    accepted = [
+        case["id"] for case in CASES if case["truth"] is False and verify(case["completion"], case["ground_truth"])
+    ]
+    assert accepted == []
+
+
+def test_which_right_answers_are_refused():
+    """Catches: a change that loses, or wins, a notation. What is listed needs algebra, or is left out on purpose."""
+    refused = {case["id"] for case in CASES if case["truth"] and not verify(case["completion"], case["ground_truth"])}
+    assert refused == (
+        {"p118"}  # 0.\overline{3}
+        | {"p120", "p121"}  # 75% for 0.75: a truth without percent sign leaves open what it counts
+        | {"p133", "p145", "p154", "p204"}  # (x+1)^2, 3i+2, (x+3)^2, x: algebra
+        | {"p146", "p148", "p150"}  # a logarithm, a factorial, a number in another base
+        | {"p163", "p164", "p165", "p232"}  # neither box nor ####
+        | {"p210", "p211"}  # thousands of brackets, thousands of summands
+        | {"p228", "p230"}  # "B. bank" and "b" for B: the option's letter is wanted as it stands
+    )
+
+
+def test_every_solution_of_gsm8k_has_its_own_answer():
+    """Catches: thousands commas and decimals misread, a truth given as a whole solution not understood."""
+    test = gsm8k("test")
+    assert all(verify(row["answer"], row["answer"]) for row in test)
+    assert all(verify(row["answer"], row["final"]) for row in test + gsm8k("train"))
+
+
+def test_solutions_of_other_problems_are_right_only_by_coincidence():
+    """Catches: a check that is true of anything. 2,000 pairs; some 15 problems happen to share an answer."""
+    rows, rng = gsm8k("test"), random.Random(0)
+    pairs = [(rng.choice(rows), rng.choice(rows)) for _ in range(2000)]
+    number = [[float(row["final"].replace(",", "")) for row in pair] for pair in pairs]
+    assert [verify(a["answer"], b["answer"]) for a, b in pairs] == [a == b for a, b in number]
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        (r"first \boxed{18}, no: \boxed{15}.", "15"),
+        (r"\boxed{15} as asked, within \boxed{} or \boxed{...}", "15"),  # the prompt's words again
+        (r"\boxed{15} and then \boxed{18", "15"),  # cut off by the length limit
+        (r"\boxed {15}", "15"),
+        (r"\fbox{15}", "15"),
+        (r"$\boxed 5$ is the answer", "5"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),  # escaped braces do not close the box
+        (r"} \boxed{15}}", "15"),
+        (r"<think>\boxed{18}</think> \boxed{15}", "15"),
+        (r"<think>\boxed{18}</think> none", None),
+        ("6 * 7 = 42\n#### 42", "42"),
+        ("#### 18\n#### 42\nthat is all", "42"),
+        (r"#### 18 but \boxed{15}", "15"),
+        (r"\boxed{18} or \boxed{15}", "18, 15"),  # one answer with two parts
+        (r"$\boxed{1}$ and $\boxed{2}$", "1, 2"),
+        (r"\boxed{15}, \boxed{15}", "15"),
+        (r"\boxed{1} or \boxed{\boxed{2}}", r"1, \boxed{2}"),
+        ("The answer is 15", None),
+        ("####", None),
+        ("", None),
+    ],
+)
+def test_extraction(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "answer, truth",
+    [
+        (r"\$1{,}250.00", "1250"),
+        ("1 250", "1,250"),
+        (r"1\,250\,000", "1250000"),
+        (r"\dfrac12", "0.5"),
+        (r"\frac{6}{8}", "3/4"),
+        (r"-2\frac{1}{2}", "-5/2"),
+        ("2 1/2", "2.5"),
+        (r"1.5 \times 10^{-3}", "0.0015"),
+        ("2e3", "2000"),
+        ("2^{10}", "1024"),
+        ("(2)(3)", "6"),
+        ("(1) + " * 25 + "1", "26"),  # many brackets, but none within another
+        (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
+        (r"\frac12\pi", r"\frac{\pi}{2}"),
+        (r"\left( \frac{1}{2}, 3 \right)", "(0.5,3)"),
+        (r"\{1, 2\}", r"\{2, 1\}"),
+        (r"1 \text{ and } 2", "1, 2"),
+        (r"\pm 2", "2, -2"),
+        ("x = 5", "5"),
+        (r"30 = \theta", "30"),
+        ("45 + 45 = 90", "90"),
+        ("2.5 million dollars", "2,500,000"),
+        (r"15\text{ cm}^2", "15"),
+        ("15", "15 hours"),
+        ("1 hour", "1 hours"),
+        ("$15", "15 dollars"),
+        (r"90^\circ", "90 degrees"),
+        (r"75\%", "75 percent"),
+        ("0.75", r"75\%"),
+        ("75", r"75\%"),
+        (r"75\%", "75"),
+        ("−5", "-5"),
+        ("**5**", "5"),
+        ("5.", "5"),
+        (r"\text{(B)}", "B"),
+        ("monday", r"\text{Monday}"),
+        (r"x^{2} + 1", "x^2+1"),
+        (r"(-\infty, 5]", r"(-\infty,5]"),
+        (r"\text{The answer is } 15", "15"),
+        ("15", r"First $\boxed{18}$ seems right, however $\boxed{15}$."),
+        ("72", "48 + 24 = <<48+24=72>>72\n#### 72"),
+    ],
+)
+def test_the_same_in_other_words(answer, truth):
+    assert agrees(answer, truth)
+
+
+@pytest.mark.parametrize(
+    "answer, truth",
+    [
+        ("15 or 18", "15"),
+        (r"15 \text{ or } 18", "15"),
+        ("15, 18", "15"),
+        ("15 18", "15"),
+        ("15/18", "15"),
+        ("15 (or 18)", "15"),
+        ("between 15 and 18", "15"),
+        (r"\pm 15", "15"),
+        ("18 = 15", "15"),
+        ("14 + 2 = 15", "15"),
+        ("about 15", "15"),
+        ("15 at most", "15"),
+        (r"x \neq 15", "15"),
+        ("x > 15", "15"),
+    ],
+)
+def test_a_hedge_is_not_an_answer(answer, truth):
+    """Catches: rules that keep the part of an answer which happens to be right."""
+    assert not agrees(answer, truth)
+
+
+@pytest.mark.parametrize(
+    "answer, truth",
+    [
+        ("-15", "15"),
+        ("15.00000001", "15"),
+        ("0.3333333333333333", "1/3"),
+        ("12345678901234567891", "12345678901234567890"),  # equal as floats
+        (r"-2\frac{1}{2}", "-3/2"),  # -(2 + 1/2), not -2 + 1/2
+        (r"2\frac{3}{2}", "3"),  # neither a mixed number nor clearly a product
+        ("90 minutes", "90 hours"),
+        ("15 cents", "$15"),
+        ("15 m", "15 s"),
+        ("15 ms", "15 m"),
+        (r"0.5\%", "0.5"),
+        (r"50\%", "0.5"),
+        ("15 thousand", "15"),
+        ("15 squared", "15"),
+        ("15th", "15"),
+        ("15x", "15"),
+        ("6abc", "6"),
+        ("2x = 15", "15"),
+        (r"2\pi", "2"),
+        (r"\sqrt{2} + 1", "2"),
+        (r"\sqrt{-4}", "-2"),
+        ("4^{1/2}", "1"),
+        ("2 3/2", "7/2"),
+        ("(" * 30 + "15" + ")" * 30, "15"),  # deeper than MAX_DEPTH
+        ("y = 5", "x = 5"),
+        ("1, 250", "1250"),  # a list
+        ("7{,}5", "75"),
+        ("1,5", "1.5"),
+        ("0,123", "123"),
+        ("15_000", "15000"),
+        ("１５", "15"),
+        ("(2, 1)", "(1, 2)"),
+        ("[1, 2]", "(1, 2)"),
+        ("1, 2, 2", "1, 2"),
+        (r"\{1, 1\}", r"\{1, 2\}"),
+        ("ab", "ba"),
+        (r"\frac{1}{0}", r"\frac{2}{0}"),
+        (r"1/2\pi", r"\frac{\pi}{2}"),
+        ("2^3^2", "512"),
+        (".", "0"),
+        (",", ""),
+    ],
+)
+def test_another_answer_is_another_answer(answer, truth):
+    assert not agrees(answer, truth)
+
+
+HOSTILE = [
+    "{" * 10**5,
+    r"\boxed{" * 50_000,
+    r"\boxed{" * 20_000 + "1" + "}" * 20_000,
+    r"\boxed{1} or " * 20_000,
+    r"\boxed" + " " * 10**5,
+    r"\boxed " * 20_000,
+    "\\" * 10**5,
+    "#" * 10**5,
+    "</think>" * 20_000,
+    "#### " + "9" * 10**5,
+    r"\boxed{9**9**9**9}",
+    r"\boxed{9^{9^{9^9}}}",
+    r"\boxed{((9^{99})^{9})^{9}}",
+    r"\boxed{1e999999999}",
+    r"\boxed{" + "9e999*" * 30 + "9e999}",
+    r"\boxed{" + "9" * 199 + "}",
+    r"\boxed{" + r"\frac{1}{" * 15 + "1" + "}" * 15 + "}",
+    r"\boxed{" + "(" * 99 + "1" + ")" * 99 + "}",
+    r"\boxed{" + "√" * 190 + "2}",
+    r"\boxed{" + "1 " * 99 + "}",
+    r"\boxed{" + "a=" * 99 + "}",
+    r"\boxed{" + "a'" * 99 + "}",
+    r"\boxed{0^{-1}}",
+    "\\boxed{\ud800}",
+    "\\boxed{\0}",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:20].encode("unicode_escape").decode())
+def test_hostile_text_neither_raises_nor_hangs(text):
+    """Catches: eval, powers without bound, int() of 5,000 digits, regular expressions that backtrack, recursion."""
+    start = time.perf_counter()
+    assert not verify(text, "15")
+    verify(text, text)
+    assert not verify(r"\boxed{15}", text)
+    assert time.perf_counter() - start < 20  # each takes less than half a second; a hang would never end
+
+
+def test_random_text_never_raises():
+    """Catches: an IndexError or ZeroDivisionError in a corner. 1,000 texts of the pieces that the reader knows."""
+    pieces = (
+        r"\boxed{ } { \frac \sqrt 1 2 0 . , ( ) [ ] \{ \} ^ - + * / \pm % $ = or and \text{ π e #### _ m hours million"
+    )
+    rng = random.Random(0)
+    for _ in range(1000):
+        text, truth = ("".join(rng.choices([" ", *pieces.split()], k=rng.randint(0, n))) for n in (25, 8))
+        verify(text, truth)
+        verify(r"\boxed{" + text + "}", truth)
+
+
+@pytest.mark.parametrize("text, truth", [(None, "5"), (r"\boxed{5}", 5), (b"\\boxed{5}", "5"), (r"\boxed{5}", None)])
+def test_what_is_no_text_is_no_answer(text, truth):
+    """Catches: a reward loop that dies on one strange record."""
+    assert verify(text, truth) is False
