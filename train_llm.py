@@ -28,6 +28,7 @@ from minclipo.checkpoint import load_model
 from minclipo.config import TrainConfig
 from minclipo.evaluation import evaluate
 from minclipo.files import read_lines, write_lines
+from minclipo.memory import estimate_memory
 from minclipo.model import GPT
 from minclipo.options import add_options, check_options, given_options, option
 from minclipo.plots import plot_evaluation
@@ -62,6 +63,9 @@ PAPER = dict(
     contrastive_level="group",
     contrastive_temperature=0.05,
     contrastive_center=False,
+    sampling_rows=128,  # this and the next two are ours: they change how much memory it takes, not what is learnt
+    micro_batch_tokens=8192,
+    gradient_checkpointing=True,
 )
 PRESETS = {
     "none": {},
@@ -196,8 +200,9 @@ class Evaluator:
         self.model, self.tokenizer, self.task, self.config, self.train, self.out = (
             model, tokenizer, task, config, train, out,
         )  # fmt: skip
-        size = task.size or max(config.eval_problems, 1)
-        self.problems = min(config.eval_problems or size, size)
+        if not config.eval_problems and task.size is None:
+            raise ValueError("--eval-problems 0 means all there are, but this task makes problems without end")
+        self.problems = min(config.eval_problems or task.size, task.size or config.eval_problems)
 
     def measure(self) -> dict:
         """{"greedy": found, "sampled": found}; see minclipo.evaluation.evaluate."""
@@ -251,6 +256,21 @@ def evaluation_line(found: dict) -> str:
     return ", ".join(words)
 
 
+def print_memory(model: GPT, config: LLMConfig, train_config: TrainConfig) -> None:
+    """Say what a step will take if prompts and completions are as long as they may be, and whether it is there."""
+    weight = model.embed_tokens.weight
+    estimate = estimate_memory(
+        model.config,
+        train_config,
+        prompt_tokens=config.max_prompt_tokens,
+        dtype=weight.dtype,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+    print(f"estimated memory: at most {estimate}")
+    if weight.device.type == "cuda" and estimate.peak > torch.cuda.get_device_properties(weight.device).total_memory:
+        print("that is more than this GPU has: try --micro-batch-tokens, --sampling-rows, --gradient-checkpointing")
+
+
 def bytes_on_disk(model: GPT, keep_states: int) -> int:
     """What a run needs on the disk at most: keep_states + 1 states of three float32 numbers a weight, two models."""
     weights = sum(weight.numel() for weight in model.parameters())
@@ -299,12 +319,15 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     task = make_task(config.data, config, tokenizer)
     model = load_model(config.model, dtype=pick_dtype(config.dtype, device), device=device)
     model.gradient_checkpointing = config.gradient_checkpointing
+    print_memory(model, config, train_config)
+    evaluator = Evaluator(model, tokenizer, eval_task, config, train_config, out) if eval_task else None
+    if evaluator is None:
+        print("no --eval-data: only the training rollouts will be measured")
     settings = {"llm": dataclasses.asdict(config), "training": dataclasses.asdict(train_config)}
     machine = f"{platform.machine()}, {device.type}, torch {torch.__version__}"
     prepare_out(out, {"script": "train_llm.py", "machine": machine} | settings, arguments.resume, MAY_DIFFER)
     check_room(out, bytes_on_disk(model, train_config.keep_states))
     trainer = Trainer(model, tokenizer, task, train_config, out)
-    evaluator = Evaluator(model, tokenizer, eval_task, config, train_config, out) if eval_task else None
     trainer.run("train", resume=arguments.resume, after_step=evaluator.after_step if evaluator else None)
 
 

@@ -38,11 +38,12 @@ def evaluate(
     samples: int = 1,
     rows_at_once: int = 2048,
 ) -> dict:
-    """Shares and counts of right completions, `samples` for each of `problems` held-out problems; temperature 0: greedy.
+    """Shares and counts of right completions, `samples` for each of `problems` held-out problems.
 
-    accuracy: mean over all completions (avg@k); pass_at: {k: estimate} for k = 1, 2, 4 ... samples; with a step check
-    also how many of the right ones are faithful, right in every step, and how many steps were checked. `examples` holds
-    (problem, completion, is it right?) of all. At most `rows_at_once` completions grow at a time, which bounds memory.
+    Temperature 0 is greedy. accuracy: mean over all completions (avg@k); pass_at: {k: estimate} for k = 1, 2, 4 ...
+    samples; with a step check also how many of the right ones are faithful, right in every step, and how many steps
+    were checked. examples: (problem, completion, is it right?) of all. At most `rows_at_once` completions grow at the
+    same time, which bounds memory.
     """
     drawn = [task.draw(f"evaluation {seed}", index) for index in range(problems)]
     generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(seed)

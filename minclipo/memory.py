@@ -1,4 +1,4 @@
-"""How much memory will a run take? Counted from the shapes, part by part; tests compare each part with what is really held.
+"""How much memory will a run take? Counted from the shapes, part by part; tests compare with what is really held.
 
     python -m minclipo.memory        # a table for models of the Qwen2.5 and Llama families
 
@@ -56,8 +56,8 @@ def count_weights(config: GPTConfig) -> int:
 def layer_bytes(config: GPTConfig, prompts: int, prompt_tokens: int, rows: int, row_tokens: int, size: int) -> int:
     """What backward needs of one block, for `rows` completions of `prompts` prompts, `size` bytes a number.
 
-    Per token: 4 times the MLP's width (gate, its silu, up, their product), 3 times the query heads (before and after the
-    rotation, and the attention's output), and the residual stream with the copies that its two norms keep, some of them
+    Per token: 4 times the MLP's width (gate, its silu, up, their product), 3 times the query heads (before
+    and after the rotation, and the attention's output), and the residual stream with the copies that its two norms keep, some of them
     in float32. Keys and values come once a prompt, and for each completion with as many heads as the queries.
     """
     D, I = config.hidden_size, config.intermediate_size
@@ -115,7 +115,7 @@ SHAPES = {
 
 
 def table() -> str:
-    """Peak memory of each published shape, in GiB: bfloat16, prompts of 256 tokens, completions of 1024, no reference."""
+    """Peak memory of each published shape, in GiB: bfloat16, 256 + 1024 tokens, no reference model."""
     train = TrainConfig(
         prompts_per_step=16, group_size=16, max_new_tokens=1024, sampling_rows=64, micro_batch_tokens=8192
     )

@@ -148,7 +148,7 @@ class Continuations:
         self.prompts, self.rows = prompts, rows
 
     def place(self, T: int) -> tuple[Tensor, Tensor]:
-        """(positions [N, T], visible [N, 1, T, P + T]): a completion sees its own prompt, without padding, and itself."""
+        """(positions [N, T], visible [N, 1, T, P + T]): a completion sees its prompt, without padding, and itself."""
         lengths, P = self.prompts.lengths[self.rows], self.prompts.keys[0].shape[2]
         places = torch.arange(T, device=lengths.device)
         prompt = torch.arange(P, device=lengths.device) < lengths[:, None]  # [N, P]
@@ -222,7 +222,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None, cache: Cache | None) -> Tensor:
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # [B, H, T, C]
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # [B, K, T, C]
@@ -230,13 +230,17 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.write(self.layer, k, v)  # [B, K, S, C]
-        if visible is not None and T > 1:
-            # Each key/value head, H / K times. CUDA's memory-saving kernel takes a mask, or fewer key heads, not both.
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # [B, H, S, C]
-        # softmax(q k^T / sqrt(C)) v over the visible slots; enable_gqa lets a key/value head serve its H / K queries.
-        grouped = q.shape[1] != k.shape[1]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # [B, H, T, C] -> [B, T, D]
+        # softmax(q k^T / sqrt(C)) v over the visible slots. Fast kernels that take a mask want as many key/value heads as
+        # query heads. So either the H / K queries of a key/value head pose as that many tokens, or its keys are repeated.
+        H, K = q.shape[1], k.shape[1]
+        if bias is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
+        elif T == 1:
+            y = F.scaled_dot_product_attention(q.view(B, K, H // K, -1), k, v, attn_mask=bias)  # [B, K, H / K, C]
+        else:
+            k, v = (x.repeat_interleave(H // K, dim=1) for x in (k, v))  # [B, H, S, C]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.o_proj(y.view(B, H, T, -1).transpose(1, 2).reshape(B, T, -1))  # [B, H, T, C] -> [B, T, D]
 
 
 class MLP(nn.Module):
@@ -262,8 +266,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, cache: Cache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, visible, cache)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None, cache: Cache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, bias, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -297,11 +301,14 @@ class GPT(nn.Module):
         frequencies = rotary_frequencies(self.config, tokens.device)  # [C / 2]
         angles = positions.to(tokens.device)[:, None, :, None] * frequencies  # [B, 1, T, C / 2]
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        bias = None  # added to the attention's scores: 0 for visible slots, else -inf; made once for all layers
+        if visible is not None:
+            bias = torch.zeros(visible.shape, dtype=x.dtype, device=x.device).masked_fill(~visible, -torch.inf)
         for block in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, visible, cache, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(block, x, cos, sin, bias, cache, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, cos, sin, visible, cache)
+                x = block(x, cos, sin, bias, cache)
         if cache is not None:
             cache.advance(T if lengths is None else lengths)
         return self.norm(x)

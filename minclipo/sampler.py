@@ -146,8 +146,8 @@ def sample(
 
     A completion ends with the first token of `eos_ids` (which belongs to it) or when it is full. The same generator
     state gives the same rollouts. At most `rows_at_once` of them grow at the same time (but never less than a group):
-    that bounds the memory for keys and values. Raises ValueError for arguments that make no sense, and FloatingPointError when the
-    model's logits are not finite.
+    that bounds the memory for keys and values. Raises ValueError for arguments that make no sense, and
+    FloatingPointError when the model's logits are not finite.
     """
     prompts = checked_prompts(prompts, model.config.vocab_size)
     _check_sampling(group_size, max_new_tokens, temperature, top_k, top_p)
@@ -178,7 +178,7 @@ def _draw(
         raise FloatingPointError("the model's logits are not finite")
     distribution = sampling_logprobs(logits, temperature, top_k, top_p)
     cumulated = distribution.exp().cumsum(-1)  # [N, V]
-    # In (0, 1], never 0: so a first token of probability 0 is not drawn. Times the last sum, which rounding makes not 1.
+    # In (0, 1], never 0, so that a first token of probability 0 is not drawn. The last sum need not be 1, by rounding.
     uniform = 1 - torch.rand((len(logits), 1), generator=generator, device=logits.device, dtype=cumulated.dtype)
     token = torch.searchsorted(cumulated, uniform * cumulated[:, -1:])  # [N, 1]
     return token[:, 0], distribution.gather(-1, token)[:, 0]

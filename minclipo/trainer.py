@@ -356,6 +356,6 @@ class Trainer:
         path = self.out / "failed_batch.safetensors"
         save_tensors(self.batch, path)
         return FloatingPointError(
-            f"step {self.step_number}: {error}. The batch is in {path}, the weights after step {self.saved_step} are in "
-            f"{self.out / 'model'}. A smaller learning_rate or max_grad_norm is the first thing to try."
+            f"step {self.step_number}: {error}. The batch is in {path}, the weights after step {self.saved_step} are "
+            f"in {self.out / 'model'}. A smaller learning_rate or max_grad_norm is the first thing to try."
         )

@@ -63,7 +63,7 @@ def test_the_cache_is_exact(monkeypatch, sampling_rows, rows):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations_are_right_within_a_tenth(dtype):
+def test_activations_are_right_within_three_percent(dtype):
     """Catches: a part of the block forgotten. Counts what autograd keeps; the vocabulary's chunk is not in it."""
     model, sizes, hold = init_weights(GPT(GPTConfig(**CONFIG))).to(dtype), {}, []
 
@@ -78,7 +78,7 @@ def test_activations_are_right_within_a_tenth(dtype):
         keep = completion_logprobs(model, prompts, completions, mask)
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept = sum(size for place, size in sizes.items() if place not in weights)
-    assert keep[0].requires_grad and estimate(dtype).activations == pytest.approx(kept, rel=0.1)
+    assert keep[0].requires_grad and estimate(dtype).activations == pytest.approx(kept, rel=0.03)
 
 
 def test_every_memory_option_saves_memory():

@@ -159,8 +159,8 @@ def test_a_run_that_cannot_save_at_all_does_not_start(tmp_path, monkeypatch):
 
 ARGUMENTS = (
     "--data chain --steps 4 --save-every 1 --keep-states 2 --prompts-per-step 2 --group-size 4 --max-new-tokens 5 "
-    "--learning-rate 1e-3 --contrastive-weight 0.2 --contrastive-loss infonce --contrastive-level batch --kl-weight 0.01 "
-    "--head-size 4 --eval-every 2 --eval-problems 4 --device cpu --threads 1"
+    "--learning-rate 1e-3 --contrastive-weight 0.2 --contrastive-loss infonce --contrastive-level batch "
+    "--kl-weight 0.01 --head-size 4 --eval-every 2 --eval-problems 4 --device cpu --threads 1"
 ).split()
 # Counts the renames that make a file or a state whole (12 a save), and dies at the one whose number is given: before or
 # after it. Every file is written under another name first, so these are the moments that matter.

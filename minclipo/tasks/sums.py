@@ -43,7 +43,7 @@ def check_outcome(problem: SumProblem, completion: str, finished: bool) -> bool:
 
 
 def sums_task(render: Callable[[str], str]) -> Task:
-    """Streams whose name begins with "evaluation" get held-out pairs, all others the rest; `render` makes the prompt."""
+    """Streams whose name begins with "evaluation" get held-out pairs, others the rest; `render` makes the prompt."""
 
     def draw(stream: str, index: int) -> SumProblem:
         a, b = random_pair(random.Random(f"{stream} {index}"), held_out=stream.startswith("evaluation"))

@@ -92,7 +92,7 @@ def records(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def word_problem_task(pairs: list[tuple[str, str]], render: Callable[[str], str]) -> Task:
-    """A Task of (question, answer) pairs. Every epoch of a stream goes through all of them once, in an order of its own.
+    """A Task of (question, answer) pairs. Every epoch of a stream goes through all of them once, in its own order.
 
     The step check looks at the sums that a solution writes down: 48 / 2 = 24 is right, 48 / 2 = 22 is not.
     """
@@ -110,7 +110,7 @@ def word_problem_task(pairs: list[tuple[str, str]], render: Callable[[str], str]
 
 
 def check_outcome(problem: WordProblem, completion: str, finished: bool) -> bool:
-    """True if the final answer is right. `finished` does not matter: what was cut off after the answer is not missed."""
+    """True if the final answer is right. `finished` does not matter: what is cut off after the answer is not missed."""
     return verify(completion, problem.truth)
 
 

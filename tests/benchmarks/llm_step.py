@@ -1,4 +1,4 @@
-"""Seconds and memory of a training step on a real checkpoint. A benchmark: it decides nothing, pytest does not collect it.
+"""Seconds and memory of a training step on a real checkpoint. A benchmark: pytest does not collect it.
 
 python tests/benchmarks/llm_step.py DIRECTORY --prompts 2 --group-size 4 --tokens 24 --threads 2
 
