@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from minclipo.model import GPT, PromptKeys, upcast
+from minclipo.model import GPT, SharedPrompts, upcast
 from minclipo.sampler import Rollouts, checked_prompts, pad_right, sampling_logprobs
 
 # Logits that exist at a time, 128 MiB in float32: a chunk of tokens, computed again in backward. So the vocabulary's
@@ -47,13 +47,14 @@ def completion_hidden(model: GPT, prompts: list[list[int]], completions: Tensor,
     distinct: dict[tuple, int] = {}  # prompt -> its place among the B distinct ones
     rows = torch.tensor([distinct.setdefault(tuple(prompt), len(distinct)) for prompt in prompts], device=mask.device)
     tokens, lengths = pad_right([list(prompt) for prompt in distinct], mask.device)  # [B, P], [B]
-    keys = PromptKeys(model.config)
-    ends = model(tokens, keys, lengths)[torch.arange(len(tokens), device=mask.device), lengths - 1]  # [B, D]
-    first = ends[rows, None]  # [N, 1, D]: the end of the prompt predicts token 0
-    if mask.shape[1] == 1:
-        return first
+    places = torch.arange(len(tokens), device=mask.device)
+    if mask.shape[1] == 1:  # one token each, which the end of the prompt predicts
+        return model(tokens)[places, lengths - 1][rows, None]  # [N, 1, D]
     inputs = completions.masked_fill(~mask, 0)[:, :-1]  # the last token predicts nothing
-    return torch.cat([first, model(inputs, keys.continued_by(rows))], 1)  # [N, T, D]
+    shared = SharedPrompts(tokens, lengths, inputs, rows)
+    prompt_hidden, hidden = shared.split(model(shared.tokens, shared)[0])  # [B, P, D], [N, T - 1, D]
+    first = prompt_hidden[places, lengths - 1][rows, None]  # [N, 1, D]
+    return torch.cat([first, hidden], 1)  # [N, T, D]
 
 
 def completion_logprobs(

@@ -56,15 +56,16 @@ def count_weights(config: GPTConfig) -> int:
 def layer_bytes(config: GPTConfig, prompts: int, prompt_tokens: int, rows: int, row_tokens: int, size: int) -> int:
     """What backward needs of one block, for `rows` completions of `prompts` prompts, `size` bytes a number.
 
-    Per token: 4 times the MLP's width (gate, its silu, up, their product), 3 times the query heads (before
-    and after the rotation, and the attention's output), and the residual stream with the copies that its two norms keep, some of them
-    in float32. Keys and values come once a prompt, and for each completion with as many heads as the queries.
+    Per token: 4 times the MLP's width (gate, its silu, up, their product), 3 times the query heads (rotated; the
+    attention's output, in two layouts), keys and values, and the residual stream with the copies that its two norms
+    keep, some of them in float32. Per completion: the keys and values of its prompt and itself, with as many heads as
+    the queries.
     """
     D, I = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    token = size * (4 * I + 3 * queries) + (24 if size == 4 else 16) * D
-    attended = prompts * prompt_tokens * 2 * keys + rows * (prompt_tokens + row_tokens) * 2 * queries
-    return (prompts * prompt_tokens + rows * row_tokens) * token + attended * size
+    token = size * (4 * I + 3 * queries + 2 * keys) + (24 if size == 4 else 16) * D
+    attended = size * (prompt_tokens + row_tokens) * 2 * queries
+    return (prompts * prompt_tokens + rows * row_tokens) * token + rows * attended
 
 
 def estimate_memory(

@@ -102,6 +102,10 @@ class KVCache:
         self.values[layer][rows, :, self.positions] = values.transpose(1, 2)
         return self.keys[layer][:, :, : self.used], self.values[layer][:, :, : self.used]
 
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """Attention of the next tokens, q [B, H, T, C], over everything so far -> [B, H, T, C]."""
+        return attend(q, *self.write(layer, k, v), bias)
+
     def advance(self, lengths: int | Tensor) -> None:
         """The tokens written last now belong to their rows: `lengths` [B] (or one number for all) of them are real."""
         self.lengths = self.lengths + lengths
@@ -113,59 +117,53 @@ class KVCache:
         self.lengths = self.lengths[rows]
 
 
-class PromptKeys:
-    """Keys and values of B prompts, with gradient, for the completions that continue them.
+class SharedPrompts:
+    """N completions of B prompts as one row of tokens, in which every prompt stands once, whoever continues it.
 
-    What KVCache is to sampling, this is to training: a prompt is computed once, however many rollouts it has. Nothing
-    is written in place, so gradients flow from the completions back into their prompt.
+    What KVCache is to sampling, this is to training: nothing is written in place, so that gradients flow. All layers but
+    attention treat a token alike wherever it stands, and see one long row [1, M], M = B * P + N * T. In attention the
+    prompts see themselves, and a completion sees its own prompt and itself.
 
-        keys = PromptKeys(model.config)
-        model(prompts, keys, lengths)                        # [B, P], padded on the right
-        model(completions, keys.continued_by(rows))          # [N, T]; completion i continues prompt rows[i]
+    Arguments: prompts [B, P] and completions [N, T], padded on the right; lengths [B] of the prompts without padding;
+    rows [N], which prompt each completion continues.
     """
 
-    def __init__(self, config: GPTConfig):
-        self.keys, self.values = [None] * config.num_layers, [None] * config.num_layers
+    def __init__(self, prompts: Tensor, lengths: Tensor, completions: Tensor, rows: Tensor):
+        self.tokens = torch.cat([prompts.flatten(), completions.flatten()])[None]  # [1, M]
+        self.prompt_shape, self.completion_shape = prompts.shape, completions.shape
+        self.lengths, self.rows = lengths, rows
 
-    def place(self, T: int) -> tuple[Tensor, None]:
-        return torch.arange(T)[None], None  # [1, T]; None: plain causal mask, since padding is on the right
+    def place(self, M: int) -> tuple[Tensor, Tensor]:
+        """(positions [1, M], visible slots of the completions [N, 1, T, P + T])."""
+        (B, P), (N, T) = self.prompt_shape, self.completion_shape
+        start, device = self.lengths[self.rows][:, None], self.lengths.device  # [N, 1]
+        prompt, own = torch.arange(P, device=device), torch.arange(T, device=device)
+        positions = torch.cat([prompt.expand(B, P).flatten(), (start + own).flatten()])
+        padding_left_out = (prompt < start)[:, None].expand(N, T, P)
+        visible = torch.cat([padding_left_out, (own <= own[:, None]).expand(N, T, T)], 2)
+        return positions[None], visible[:, None]
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self.keys[layer], self.values[layer] = keys, values  # [B, K, P, C] each
-        return keys, values
-
-    def advance(self, lengths: Tensor) -> None:
-        self.lengths = lengths  # [B]
-
-    def continued_by(self, rows: Tensor) -> "Continuations":
-        return Continuations(self, rows)
-
-
-class Continuations:
-    """N completions of B prompts: what `GPT.forward` takes as the cache of a call with the completions alone."""
-
-    def __init__(self, prompts: PromptKeys, rows: Tensor):
-        self.prompts, self.rows = prompts, rows
-
-    def place(self, T: int) -> tuple[Tensor, Tensor]:
-        """(positions [N, T], visible [N, 1, T, P + T]): a completion sees its prompt, without padding, and itself."""
-        lengths, P = self.prompts.lengths[self.rows], self.prompts.keys[0].shape[2]
-        places = torch.arange(T, device=lengths.device)
-        prompt = torch.arange(P, device=lengths.device) < lengths[:, None]  # [N, P]
-        visible = torch.cat(
-            [prompt[:, None].expand(-1, T, -1), (places <= places[:, None]).expand(len(lengths), T, T)], 2
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [..., M, C] of all tokens as prompts [B, ..., P, C] and completions [N, ..., T, C]."""
+        B, P = self.prompt_shape
+        prompts, completions = x[..., : B * P, :], x[..., B * P :, :]
+        return tuple(
+            part.unflatten(-2, shape).movedim(-3, 0)
+            for part, shape in ((prompts, self.prompt_shape), (completions, self.completion_shape))
         )
-        return lengths[:, None] + places, visible[:, None]
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        prompts, rows = self.prompts, self.rows
-        return torch.cat([prompts.keys[layer][rows], keys], 2), torch.cat([prompts.values[layer][rows], values], 2)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """Attention of all tokens: q [1, H, M, C], k and v [1, K, M, C] -> [1, H, M, C]."""
+        (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (self.split(x[0]) for x in (q, k, v))
+        k_all, v_all = torch.cat([k_prompt[self.rows], k_own], 2), torch.cat([v_prompt[self.rows], v_own], 2)
+        outputs = attend(q_prompt, k_prompt, v_prompt, None), attend(q_own, k_all, v_all, bias)
+        return torch.cat([y.movedim(0, 1).flatten(1, 2) for y in outputs], 1)[None]
 
     def advance(self, lengths: int) -> None:
         """Nothing continues a completion."""
 
 
-Cache = KVCache | PromptKeys | Continuations
+Cache = KVCache | SharedPrompts
 
 
 class RMSNorm(nn.Module):
@@ -208,6 +206,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(C) + bias) v, [B, H, T, C] from q [B, H, T, C] and k, v [B, K, S, C].
+
+    bias [B, 1, T, S]: 0 where a query sees a slot, else -inf; None: plain causal attention. H / K query heads share a
+    key/value head; but fast kernels that take a bias want as many of one as of the other.
+    """
+    B, H, T, C = q.shape
+    K = k.shape[1]
+    if bias is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
+    if T == 1:  # the queries of a key/value head pose as that many tokens: nothing is copied
+        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, C), k, v, attn_mask=bias).reshape(B, H, 1, C)
+    k, v = (x.repeat_interleave(H // K, dim=1) for x in (k, v))  # [B, H, S, C]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention: K key/value heads serve H query heads (Ainslie et al. 2023)."""
 
@@ -228,19 +242,8 @@ class Attention(nn.Module):
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # [B, K, T, C]
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, K, T, C]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:
-            k, v = cache.write(self.layer, k, v)  # [B, K, S, C]
-        # softmax(q k^T / sqrt(C)) v over the visible slots. Fast kernels that take a mask want as many key/value heads as
-        # query heads. So either the H / K queries of a key/value head pose as that many tokens, or its keys are repeated.
-        H, K = q.shape[1], k.shape[1]
-        if bias is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
-        elif T == 1:
-            y = F.scaled_dot_product_attention(q.view(B, K, H // K, -1), k, v, attn_mask=bias)  # [B, K, H / K, C]
-        else:
-            k, v = (x.repeat_interleave(H // K, dim=1) for x in (k, v))  # [B, H, S, C]
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.o_proj(y.view(B, H, T, -1).transpose(1, 2).reshape(B, T, -1))  # [B, H, T, C] -> [B, T, D]
+        y = attend(q, k, v, bias) if cache is None else cache.attend(self.layer, q, k, v, bias)  # [B, H, T, C]
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # [B, T, D]
 
 
 class MLP(nn.Module):
@@ -295,7 +298,7 @@ class GPT(nn.Module):
         if cache is None:
             positions, visible = torch.arange(T)[None], None  # [1, T]; None: plain causal mask
         else:
-            positions, visible = cache.place(T)  # [B or 1, T], [B, 1, T, S] or None
+            positions, visible = cache.place(T)  # [B, T], [B, 1, T, S] (SharedPrompts: of the completions)
         x = self.embed_tokens(tokens)  # [B, T, D]
         # The angles are computed here, in float32, and not stored: model.to(bfloat16) would round a buffer.
         frequencies = rotary_frequencies(self.config, tokens.device)  # [C / 2]

@@ -77,7 +77,7 @@ def records(path: Path) -> Iterator[tuple[str, dict]]:
         try:
             import pyarrow.parquet
         except ImportError as error:
-            raise ValueError(f"{path}: parquet files need pyarrow (pip install pyarrow)") from error
+            raise ValueError(f"{path}: parquet files need pyarrow: pip install pyarrow") from error
         for number, record in enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1):
             yield f"{path}, row {number}", record
         return
