@@ -257,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; this is what there is. The same command with --resume goes on from here.")
         status = 130
-    except (FloatingPointError, OSError) as error:  # OSError: a full disk, a folder that has gone
+    except (FloatingPointError, ValueError, OSError) as error:  # a damaged state, a full disk, a folder that has gone
         print(f"\nstopped: {error}. What is finished is kept; --resume goes on from there.", file=sys.stderr)
         status = 1
     try:

@@ -39,11 +39,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         raise SecurityError(f"attribute {attribute!r} of a {type(obj).__name__} is forbidden")
 
 
-def _environment() -> Sandbox:
+def _environment(now: datetime) -> Sandbox:
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    environment.globals["strftime_now"] = now.strftime
     return environment
 
 
@@ -54,10 +54,13 @@ class ChatTemplate:
         self.source = source
         self.path = path
         self.special_tokens = special_tokens
+        self.now = (
+            datetime.now()
+        )  # what strftime_now says; one moment for all prompts of a run, so that they stay equal
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        return _environment().from_string(self.source)
+        return _environment(self.now).from_string(self.source)
 
     def render(self, messages: list[dict], *, add_generation_prompt: bool = True, **variables) -> str:
         """The text of `messages`, each {"role": ..., "content": ...}; `variables` go to the template as they are.

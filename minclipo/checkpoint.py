@@ -52,7 +52,7 @@ def load_model(
     config.json says. Weights are read one by one to where they stay: there is never a second copy of the model.
     """
     directory = model_directory(directory_or_hub_id)
-    config = _read_config(directory / "config.json")
+    config = load_config(directory)
     weights_path = _weights_path(directory)
     stored = _stored_tensors(weights_path)
     model = _empty_model(config, len(stored), directory / "config.json")
@@ -97,7 +97,9 @@ def _published(name: str) -> str:
     return name if name.startswith("lm_head") else f"model.{name}"
 
 
-def _read_config(path: Path) -> GPTConfig:
+def load_config(directory_or_hub_id: str | Path) -> GPTConfig:
+    """The shape of a model, without its weights (which are not downloaded either)."""
+    path = model_directory(directory_or_hub_id, weights=False) / "config.json"
     config = read_object(path)
     try:
         return config_from_json(config)

@@ -33,33 +33,37 @@ def load_moments(optimizer: torch.optim.Optimizer, named: dict[str, Tensor], ten
     state: dict[int, dict[str, Tensor]] = {}
     places = {name: place for place, name in enumerate(named)}
     for path, tensor in tensors.items():
-        name, key = path.rsplit("/", 1)
+        name, _, key = path.rpartition("/")
+        if name not in named or tensor.numel() > 1 and tensor.shape != named[name].shape:
+            raise ValueError(f"the saved moments of {path!r} fit no weight of this run: the settings are not the same")
         state.setdefault(places[name], {})[key] = tensor
+    if tensors and state.keys() != set(places.values()):
+        raise ValueError("the saved moments lack some of this run's weights: the settings are not the same")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def save_state(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], numbers: dict, *, keep: int) -> None:
     """Write folder/step_NNNNNN with a file FILE.safetensors for each entry of `tensors`; then drop all but `keep`.
 
-    Raises OSError if the disk is full; the states that were there stay, and nothing half-written does.
+    Raises OSError if the disk is full; the states that were there stay, and nothing half-written does. A state of this
+    step that is there already (after resuming) is left as it is.
     """
     target = folder / f"step_{step:06}"
-    partial = target.with_name(target.name + PARTIAL)
     remove_partial(folder)
+    if target.exists():
+        return
+    partial = target.with_name(target.name + PARTIAL)
     try:
         partial.mkdir(parents=True)
         for file, named in tensors.items():
             save_tensors(named, partial / f"{file}.safetensors")
         write_json(partial / "state.json", numbers)
         sync_folder(partial)
-        if target.exists():
-            shutil.rmtree(target)
         os.replace(partial, target)
         sync_folder(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for old in saved_states(folder)[:-keep]:
-        shutil.rmtree(old)
+    remove_states(saved_states(folder)[:-keep])
 
 
 def sync_folder(folder: Path) -> None:
@@ -76,6 +80,14 @@ def sync_folder(folder: Path) -> None:
 def saved_states(folder: Path) -> list[Path]:
     """The whole states in `folder`, oldest first."""
     return sorted(path for path in folder.glob("step_*") if not path.name.endswith(PARTIAL))
+
+
+def remove_states(states: list[Path]) -> None:
+    """Renamed first: what is left of a state if the process dies here must not look like a whole one."""
+    for state in states:
+        doomed = state.with_name(state.name + PARTIAL)
+        os.replace(state, doomed)
+        shutil.rmtree(doomed)
 
 
 def remove_partial(folder: Path) -> None:

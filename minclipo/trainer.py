@@ -28,7 +28,7 @@ from minclipo.metrics import faithfulness_metrics, log_line, rollout_metrics
 from minclipo.model import GPT
 from minclipo.optimizer import Float32AdamW
 from minclipo.sampler import Rollouts, sample
-from minclipo.state import load_moments, moments, newest_state, save_state
+from minclipo.state import load_moments, moments, newest_state, remove_states, save_state, saved_states
 from minclipo.tasks import Problem, Task
 from minclipo.tokenizer import Tokenizer
 
@@ -80,6 +80,7 @@ class Trainer:
         self.saved_step = 0
         self.step_number = 0  # of the step that is running, or that was the last to run
         self.batch: dict[str, Tensor] = {}  # this step's tensors, written to disk if the step fails
+        self.examples: list[tuple[Problem, str, bool]] = []  # this step's rollouts, to look at: is it right?
 
     def _make_head(self, device: torch.device) -> tuple[ContrastiveHead, torch.optim.Optimizer | None]:
         config = self.config
@@ -121,6 +122,7 @@ class Trainer:
             rewards, config.group_size, scale=config.advantage_scale, epsilon=config.advantage_epsilon
         )  # [N]
         self.batch |= {"rewards": rewards, "advantages": advantages}
+        self.examples = [(problems[i // config.group_size], *row) for i, row in enumerate(zip(texts, correct.tolist()))]
 
         # 5. Update the policy, unless the head is still warming up.
         warming_up = self.step_number <= config.head_warmup_steps
@@ -220,26 +222,33 @@ class Trainer:
         self, rollouts: Rollouts, advantages: Tensor, weights: Tensor, rows: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The share of these rows in the loss of their mini-batch, whose token weights are [N, T]; and mean metrics."""
-        config, mask = self.config, rollouts.mask[rows]
+        config, width = (
+            self.config,
+            int(rollouts.mask[rows].sum(1).max()),
+        )  # no padding beyond the longest of these rows
+        of_rows = lambda x: x[rows, :width]  # [rows, width]
+        mask, weights = of_rows(rollouts.mask), of_rows(weights)
         prompts = [rollouts.prompts[i // rollouts.group_size] for i in rows.tolist()]
-        batch = (prompts, rollouts.completions[rows], mask)
-        logprobs, entropy = completion_logprobs(self.model, *batch, temperature=config.temperature)  # [rows, T] each
+        batch = (prompts, of_rows(rollouts.completions), mask)
+        logprobs, entropy = completion_logprobs(
+            self.model, *batch, temperature=config.temperature
+        )  # [rows, width] each
         found = policy_loss(
             logprobs,
-            rollouts.logprobs[rows],
+            of_rows(rollouts.logprobs),
             advantages[rows],
             mask,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             dual_clip=config.dual_clip or None,
-            weights=weights[rows],
+            weights=weights,
         )
         loss, metrics = found.loss, {}
         if self.reference is not None:
             with torch.no_grad():
                 ref_logprobs, _ = completion_logprobs(self.reference, *batch, temperature=config.temperature)
-            penalty = kl_penalty(logprobs, ref_logprobs, config.kl_kind)  # [rows, T]
-            loss = loss + config.kl_weight * aggregate(penalty, weights[rows])
+            penalty = kl_penalty(logprobs, ref_logprobs, config.kl_kind)  # [rows, width]
+            loss = loss + config.kl_weight * aggregate(penalty, weights)
             metrics["kl_reference"] = masked_mean(penalty.detach(), mask)
         return loss, metrics | {
             "kl": found.kl,
@@ -258,38 +267,49 @@ class Trainer:
         """Train for config.steps; a log line a step on the screen, a JSON line a step in out/metrics.jsonl.
 
         Every save_every steps the model goes to out/model and the training state to out/states; `resume` goes on from
-        the newest state there. `after_step` is called with the number of each finished step, and with 0 at the start.
+        the newest state there. `after_step` is called with the number of the step at the start and after each step.
         A step that fails numerically leaves its batch in out/failed_batch.safetensors and the last saved model where it
-        is, and raises FloatingPointError saying so. Where saving fails (a full disk), the run says so and goes on.
+        is, and raises FloatingPointError saying so. Where writing fails (a full disk), the run says so and goes on; only
+        at the start and at the end OSError is raised.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        history = self.resume() if resume else []
+        if resume:
+            history = self.resume()
+        else:
+            history = []
+            remove_states(saved_states(self.out / "states"))  # of an earlier run here, whose model is overwritten too
         write_lines(self.out / "metrics.jsonl", history)
-        with (
-            open(self.out / "metrics.jsonl", "a") as log,
-            tqdm(total=self.config.steps, initial=self.step_number, desc=description, disable=None) as bar,
-        ):
-            if not history:
-                self.save()
-                if after_step is not None:
-                    after_step(0)
+        self.save()  # after resuming, too: the process may have died between saving the state and saving the model
+        with tqdm(total=self.config.steps, initial=self.step_number, desc=description, disable=None) as bar:
+            if after_step is not None:
+                after_step(self.step_number)
             while self.step_number < self.config.steps:
                 try:
-                    metrics = self.step()
-                    history.append(metrics)
-                    log.write(json.dumps(metrics) + "\n")
-                    log.flush()
-                    tqdm.write(log_line(description, metrics, self.config.steps))
+                    history.append(self.step())
+                    tqdm.write(log_line(description, history[-1], self.config.steps))
                     bar.update()
+                    self.or_warn(self.log, history)
+                    if self.step_number % self.config.save_every == 0 and self.step_number < self.config.steps:
+                        self.or_warn(self.save)
                     if after_step is not None:
-                        after_step(self.step_number)
-                    if self.step_number == self.config.steps:
-                        self.save()
-                    elif self.step_number % self.config.save_every == 0:
-                        self.save_or_warn()
+                        self.or_warn(after_step, self.step_number)
                 except FloatingPointError as error:
                     raise self._failure(error) from error
+            if self.saved_step < self.step_number:
+                self.save()
+                write_lines(self.out / "metrics.jsonl", history)
         return history
+
+    def log(self, history: list[dict[str, float]]) -> None:
+        with open(self.out / "metrics.jsonl", "a") as log:
+            log.write(json.dumps(history[-1]) + "\n")
+
+    def or_warn(self, write: Callable, *arguments) -> None:
+        """Write something, but a full disk or a lost folder does not end a run that may have taken hours."""
+        try:
+            write(*arguments)
+        except OSError as error:
+            tqdm.write(f"step {self.step_number}: {error}. It could not be written; training goes on")
 
     def save(self) -> None:
         """Write the model to out/model and the state to out/states, unless the model cannot compute any more: then
@@ -303,13 +323,6 @@ class Trainer:
             save_state(self.out / "states", self.step_number, *self.state(), keep=self.config.keep_states)
         save_model(self.model, self.tokenizer, self.out / "model")
         self.saved_step = self.step_number
-
-    def save_or_warn(self) -> None:
-        """`save`, but a full disk or a lost folder does not end a run that may have taken hours."""
-        try:
-            self.save()
-        except OSError as error:
-            tqdm.write(f"step {self.step_number} could not be saved, training goes on: {error}")
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict]:
         """Everything that the next step depends on besides config, model shape and task: (tensors by file, numbers).
@@ -332,9 +345,12 @@ class Trainer:
         """Go on from what `state` returned. Raises ValueError naming what is missing or of another shape."""
         mine, _ = self.state()
         shapes = lambda named: {name: tensor.shape for name, tensor in named.items()}
-        for file in mine.keys() | tensors.keys():
-            fits = file in mine and file in tensors and shapes(mine[file]) == shapes(tensors[file])
-            if not fits and not (file in mine and file.endswith("moments")):  # before the first step there are none
+        for file in sorted(mine.keys() | tensors.keys()):
+            if file.endswith("_moments"):  # this run has none before its first step: `load_moments` looks at them
+                fits = file in mine and file in tensors
+            else:
+                fits = shapes(mine.get(file, {})) == shapes(tensors.get(file, {}))
+            if not fits:
                 raise ValueError(f"the saved {file} has other tensors than this run: the settings are not the same")
         self.optimizer.load(tensors["policy"], tensors["policy_moments"])
         self.generator.set_state(tensors["random"]["generator"].cpu())
@@ -345,12 +361,17 @@ class Trainer:
         self.step_number = self.saved_step = numbers["step"]
 
     def resume(self) -> list[dict[str, float]]:
-        """Load the newest training state in out/states, if there is one; returns the metrics of the steps up to it."""
-        state = newest_state(self.out / "states")
-        if state is None:
-            return []
-        self.load_state(*state)
-        return read_lines(self.out / "metrics.jsonl")[: self.step_number]
+        """Load the newest training state in out/states; returns the metrics of the steps up to it, [] if there are
+        none. Raises ValueError if there are steps but no state: to start anew would overwrite what they led to."""
+        history, state = read_lines(self.out / "metrics.jsonl"), newest_state(self.out / "states")
+        if state is None and history:
+            raise ValueError(
+                f"{self.out} holds {len(history)} steps, but no training state to go on from (keep_states was 0, or they "
+                "were removed). Choose another folder, or start anew without --resume"
+            )
+        if state is not None:
+            self.load_state(*state)
+        return history[: self.step_number]
 
     def _failure(self, error: FloatingPointError) -> FloatingPointError:
         path = self.out / "failed_batch.safetensors"

@@ -198,7 +198,8 @@ SHORT_UNITS = set("m cm mm km g kg mg l L ml mL s ms h hr hrs min in ft yd mi mp
 NO_UNITS = set(
     """squared cubed factorial half halves third fourth quarter fifth sixth eighth tenth hundredth thousandth mil mln
     lakh crore not approx approximately about around roughly maybe perhaps possibly probably plus minus times over mod
-    modulo base root least most than more less fewer through versus""".split()
+    modulo base root least most than more less fewer through versus negative below above under beyond choose wrong right correct log ln exp
+    sin cos tan""".split()
 )
 
 
@@ -339,6 +340,8 @@ def times(a: Quantity, b: Quantity) -> Quantity:
 
 
 def raised(base: Quantity, exponent: int) -> Quantity:
+    if base.square == 0 and exponent <= 0:
+        raise ValueError("0^0 and 1/0 are no numbers")
     bits = base.square.numerator.bit_length() + base.square.denominator.bit_length()
     if abs(exponent) > 1 and abs(exponent) * bits > MAX_BITS:
         raise ValueError("too large a power")

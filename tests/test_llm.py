@@ -1,8 +1,10 @@
 """Word problems, sums, evaluation, and train_llm.py run as a user runs it, only on tiny models."""
 
+import dataclasses
 import json
 import sys
 import zlib
+from datetime import datetime
 from itertools import combinations
 from pathlib import Path
 
@@ -12,12 +14,16 @@ from conftest import FIXTURES, small_gpt
 
 import minclipo.tasks.word_problems as word_problems
 from minclipo.checkpoint import save_model
+from minclipo.config import TrainConfig
 from minclipo.evaluation import evaluate, pass_at_k
+from minclipo.model import GPT
+from minclipo.optimizer import Float32AdamW
 from minclipo.tasks import Task
 from minclipo.tasks.sums import check_outcome, is_held_out, sums_task
 from minclipo.tasks.word_problems import read_problems, word_problem_task
 from minclipo.tokenizer import load_tokenizer
 from minclipo.toy import draw, toy_tokenizer
+from minclipo.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -188,7 +194,8 @@ def test_greedy_evaluation_does_not_depend_on_how_it_is_cut():
 def test_questions_go_through_the_chat_template():
     """Catches: a chat model asked in plain text, the suffix after the assistant's opening, a system prompt lost."""
     tokenizer = load_tokenizer(CHAT_MODEL)
-    write = train_llm.prompt_writer(tokenizer, "Be brief.", " Box it.")
+    config = train_llm.LLMConfig(model="m", data="d", system_prompt="Be brief.")
+    write = train_llm.prompt_writer(tokenizer, config, " Box it.")
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1? Box it."}]
     assert write("1 + 1?") == tokenizer.chat(messages)
 
@@ -197,11 +204,12 @@ def test_without_a_chat_template_the_question_is_plain_text():
     """Catches: a bos token left out for tokenizers that put one before every text, or made up for others."""
     tokenizer = load_tokenizer(CHAT_MODEL)
     tokenizer.chat_template = None
-    assert train_llm.prompt_writer(tokenizer, "", "?")("1 + 1") == "1 + 1?\n"
+    config = train_llm.LLMConfig(model="m", data="d")
+    assert train_llm.prompt_writer(tokenizer, config, "?")("1 + 1") == "1 + 1?\n"
     for name in ("llama_untied_fp32", "llama3_rope_scaling", "mistral_no_window", "qwen2_tied_qkv_bias"):
         tokenizer = load_tokenizer(FIXTURES / "parity" / name)
         tokenizer.chat_template = None
-        text = train_llm.prompt_writer(tokenizer, "", "")("1 + 1")
+        text = train_llm.prompt_writer(tokenizer, config, "")("1 + 1")
         assert tokenizer.encode(text) == tokenizer.encode("1 + 1\n", add_special_tokens=True)
 
 
@@ -243,6 +251,67 @@ def test_the_toys_own_model_trains_on(tmp_path):
     assert "hallucination_rate" in metrics[-1]
 
 
+def test_a_run_never_reads_the_model_that_it_writes(tmp_path, capsys):
+    """Catches: --model runs/llm/model with --out runs/llm, whose reference model would change when it is resumed."""
+    assert run("--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run")) == 0
+    inside = message_of(
+        "--model", str(tmp_path / "run" / "model"), "--data", "sums", "--out", str(tmp_path / "run"), capsys=capsys
+    )
+    assert "lies in --out" in inside and (tmp_path / "run" / "metrics.jsonl").is_file()
+
+
+def test_without_eval_data_rollouts_are_shown(tmp_path, capsys):
+    """Catches: a run of which nobody ever sees a completion."""
+    data = jsonl(tmp_path / "data.jsonl", PROBLEMS)
+    assert run("--model", CHAT_MODEL, "--data", data, "--out", str(tmp_path / "run"), "--show", "3") == 0
+    assert capsys.readouterr().out.count("wrong: ") == 6  # 3 after each of two steps
+
+
+def test_template_variables_and_the_date_reach_the_prompt(monkeypatch):
+    """Catches: Qwen3 that cannot be told not to think; prompts that change when a run is resumed on another day."""
+    tokenizer = load_tokenizer(CHAT_MODEL)
+    tokenizer.chat_template.source = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }} {{ enable_thinking }}"
+    tokenizer.chat_template.now = datetime(2024, 2, 29)
+    config = train_llm.LLMConfig(model="m", data="d", chat_variables='{"enable_thinking": false}')
+    assert train_llm.prompt_writer(tokenizer, config, "")("1 + 1?") == "2024-02-29 1 + 1? False"
+
+
+# Table 3.9 of the options that the paper's two recipes share, and where they differ.
+RECIPE = dict(
+    group_size=16, temperature=1.0, learning_rate=1e-6, weight_decay=0.01, max_grad_norm=1.0, clip_low=0.2, clip_high=0.2,
+    dual_clip=3.0, aggregation="token_mean", advantage_scale="std", kl_weight=0.001, kl_kind="k3", contrastive_weight=0.2,
+    contrastive_loss="infonce", contrastive_level="group", contrastive_temperature=0.05, contrastive_constant=0.0,
+    contrastive_floor=-0.5, contrastive_center=False, contrastive_similarity="cosine", contrastive_anchors="correct",
+    head_kind="linear", head_learning_rate=1e-3, head_weight_decay=0.01, max_prompt_tokens=512,
+)  # fmt: skip
+TRACKS = {
+    "track1": dict(
+        prompts_per_step=512, mini_batches=2, max_new_tokens=2048, head_size=512, head_warmup_steps=13, steps=84,
+        eval_every=7, eval_samples=0, model="Qwen/Qwen2.5-3B-Instruct",
+    ),
+    "track2": dict(
+        prompts_per_step=128, mini_batches=1, max_new_tokens=4096, head_size=2048, head_warmup_steps=57, steps=580,
+        eval_every=29, eval_samples=16, eval_temperature=0.6, eval_top_p=0.95, model="Qwen/Qwen2.5-7B-Instruct",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", TRACKS)
+def test_presets_are_the_paper(preset):
+    """Catches: any value that drifts from the recipe, also through a default that somebody changes for the toy."""
+    configs = train_llm.make_configs(train_llm.parse_arguments(["--preset", preset])[0])
+    values = dataclasses.asdict(configs[0]) | dataclasses.asdict(configs[1])
+    wanted = RECIPE | TRACKS[preset]
+    assert {name: values[name] for name in wanted} == wanted
+
+
+def test_the_paper_without_clipo_is_its_baseline():
+    """Catches: --contrastive-weight 0 refused for the sake of the preset's own head warm-up."""
+    arguments, _ = train_llm.parse_arguments(["--preset", "track1", "--contrastive-weight", "0"])
+    _, training = train_llm.make_configs(arguments)
+    assert training.contrastive_weight == 0 and training.head_warmup_steps == 0
+
+
 @pytest.mark.parametrize("preset", ["track1", "track2"])
 def test_presets_are_whole_and_can_be_overridden(preset):
     """Catches: a preset with a misspelt or impossible option; a preset that wins over the command line."""
@@ -266,9 +335,15 @@ def test_bad_command_lines_end_with_a_message(tmp_path, capsys):
     assert "--data is needed" in message_of("--model", CHAT_MODEL, *out, capsys=capsys)
     model = ["--model", CHAT_MODEL, "--data", data]
     long = message_of(*model, *out, "--max-prompt-tokens", "3", capsys=capsys)
-    assert "every prompt is longer than --max-prompt-tokens 3" in long
+    assert "every prompt is longer than 3 tokens; see --max-prompt-tokens" in long
     room = message_of(*model, *out, "--max-new-tokens", "100000", capsys=capsys)
-    assert "max_positions" in room
+    assert "--max-new-tokens 100000 leaves no room for a prompt" in room
+    assert not (tmp_path / "run").exists()
+    ignored = message_of(*model, *out, "--contrastive-loss", "infonce", capsys=capsys)
+    assert "--contrastive-loss does nothing without --contrastive-weight" in ignored
+    assert "--chat-variables {x is not JSON" in message_of(*model, *out, "--chat-variables", "{x", capsys=capsys)
+    endless = message_of("--model", CHAT_MODEL, "--data", "sums", *out, "--eval-problems", "0", capsys=capsys)
+    assert "--eval-problems 0 means all there are" in endless
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("all my work")
     other = message_of(*model, "--out", str(tmp_path / "mine"), capsys=capsys)
@@ -294,13 +369,30 @@ def test_a_small_disk_is_noticed_before_training(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_no_forward_pass_is_larger_than_micro_batch_tokens(tmp_path, monkeypatch):
+    """One long rollout among short ones, and what the model really gets. Catches: short rows padded to the longest row
+    of the whole batch."""
+    trainer = micro_batch_trainer(tmp_path, micro_batch_tokens=40)
+    original, seen = GPT.forward, []
+    rollouts = trainer.sample([draw("training 0", i) for i in range(4)])
+    rollouts.mask[1:, 2:] = False  # one rollout of 6 tokens, fifteen of 2
+    monkeypatch.setattr(
+        GPT, "forward", lambda self, tokens, *rest: seen.append(tokens.numel()) or original(self, tokens, *rest)
+    )
+    trainer.update_on(rollouts, torch.randn(16).double(), torch.arange(16))
+    assert len(seen) > 2 and max(seen) <= 40
+
+
+def micro_batch_trainer(tmp_path, **changes) -> Trainer:
+    easy = Task(draw, lambda problem, text, finished: zlib.crc32(text.encode()) % 2 == 0)
+    settings = dict(prompts_per_step=4, group_size=4, max_new_tokens=6, learning_rate=1e-3, seed=1)
+    config = TrainConfig(**settings | changes)
+    return Trainer(small_gpt(vocab_size=122).double(), toy_tokenizer(), easy, config, tmp_path)
+
+
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum", "constant"])
 def test_the_step_does_not_depend_on_its_micro_batches(tmp_path, monkeypatch, aggregation):
     """The gradient of every mini-batch, in float64. Catches: a mean of means, a KL penalty or a metric weighed by part."""
-    from minclipo.config import TrainConfig
-    from minclipo.optimizer import Float32AdamW
-    from minclipo.trainer import Trainer
-
     seen, original = [], Float32AdamW.clip_gradients
 
     def watched(self, max_norm):
@@ -308,12 +400,9 @@ def test_the_step_does_not_depend_on_its_micro_batches(tmp_path, monkeypatch, ag
         return original(self, max_norm)
 
     monkeypatch.setattr(Float32AdamW, "clip_gradients", watched)
-    easy = Task(draw, lambda problem, text, finished: zlib.crc32(text.encode()) % 2 == 0)
     runs = []
     for tokens in (0, 30, 1):
-        settings = dict(prompts_per_step=4, group_size=4, max_new_tokens=6, kl_weight=0.1, learning_rate=1e-3)
-        config = TrainConfig(**settings, aggregation=aggregation, micro_batch_tokens=tokens, seed=1)
-        trainer = Trainer(small_gpt(vocab_size=122).double(), toy_tokenizer(), easy, config, tmp_path)
+        trainer = micro_batch_trainer(tmp_path, aggregation=aggregation, micro_batch_tokens=tokens, kl_weight=0.1)
         seen.clear()
         metrics = trainer.step()
         metrics.pop("seconds")

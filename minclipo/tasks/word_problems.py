@@ -1,4 +1,4 @@
-"""Word problems from a file, a folder's worth of them, or a dataset on the Hugging Face hub: GSM8K, MATH, or your own.
+"""Word problems from a file or from a dataset on the Hugging Face hub: GSM8K, MATH, or your own.
 
 A file is JSONL, one object a line, or parquet (if pyarrow is installed); which fields hold the question and the answer
 is up to the caller. The answer may be bare ("72"), a GSM8K solution ("... #### 72") or a MATH one ("... \\boxed{72}").
@@ -81,14 +81,17 @@ def records(path: Path) -> Iterator[tuple[str, dict]]:
         for number, record in enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1):
             yield f"{path}, row {number}", record
         return
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 (a compressed file? unpack it): {error}") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path}, line {number}", json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
 
 
 def word_problem_task(pairs: list[tuple[str, str]], render: Callable[[str], str]) -> Task:
