@@ -149,6 +149,12 @@ def test_the_last_number_of_a_sum_counts(completion, finished, right):
     assert check_outcome(problem, completion, finished) == right
 
 
+def test_a_sum_that_does_not_add_up_is_seen():
+    task = sums_task(lambda question: question)
+    problem = task.draw("training 0", 0)
+    assert task.check_steps(problem, "40 + 3 = 42, so 7 + 35 = 42") == [False, True]
+
+
 # ---- evaluation ----
 
 

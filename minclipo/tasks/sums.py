@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from minclipo.equations import check_equations
 from minclipo.tasks import Task
 
 NUMBER = re.compile(r"-?[0-9]+")
@@ -42,6 +43,11 @@ def check_outcome(problem: SumProblem, completion: str, finished: bool) -> bool:
     return finished and numbers[-1:] == [str(problem.a + problem.b)]
 
 
+def check_steps(problem: SumProblem, completion: str) -> list[bool]:
+    """The verdict on each equation of numbers that the completion writes down."""
+    return check_equations(completion)
+
+
 def sums_task(render: Callable[[str], str]) -> Task:
     """Streams whose name begins with "evaluation" get held-out pairs, others the rest; `render` makes the prompt."""
 
@@ -49,4 +55,4 @@ def sums_task(render: Callable[[str], str]) -> Task:
         a, b = random_pair(random.Random(f"{stream} {index}"), held_out=stream.startswith("evaluation"))
         return SumProblem(render(f"What is {a} + {b}? Answer with the number only."), a, b)
 
-    return Task(draw, check_outcome)
+    return Task(draw, check_outcome, check_steps)
