@@ -67,4 +67,7 @@ def read_lines(path: Path) -> list[dict]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"{path} holds a line that is not JSON: {error}") from error

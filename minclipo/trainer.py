@@ -77,7 +77,7 @@ class Trainer:
         self.head = self.head_optimizer = None
         if config.contrastive_weight:
             self.head, self.head_optimizer = self._make_head(device)
-        self.saved_step = 0
+        self.saved_step, self.log_is_whole = 0, True
         self.step_number = 0  # of the step that is running, or that was the last to run
         self.batch: dict[str, Tensor] = {}  # this step's tensors, written to disk if the step fails
         self.examples: list[tuple[Problem, str, bool]] = []  # this step's rollouts, to look at: is it right?
@@ -222,17 +222,12 @@ class Trainer:
         self, rollouts: Rollouts, advantages: Tensor, weights: Tensor, rows: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The share of these rows in the loss of their mini-batch, whose token weights are [N, T]; and mean metrics."""
-        config, width = (
-            self.config,
-            int(rollouts.mask[rows].sum(1).max()),
-        )  # no padding beyond the longest of these rows
-        of_rows = lambda x: x[rows, :width]  # [rows, width]
+        config, width = self.config, int(rollouts.mask[rows].sum(1).max())
+        of_rows = lambda x: x[rows, :width]  # [rows, width]: no padding beyond the longest of these rows
         mask, weights = of_rows(rollouts.mask), of_rows(weights)
         prompts = [rollouts.prompts[i // rollouts.group_size] for i in rows.tolist()]
         batch = (prompts, of_rows(rollouts.completions), mask)
-        logprobs, entropy = completion_logprobs(
-            self.model, *batch, temperature=config.temperature
-        )  # [rows, width] each
+        logprobs, entropy = completion_logprobs(self.model, *batch, temperature=config.temperature)
         found = policy_loss(
             logprobs,
             of_rows(rollouts.logprobs),
@@ -297,12 +292,17 @@ class Trainer:
                     raise self._failure(error) from error
             if self.saved_step < self.step_number:
                 self.save()
-                write_lines(self.out / "metrics.jsonl", history)
         return history
 
     def log(self, history: list[dict[str, float]]) -> None:
-        with open(self.out / "metrics.jsonl", "a") as log:
-            log.write(json.dumps(history[-1]) + "\n")
+        """Append the newest metrics to out/metrics.jsonl; after a write that failed half-way, write all of them anew."""
+        if self.log_is_whole:
+            self.log_is_whole = False
+            with open(self.out / "metrics.jsonl", "a") as log:
+                log.write(json.dumps(history[-1]) + "\n")
+        else:
+            write_lines(self.out / "metrics.jsonl", history)
+        self.log_is_whole = True
 
     def or_warn(self, write: Callable, *arguments) -> None:
         """Write something, but a full disk or a lost folder does not end a run that may have taken hours."""

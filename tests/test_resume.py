@@ -155,6 +155,24 @@ def test_a_full_disk_leaves_the_earlier_states_and_the_run(tmp_path, monkeypatch
     assert not list((tmp_path / "states").glob("*.partial"))
 
 
+def test_a_log_that_could_not_be_written_is_made_up_for(tmp_path, monkeypatch):
+    """The disk is full in the middle of a line. Catches: the run ended by its log, half a line left in the file."""
+    trainer, original = make(tmp_path), Trainer.log
+
+    def sometimes_full(self, history):
+        if self.step_number == 3:
+            self.log_is_whole = False
+            with open(tmp_path / "metrics.jsonl", "a") as log:
+                log.write('{"step": 3, "rew')
+            full_disk()
+        original(self, history)
+
+    monkeypatch.setattr(Trainer, "log", sometimes_full)
+    history = trainer.run(after_step=lambda step: full_disk() if step == 5 else None)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == history and len(history) == 6
+
+
 def test_a_save_that_fails_changes_nothing(tmp_path, monkeypatch):
     save_state(tmp_path, 1, {"a": {"x": torch.ones(2)}}, {"step": 1}, keep=1)
     monkeypatch.setattr(state_module, "write_json", full_disk)
