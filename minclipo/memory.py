@@ -95,7 +95,7 @@ def estimate_memory(
     if gradient_checkpointing:
         tokens = prompts * prompt_tokens + updated * T
         activations = layer + config.num_layers * tokens * config.hidden_size * size + prompts * prompt_tokens * kv
-    chunk = max(CHUNK_LOGITS, V)
+    chunk = max(V, min(CHUNK_LOGITS, updated * T * V))
     return Memory(
         weights=weights * size,
         reference=weights * size if train.kl_weight else 0,
