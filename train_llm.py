@@ -309,7 +309,7 @@ def bytes_on_disk(shape: GPTConfig, dtype: torch.dtype, keep_states: int) -> int
     return count_weights(shape) * (12 * (keep_states + 1 if keep_states else 0) + 2 * dtype.itemsize)
 
 
-def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--preset", choices=list(PRESETS), default="none", help="all settings of one of the paper's recipes"
@@ -320,7 +320,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: 0, as many as PyTorch takes)")
     add_options(parser, LLMConfig)
     add_options(parser, TrainConfig, skip=("process_penalty",), other_defaults=LLM)
-    return parser.parse_args(argv), parser
+    return parser.parse_args(argv)
 
 
 def make_configs(arguments: argparse.Namespace) -> tuple[LLMConfig, TrainConfig]:
@@ -405,7 +405,7 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments, parser = parse_arguments(argv)
+    arguments = parse_arguments(argv)
     if arguments.threads > 0:
         torch.set_num_threads(arguments.threads)
     sys.stdout.reconfigure(line_buffering=True)  # a log that is piped to a file should grow line by line

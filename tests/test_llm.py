@@ -305,7 +305,7 @@ TRACKS = {
 @pytest.mark.parametrize("preset", TRACKS)
 def test_presets_are_the_paper(preset):
     """Catches: any value that drifts from the recipe, also through a default that somebody changes for the toy."""
-    configs = train_llm.make_configs(train_llm.parse_arguments(["--preset", preset])[0])
+    configs = train_llm.make_configs(train_llm.parse_arguments(["--preset", preset]))
     values = dataclasses.asdict(configs[0]) | dataclasses.asdict(configs[1])
     wanted = RECIPE | TRACKS[preset]
     assert {name: values[name] for name in wanted} == wanted
@@ -313,7 +313,7 @@ def test_presets_are_the_paper(preset):
 
 def test_the_paper_without_clipo_is_its_baseline():
     """Catches: --contrastive-weight 0 refused for the sake of the preset's own head warm-up."""
-    arguments, _ = train_llm.parse_arguments(["--preset", "track1", "--contrastive-weight", "0"])
+    arguments = train_llm.parse_arguments(["--preset", "track1", "--contrastive-weight", "0"])
     _, training = train_llm.make_configs(arguments)
     assert training.contrastive_weight == 0 and training.head_warmup_steps == 0
 
@@ -321,7 +321,7 @@ def test_the_paper_without_clipo_is_its_baseline():
 @pytest.mark.parametrize("preset", ["track1", "track2"])
 def test_presets_are_whole_and_can_be_overridden(preset):
     """Catches: a preset with a misspelt or impossible option; a preset that wins over the command line."""
-    arguments, _ = train_llm.parse_arguments(["--preset", preset, "--group-size", "4", "--model", "mine"])
+    arguments = train_llm.parse_arguments(["--preset", preset, "--group-size", "4", "--model", "mine"])
     llm, training = train_llm.make_configs(arguments)
     assert (llm.model, training.group_size, training.contrastive_weight) == ("mine", 4, 0.2)
     assert training.head_warmup_steps == {"track1": 13, "track2": 57}[preset]
