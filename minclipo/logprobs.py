@@ -49,11 +49,11 @@ def completion_hidden(model: GPT, prompts: list[list[int]], completions: Tensor,
     tokens, lengths = pad_right([list(prompt) for prompt in distinct], mask.device)  # [B, P], [B]
     places = torch.arange(len(tokens), device=mask.device)
     if mask.shape[1] == 1:  # one token each, which the end of the prompt predicts
-        return model(tokens)[places, lengths - 1][rows, None]  # [N, 1, D]
+        return model(tokens)[places, lengths - 1].index_select(0, rows)[:, None]  # [N, 1, D]
     inputs = completions.masked_fill(~mask, 0)[:, :-1]  # the last token predicts nothing
     shared = SharedPrompts(tokens, lengths, inputs, rows)
     prompt_hidden, hidden = shared.split(model(shared.tokens, shared)[0])  # [B, P, D], [N, T - 1, D]
-    first = prompt_hidden[places, lengths - 1][rows, None]  # [N, 1, D]
+    first = prompt_hidden[places, lengths - 1].index_select(0, rows)[:, None]  # [N, 1, D]
     return torch.cat([first, hidden], 1)  # [N, T, D]
 
 

@@ -155,7 +155,9 @@ class SharedPrompts:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """Attention of all tokens: q [1, H, M, C], k and v [1, K, M, C] -> [1, H, M, C]."""
         (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (self.split(x[0]) for x in (q, k, v))
-        k_all, v_all = torch.cat([k_prompt[self.rows], k_own], 2), torch.cat([v_prompt[self.rows], v_own], 2)
+        # index_select, not [rows]: its gradient is added up in the same order every time.
+        k_all = torch.cat([k_prompt.index_select(0, self.rows), k_own], 2)  # [N, K, P + T, C]
+        v_all = torch.cat([v_prompt.index_select(0, self.rows), v_own], 2)
         outputs = attend(q_prompt, k_prompt, v_prompt, None), attend(q_own, k_all, v_all, bias)
         return torch.cat([y.movedim(0, 1).flatten(1, 2) for y in outputs], 1)[None]
 

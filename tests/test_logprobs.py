@@ -139,3 +139,22 @@ def test_rows_of_a_prompt_come_together():
     """Catches: a shuffled mini-batch cut up as it comes, which computes every prompt again in every part."""
     parts = micro_batches(rollouts([2] * 8, [10, 10]), torch.tensor([0, 4, 1, 5, 2, 6, 3, 7]), 18)
     assert [part.tolist() for part in parts] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_gradients_are_the_same_every_time_with_two_threads():
+    """Catches: rows[indices], whose gradient PyTorch adds up in the order in which its threads come; then a resumed run
+    would differ from an uninterrupted one. The rows are shuffled: two threads meet at every prompt."""
+    model = small_gpt(hidden_size=64, num_kv_heads=4)
+    rows = torch.randperm(256).tolist()
+    prompts = [[1 + row % 8] * 8 for row in rows]
+    completions, mask = torch.randint(0, 31, (256, 12)), torch.ones(256, 12, dtype=torch.bool)
+    weights = torch.randn(256, 12)
+    torch.set_num_threads(2)
+    try:
+        found = [
+            gradients(model, (weights * completion_logprobs(model, prompts, completions, mask)[0]).sum())
+            for _ in range(6)
+        ]
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(gradient, found[0]) for gradient in found)
