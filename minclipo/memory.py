@@ -47,8 +47,9 @@ class Memory:
         return max(self.sampling, self.update)
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {value / GIB:.1f}" for name, value in vars(self).items() if value)
-        return f"{self.peak / GIB:.1f} GiB at the peak ({parts})"
+        unit, size = ("GiB", GIB) if self.peak >= GIB else ("MiB", 2**20)
+        parts = ", ".join(f"{name} {value / size:.1f}" for name, value in vars(self).items() if value)
+        return f"{self.peak / size:.1f} {unit} at the peak ({parts})"
 
 
 def count_weights(config: GPTConfig) -> int:
