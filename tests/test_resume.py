@@ -183,6 +183,14 @@ def test_a_save_that_fails_changes_nothing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]
 
 
+def test_a_state_that_is_half_removed_does_not_look_whole(tmp_path, monkeypatch):
+    """The process dies while it removes the oldest state. Catches: half a state that --resume takes for a whole one."""
+    save_state(tmp_path, 1, {"a": {"x": torch.ones(2)}}, {"step": 1}, keep=1)
+    monkeypatch.setattr(state_module.shutil, "rmtree", lambda *_, **__: None)
+    save_state(tmp_path, 2, {"a": {"x": torch.zeros(2)}}, {"step": 2}, keep=1)
+    assert [path.name for path in saved_states(tmp_path)] == ["step_000002"]
+
+
 def test_a_run_that_cannot_save_at_all_does_not_start(tmp_path, monkeypatch):
     """Catches: a full disk that is noticed after the first twenty steps."""
     monkeypatch.setattr(state_module, "save_tensors", full_disk)
