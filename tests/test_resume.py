@@ -77,6 +77,15 @@ def test_a_resumed_run_ends_bit_equal(tmp_path, dtype, changes):
     assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), whole.model.parameters()))
 
 
+def test_a_bfloat16_model_is_trained(tmp_path):
+    """Catches: gradients that stay with the model and never reach its float32 masters."""
+    trainer = make(tmp_path, torch.bfloat16)
+    before = {name: master.clone() for name, master in trainer.optimizer.masters.items()}
+    assert trainer.step()["gradient_norm"] > 0
+    assert all(not torch.equal(master, before[name]) for name, master in trainer.optimizer.masters.items())
+    assert all(weight.dtype == torch.bfloat16 for weight in trainer.model.parameters())
+
+
 def test_resume_before_the_first_state_starts_at_the_beginning(tmp_path):
     """Killed before the first save, say. Catches: an error where there is nothing to go on from."""
     assert [line["step"] for line in make(tmp_path).run(resume=True)] == [1, 2, 3, 4, 5, 6]

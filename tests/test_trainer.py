@@ -196,6 +196,19 @@ def test_the_first_mini_batch_is_on_policy(start, tmp_path, monkeypatch):
     torch.testing.assert_close(logprobs[mask], old[mask], atol=1e-5, rtol=1e-5)
 
 
+def test_dr_grpos_constant_is_the_length_that_a_completion_may_have(start, tmp_path, monkeypatch):
+    """Catches: the longest completion of the batch in its place, which brings the length bias back."""
+    trainer = make(start, tmp_path, aggregation="constant")
+    rollouts, seen = trainer.sample([draw("training 0", i) for i in range(6)]), []
+    rollouts.mask[:, 5:] = False
+    for name in ("mask", "completions", "logprobs"):
+        setattr(rollouts, name, getattr(rollouts, name)[:, :5])
+    original = trainer_module.token_weights
+    monkeypatch.setattr(trainer_module, "token_weights", lambda *a: seen.append(a[2]) or original(*a))
+    trainer.update_on(rollouts, torch.randn(48), torch.arange(48))
+    assert seen == [16]
+
+
 def test_every_rollout_is_used_once_a_step(start, tmp_path, monkeypatch):
     """Catches: mini-batches that overlap or leave the remainder out (48 rows in 5 parts)."""
     used = []
