@@ -12,10 +12,12 @@ import pytest
 import torch
 from conftest import FIXTURES, small_gpt
 
+import minclipo.evaluation as evaluation
 import minclipo.tasks.word_problems as word_problems
 from minclipo.checkpoint import save_model
 from minclipo.config import TrainConfig
 from minclipo.evaluation import evaluate, pass_at_k
+from minclipo.files import read_lines, write_lines
 from minclipo.model import GPT
 from minclipo.optimizer import Float32AdamW
 from minclipo.tasks import Task
@@ -182,6 +184,43 @@ def test_samples_of_a_problem_are_counted_together():
     assert all(value == pytest.approx(found["accuracy"]) for value in found["pass_at"].values())
     assert len(found["examples"]) == 180 and 0 < found["accuracy"] < 1
     assert found["accuracy"] == pytest.approx(sum(p.start % 3 == 0 for p, _, _ in found["examples"]) / 180)
+
+
+def test_evaluation_never_grows_more_rows_than_it_may(monkeypatch):
+    """Catches: a bound on the problems instead of on their completions, eight times the memory for avg@8."""
+    grown, original = [], evaluation.sample
+    monkeypatch.setattr(
+        evaluation, "sample", lambda m, p, g, *a, **k: grown.append(len(p) * g) or original(m, p, g, *a, **k)
+    )
+    model, task = small_gpt(vocab_size=122), Task(draw, lambda problem, text, finished: True)
+    evaluate(model, toy_tokenizer(), task, problems=9, samples=8, max_new_tokens=2, seed=0, rows_at_once=20)
+    assert sum(grown) == 72 and max(grown) == 16
+
+
+def test_evaluation_options_arrive(tmp_path, monkeypatch):
+    """Catches: an evaluation that takes more memory than the training allows itself; sampling at another temperature."""
+    asked = []
+    monkeypatch.setattr(train_llm, "evaluate", lambda *_, **options: asked.append(options) or {})
+    config = train_llm.LLMConfig(model="m", data="d", eval_samples=2, eval_temperature=0.9, eval_top_p=0.8)
+    task = Task(draw, lambda *_: True, size=5)
+    train_llm.Evaluator(None, None, task, config, TrainConfig(sampling_rows=7), tmp_path).measure()
+    greedy, sampled = asked
+    assert greedy["temperature"] == 0 and greedy["rows_at_once"] == sampled["rows_at_once"] == 7
+    assert (sampled["temperature"], sampled["top_p"], sampled["samples"], sampled["problems"]) == (0.9, 0.8, 2, 5)
+
+
+def test_a_resumed_run_forgets_later_evaluations(tmp_path, monkeypatch):
+    """Evaluated at step 4, but the last state is of step 2. Catches: a result of a model that no longer exists."""
+    write_lines(tmp_path / "evaluation.jsonl", [{"step": step, "greedy": {}} for step in (0, 2, 4)])
+    config = train_llm.LLMConfig(model="m", data="d", eval_every=2)
+    evaluator = train_llm.Evaluator(None, None, None, config, TrainConfig(steps=8), tmp_path)
+    found = dict(correct=1, problems=2, accuracy=0.5, completion_length=3.0, finished=1.0, examples=[])
+    monkeypatch.setattr(evaluator, "measure", lambda: {"greedy": found})
+    monkeypatch.setattr(train_llm, "plot_evaluation", lambda *_: None)
+    evaluator.after_step(2)
+    assert [line["step"] for line in evaluator.lines] == [0, 2]
+    evaluator.after_step(4)
+    assert read_lines(tmp_path / "evaluation.jsonl")[2]["greedy"]["accuracy"] == 0.5
 
 
 def test_greedy_evaluation_does_not_depend_on_how_it_is_cut():

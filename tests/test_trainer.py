@@ -14,7 +14,7 @@ from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_l
 from minclipo.evaluation import evaluate
 from minclipo.grpo import PolicyLoss, group_advantages
 from minclipo.logprobs import completion_logprobs
-from minclipo.metrics import rollout_metrics
+from minclipo.metrics import faithfulness_metrics, rollout_metrics
 from minclipo.sampler import sample
 from minclipo.tasks import Task
 from minclipo.tasks.chain import check_outcome, random_problem
@@ -258,6 +258,14 @@ def test_metrics_of_a_batch_made_by_hand():
     assert got["accuracy"] == pytest.approx(5 / 8)
     assert got["contrastive_penalty"] == pytest.approx(0.8 / 5)
     assert got["reward"] == pytest.approx((5 - 0.8) / 8)
+
+
+def test_steps_are_counted_in_right_answers():
+    """Catches: wrong answers in the hallucination rate, or in the number of steps that it rests on."""
+    correct, faithful = torch.tensor([True, True, False, True]), torch.tensor([True, False, False, True])
+    got = faithfulness_metrics(correct, faithful, torch.tensor([3, 1, 9, 2]))
+    assert got["hallucination_rate"] == pytest.approx(1 / 3) and got["steps_checked"] == 2
+    assert got["faithful_accuracy"] == 0.5
 
 
 def sample_of_eight():
