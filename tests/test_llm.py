@@ -296,6 +296,16 @@ def test_the_toys_own_model_trains_on(tmp_path):
     assert "hallucination_rate" in metrics[-1]
 
 
+def test_gradient_checkpointing_arrives(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        train_llm, "Trainer", lambda m, *rest: seen.append(m.gradient_checkpointing) or Trainer(m, *rest)
+    )
+    assert run("--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "a"), "--gradient-checkpointing") == 0
+    assert run("--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "b")) == 0
+    assert seen == [True, False]
+
+
 def test_a_run_never_reads_the_model_that_it_writes(tmp_path, capsys):
     """Catches: --model runs/llm/model with --out runs/llm, whose reference model would change when it is resumed."""
     assert run("--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run")) == 0
