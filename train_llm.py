@@ -192,7 +192,7 @@ def opening(tokenizer: Tokenizer) -> str:
 
 
 def make_task(source: str, config: LLMConfig, tokenizer: Tokenizer, limit: int) -> Task:
-    """The task that --data or --eval-data names, without prompts of more than `limit` tokens; says how many they are."""
+    """The task that --data or --eval-data names, without prompts of more than `limit` tokens; says how many."""
     if source == "chain":
         return CHAIN_TASK
     if source == "sums":

@@ -2,7 +2,7 @@
 
     python -m minclipo.memory        # a table for models of the Qwen2.5 and Llama families
 
-Left out: what the allocator wastes, and the half GB or so that PyTorch and CUDA take for themselves.
+Left out: what the allocator wastes, and what PyTorch and CUDA take for themselves.
 """
 
 from dataclasses import dataclass

@@ -264,15 +264,15 @@ class Trainer:
         Every save_every steps the model goes to out/model and the training state to out/states; `resume` goes on from
         the newest state there. `after_step` is called with the number of the step at the start and after each step.
         A step that fails numerically leaves its batch in out/failed_batch.safetensors and the last saved model where it
-        is, and raises FloatingPointError saying so. Where writing fails (a full disk), the run says so and goes on; only
-        at the start and at the end OSError is raised.
+        is, and raises FloatingPointError saying so. Where writing fails (a full disk), the run says so and goes on;
+        OSError is raised at the start and at the end only.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         if resume:
             history = self.resume()
         else:
             history = []
-            remove_states(saved_states(self.out / "states"))  # of an earlier run here, whose model is overwritten too
+            remove_states(saved_states(self.out / "states"))  # of an earlier run here; its model goes, too
         write_lines(self.out / "metrics.jsonl", history)
         self.save()  # after resuming, too: the process may have died between saving the state and saving the model
         with tqdm(total=self.config.steps, initial=self.step_number, desc=description, disable=None) as bar:
@@ -295,7 +295,7 @@ class Trainer:
         return history
 
     def log(self, history: list[dict[str, float]]) -> None:
-        """Append the newest metrics to out/metrics.jsonl; after a write that failed half-way, write all of them anew."""
+        """Append the newest metrics to out/metrics.jsonl; after a write that failed half-way, write all of them."""
         if self.log_is_whole:
             self.log_is_whole = False
             with open(self.out / "metrics.jsonl", "a") as log:
@@ -366,8 +366,8 @@ class Trainer:
         history, state = read_lines(self.out / "metrics.jsonl"), newest_state(self.out / "states")
         if state is None and history:
             raise ValueError(
-                f"{self.out} holds {len(history)} steps, but no training state to go on from (keep_states was 0, or they "
-                "were removed). Choose another folder, or start anew without --resume"
+                f"{self.out} holds {len(history)} steps, but no training state to go on from (keep_states was 0, or "
+                "they were removed). Choose another folder, or start anew without --resume"
             )
         if state is not None:
             self.load_state(*state)

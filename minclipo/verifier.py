@@ -198,8 +198,8 @@ SHORT_UNITS = set("m cm mm km g kg mg l L ml mL s ms h hr hrs min in ft yd mi mp
 NO_UNITS = set(
     """squared cubed factorial half halves third fourth quarter fifth sixth eighth tenth hundredth thousandth mil mln
     lakh crore not approx approximately about around roughly maybe perhaps possibly probably plus minus times over mod
-    modulo base root least most than more less fewer through versus negative below above under beyond choose wrong right correct log ln exp
-    sin cos tan""".split()
+    modulo base root least most than more less fewer through versus negative below above under beyond choose wrong
+    right correct log ln exp sin cos tan""".split()
 )
 
 

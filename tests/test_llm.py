@@ -20,6 +20,7 @@ from minclipo.evaluation import evaluate, pass_at_k
 from minclipo.files import read_lines, write_lines
 from minclipo.model import GPT
 from minclipo.optimizer import Float32AdamW
+from minclipo.runs import check_room
 from minclipo.tasks import Task
 from minclipo.tasks.sums import check_outcome, is_held_out, sums_task
 from minclipo.tasks.word_problems import read_problems, word_problem_task
@@ -294,6 +295,24 @@ def test_the_toys_own_model_trains_on(tmp_path):
     assert run("--model", str(tmp_path / "toy"), "--data", "chain", "--out", str(tmp_path / "run")) == 0
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert "hallucination_rate" in metrics[-1]
+
+
+def test_a_resumed_run_does_not_need_its_room_twice(tmp_path, monkeypatch):
+    """Catches: a run that once fitted the disk and can no longer be resumed, since it is on it."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    (tmp_path / "state").write_bytes(b"x" * 900)
+    check_room(tmp_path, 1000, resume=True)
+    with pytest.raises(OSError, match="GiB are needed"):
+        check_room(tmp_path, 1000, resume=False)
+
+
+def test_running_out_of_memory_names_the_cure(tmp_path, monkeypatch, capsys):
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+
+    monkeypatch.setattr(Trainer, "step", out_of_memory)
+    message = message_of("--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run"), capsys=capsys)
+    assert "80 GiB" in message and "--sampling-rows" in message and "--resume" in message
 
 
 def test_gradient_checkpointing_arrives(tmp_path, monkeypatch):

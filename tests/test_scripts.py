@@ -159,6 +159,17 @@ def test_a_full_disk_ends_with_a_message(tmp_path, capsys, monkeypatch):
     assert json.loads((out / "summary.json").read_text())["grpo"]["seeds"] == [0]
 
 
+def test_a_damaged_state_ends_with_a_message(tmp_path, capsys):
+    """Catches: a traceback from --resume, and the results of finished methods not reported."""
+    out = tmp_path / "toy"
+    assert train_toy.main([*SHORT, "--method", "grpo", "--out", str(out)]) == 0
+    (out / "seed0" / "grpo" / "result.json").unlink()
+    state = sorted((out / "seed0" / "grpo" / "states").iterdir())[-1] / "policy.safetensors"
+    state.write_bytes(state.read_bytes()[:-9])
+    assert train_toy.main([*SHORT, "--method", "grpo", "--resume", "--out", str(out)]) == 1
+    assert "is damaged" in capsys.readouterr().err
+
+
 def message_of(*arguments, out: Path, capsys) -> str:
     with pytest.raises(SystemExit) as exit_:
         train_toy.main([*SHORT, "--out", str(out), *arguments])

@@ -268,3 +268,15 @@ def test_random_text_never_raises():
 def test_what_is_no_text_is_no_answer(text, truth):
     """Catches: a reward loop that dies on one strange record."""
     assert verify(text, truth) is False
+
+
+@pytest.mark.parametrize(
+    "answer", ["10 wrong guess", "10 below zero", "10 negative", "10 log", "10 choose two", "10 cos"]
+)
+def test_words_that_change_a_number_are_no_units(answer):
+    """Catches: an answer that says something else than 10, and is paid for it."""
+    assert not verify(rf"\boxed{{{answer}}}", "10") and verify(r"\boxed{10 pencils}", "10")
+
+
+def test_zero_to_the_zero_is_no_number():
+    assert not verify(r"\boxed{0^0}", "1") and not verify(r"\boxed{0^{-1}}", "0")
