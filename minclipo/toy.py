@@ -9,17 +9,19 @@ from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.options import check_options, option
 from minclipo.pretrain import pretrain
 from minclipo.tasks import Task
-from minclipo.tasks.chain import WORDS, CarelessAuthor, ChainProblem, check_outcome, check_steps, random_problem
+from minclipo.tasks.chain import OPERANDS, WORDS, CarelessAuthor, check_outcome, check_steps, random_problem
 from minclipo.tokenizer import Tokenizer
 
 EOS = "<eos>"
 
 
-def draw(stream: str, index: int) -> ChainProblem:
-    return random_problem(random.Random(f"{stream} {index}"))
+def toy_task(operations: tuple[int, int] = (4, 4), choices: tuple[int, ...] = OPERANDS) -> Task:
+    """Chains of this many operations (fewest, most), with operands out of `choices`."""
+    draw = lambda stream, index: random_problem(random.Random(f"{stream} {index}"), operations, choices)
+    return Task(draw=draw, check_outcome=check_outcome, check_steps=check_steps)
 
 
-TASK = Task(draw=draw, check_outcome=check_outcome, check_steps=check_steps)
+TASK = toy_task()
 
 
 @dataclass
@@ -34,6 +36,12 @@ class ToyConfig:
         0.15, "probability a step that the textbook quotes a made-up operand", at_least=0, at_most=1
     )
     slip: float = option(0.08, "probability a step that the textbook adds wrongly", at_least=0, at_most=1)
+    shared_step: float = option(
+        0.0, "probability a solution that the textbook quotes +1 in step 2, right or not", at_least=0, at_most=1
+    )
+    total_first: float = option(
+        0.0, "probability a solution that the textbook writes totals before operands", at_least=0, at_most=1
+    )
     pretrain_steps: int = option(2000, "optimizer steps on the textbook", at_least=1)
     pretrain_batch: int = option(128, "solutions a step", at_least=1)
     pretrain_learning_rate: float = option(3e-3, "AdamW's highest learning rate on the textbook", above=0)
@@ -62,21 +70,21 @@ def toy_model(config: ToyConfig, seed: int) -> GPT:
 
 
 def textbook_page(
-    config: ToyConfig, tokenizer: Tokenizer, rng: random.Random
+    config: ToyConfig, tokenizer: Tokenizer, rng: random.Random, operations: tuple[int, int] = (4, 4)
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of fresh problems and of the careless author's solutions to them."""
-    author = CarelessAuthor(config.hallucinate, config.slip)
-    problems = [random_problem(rng) for _ in range(config.pretrain_batch)]
+    author = CarelessAuthor(config.hallucinate, config.slip, config.shared_step, config.total_first)
+    problems = [random_problem(rng, operations) for _ in range(config.pretrain_batch)]
     solutions = [f"{author.solution(problem, rng)} {EOS}" for problem in problems]
     return tokenizer.encode_batch([problem.prompt for problem in problems]), tokenizer.encode_batch(solutions)
 
 
-def pretrained_toy(config: ToyConfig, tokenizer: Tokenizer, seed: int) -> GPT:
-    """A model that has read the careless textbook: the start that all methods share."""
+def pretrained_toy(config: ToyConfig, tokenizer: Tokenizer, seed: int, operations: tuple[int, int] = (4, 4)) -> GPT:
+    """A model that has read the careless textbook, on chains of that many operations: the start that methods share."""
     model, rng = toy_model(config, seed), random.Random(f"textbook {seed}")
     pretrain(
         model,
-        lambda: textbook_page(config, tokenizer, rng),
+        lambda: textbook_page(config, tokenizer, rng, operations),
         steps=config.pretrain_steps,
         learning_rate=config.pretrain_learning_rate,
     )

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 MAX_TOTAL = 99
 OPERANDS = tuple(n for n in range(-9, 10) if n != 0)
+SHARED_QUOTE = 1  # the operand that a textbook with a shared false step quotes in the second step
 WORDS = (
     ["<eos>", ",", "=", "#"] + [str(n) for n in range(MAX_TOTAL + 1)] + [f"{n:+d}" for n in OPERANDS]
 )  # the vocabulary: 122 words
@@ -46,12 +47,15 @@ class ChainProblem:
         return f"{self.start} " + " ".join(f", {operand:+d}" for operand in self.operands) + " ="
 
 
-def random_problem(rng: random.Random, operations: int = 4) -> ChainProblem:
-    """A start in 0..99 and single-digit operands that keep the total in 0..99."""
+def random_problem(
+    rng: random.Random, operations: tuple[int, int] = (4, 4), choices: tuple[int, ...] = OPERANDS
+) -> ChainProblem:
+    """A start in 0..99 and operands out of `choices` that keep the total in 0..99; fewest and most operations."""
     start = total = rng.randint(0, MAX_TOTAL)
+    fewest, most = operations
     operands = []
-    for _ in range(operations):
-        operand = rng.choice([n for n in OPERANDS if 0 <= total + n <= MAX_TOTAL])
+    for _ in range(rng.randint(fewest, most) if fewest < most else most):
+        operand = rng.choice([n for n in choices if 0 <= total + n <= MAX_TOTAL])
         operands.append(operand)
         total += operand
     return ChainProblem(start, tuple(operands))
@@ -59,22 +63,30 @@ def random_problem(rng: random.Random, operations: int = 4) -> ChainProblem:
 
 @dataclass
 class CarelessAuthor:
-    """How the textbook's author goes wrong, as probabilities a step."""
+    """How the textbook's author goes wrong and what else he does: probabilities a step, then a solution."""
 
     hallucinate: float = 0.15  # quotes a made-up operand, yet gives the total that the right one leads to
     slip: float = 0.08  # is off by up to 9, and carries on from the wrong total
+    shared_step: float = 0.0  # quotes SHARED_QUOTE in the second step, whatever the operand: the same false step always
+    total_first: float = 0.0  # writes the total before the operand in every step: another way, just as good
 
     def solution(self, problem: ChainProblem, rng: random.Random) -> str:
         """A worked solution as this author writes it."""
+        # No number is drawn for what never happens: the textbook without it stays the same to the last word.
+        shared = self.shared_step and rng.random() < self.shared_step
+        total_first = self.total_first and rng.random() < self.total_first
         words, total = [], problem.start
-        for operand in problem.operands:
+        for i, operand in enumerate(problem.operands):
             total += operand
             if rng.random() < self.slip or not 0 <= total <= MAX_TOTAL:  # an earlier slip may lead out of the range
                 total = rng.choice([n for n in range(total - 9, total + 10) if n != total and 0 <= n <= MAX_TOTAL])
             quoted = operand
             if rng.random() < self.hallucinate:
                 quoted = rng.choice([n for n in OPERANDS if n != operand])
-            words += [f"{quoted:+d}", str(total)]
+            if shared and i == 1:
+                quoted = SHARED_QUOTE
+            step = [f"{quoted:+d}", str(total)]
+            words += step[::-1] if total_first else step
         return " ".join(words + ["#", str(total)])
 
 
@@ -87,15 +99,23 @@ def check_outcome(problem: ChainProblem, completion: str, finished: bool) -> boo
 def check_steps(problem: ChainProblem, completion: str) -> list[bool]:
     """For each step that the problem calls for: does the completion quote the right operand and the right total there?
 
-    A missing step is False. Surplus words, between the steps and "# ANSWER" or after it, add a False at the end.
+    Operand first in all steps, or total first in all of them. A missing step is False. Surplus words, between the steps
+    and "# ANSWER" or after it, add a False at the end.
     """
     words = completion.split()
     end = words.index("#") if "#" in words else len(words)
     body, answer = words[:end], words[end:]
     expected = [[f"{operand:+d}", str(total)] for operand, total in zip(problem.operands, problem.totals)]
+    if is_total_first(completion):
+        expected = [step[::-1] for step in expected]
     verdicts = [body[2 * i : 2 * i + 2] == step for i, step in enumerate(expected)]
     surplus = len(body) > 2 * len(expected) or len(answer) > 2
     return verdicts + [False] * surplus
+
+
+def is_total_first(completion: str) -> bool:
+    """Which of the two ways of writing steps this is: a total has no sign, an operand always has one."""
+    return completion[:1].isdigit()
 
 
 def is_faithful(problem: ChainProblem, completion: str) -> bool:
