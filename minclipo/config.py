@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from minclipo.contrastive import HEADS, LEVELS, LOSSES, SIMILARITIES
-from minclipo.grpo import AGGREGATIONS, KL_KINDS, SCALES
+from minclipo.grpo import AGGREGATIONS, KL_KINDS, RATIOS, SCALES
 from minclipo.options import check_options, option
 
 
@@ -32,12 +32,25 @@ class TrainConfig:
     )
     advantage_scale: str = option("std", "what divides advantages; none is Dr. GRPO's choice", choices=SCALES)
     advantage_epsilon: float = option(1e-6, "added to that divisor", at_least=0)
-    clip_low: float = option(0.2, "ratios below 1 - this are clipped", at_least=0, at_most=1)
-    clip_high: float = option(0.2, "ratios above 1 + this are clipped", at_least=0)
+    ratio: str = option("token", "what is clipped: sequence is GSPO's, geometric_mean GMPO's", choices=RATIOS)
+    clip_low: float = option(
+        0.2, "ratios below 1 - this are clipped (geometric_mean: logs below -this)", at_least=0, at_most=1
+    )
+    clip_high: float = option(0.2, "ratios above 1 + this are clipped (geometric_mean: logs above this)", at_least=0)
     dual_clip: float = option(0.0, "ratio (above 1) that bounds the loss of negative advantages; 0: none", at_least=0)
     aggregation: str = option("token_mean", "how token losses become one number", choices=AGGREGATIONS)
     kl_weight: float = option(0.0, "weight of a KL penalty to the initial policy, in the loss; 0: none", at_least=0)
     kl_kind: str = option("k3", "estimator of that KL penalty", choices=KL_KINDS)
+    dynamic_sampling: int = option(
+        0,
+        "most batches sampled a step, to fill it with prompts that are neither always nor never solved; 0: take the "
+        "first batch as it is",
+        at_least=0,
+    )
+    overlong_penalty: float = option(0.0, "what a completion of max_new_tokens loses in reward; 0: none", at_least=0)
+    overlong_buffer: float = option(
+        0.2, "share of max_new_tokens, at the end, over which that penalty grows", above=0, at_most=1
+    )
 
     contrastive_weight: float = option(0.0, "lambda, weight of the contrastive loss in the reward; 0: GRPO", at_least=0)
     contrastive_loss: str = option("soft_nn", "which contrastive loss", choices=LOSSES)
@@ -54,6 +67,11 @@ class TrainConfig:
     head_weight_decay: float = option(0.01, "AdamW's weight decay for the head", at_least=0)
     head_warmup_steps: int = option(0, "first steps, in which only the head learns", at_least=0)
 
+    prompt_contrast_weight: float = option(
+        0.0, "ours, not the paper's: reward of a right answer for being likelier under its own prompt", at_least=0
+    )
+    prompt_contrast_others: int = option(2, "other prompts that it is compared with (K)", at_least=1)
+
     process_penalty: float = option(
         0.0, "the oracle: what a wrong step costs a correct rollout; 0: never looks", at_least=0
     )
@@ -64,6 +82,11 @@ class TrainConfig:
         check_options(self)
         if 0 < self.dual_clip <= 1:
             raise ValueError(f"dual_clip must be above 1, or 0 for none; found {self.dual_clip}")
+        if self.prompt_contrast_weight and self.prompt_contrast_others >= self.prompts_per_step:
+            raise ValueError(
+                f"prompt_contrast_others {self.prompt_contrast_others} must be below prompts_per_step "
+                f"{self.prompts_per_step}: the others come from the same batch"
+            )
         if self.head_warmup_steps >= self.steps:
             raise ValueError(f"head_warmup_steps {self.head_warmup_steps} leaves the policy none of {self.steps} steps")
         if self.head_warmup_steps and not self.contrastive_weight:

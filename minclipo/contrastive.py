@@ -20,11 +20,11 @@ LOSSES = ("infonce", "supcon_out", "supcon_in", "soft_nn")
 LEVELS = ("group", "cross", "batch")
 SIMILARITIES = ("cosine", "l2")
 ANCHORS = ("correct", "incorrect", "all")
-HEADS = ("linear", "mlp")
+HEADS = ("linear", "mlp", "none")
 
 
 class ContrastiveHead(nn.Module):
-    """z = f(h) / |f(h)|, with f linear or one hidden ReLU layer as wide as its input.
+    """z = f(h) / |f(h)|, with f linear, or one hidden ReLU layer as wide as its input, or no f at all ("none").
 
     Without bias, as in the official code, the length of h does not matter.
     """
@@ -36,6 +36,8 @@ class ContrastiveHead(nn.Module):
         elif kind == "mlp":
             hidden = nn.Linear(hidden_size, hidden_size, bias=bias)
             self.projection = nn.Sequential(hidden, nn.ReLU(), nn.Linear(hidden_size, output_size, bias=bias))
+        elif kind == "none":
+            self.projection = nn.Identity()  # E = D, nothing to learn
         else:
             raise ValueError(f"kind must be one of {', '.join(HEADS)}; found {kind!r}")
 

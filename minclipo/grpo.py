@@ -1,7 +1,9 @@
 """Group Relative Policy Optimization as pure functions: advantages, the clipped policy loss, KL estimators.
 
 GRPO (Shao et al. 2024, arXiv 2402.03300) is PPO without a value network: a rollout's advantage is its reward compared
-with the other rollouts of the same prompt. Nothing here knows where the rewards come from.
+with the other rollouts of the same prompt. Dr. GRPO, DAPO, GSPO and GMPO change one of three things about it: what
+divides the advantage, which ratio is clipped, how the token losses become one number. Their settings are in
+`minclipo.algorithms`. Nothing here knows where the rewards come from.
 Left out: the value network, GAE, entropy bonus.
 
 B prompts, G rollouts a prompt, N = B * G rows (the G rows of a prompt adjacent), T completion tokens.
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 SCALES = ("std", "batch", "none")
+RATIOS = ("token", "sequence", "geometric_mean")
 AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum", "constant")
 KL_KINDS = ("k1", "k2", "k3")
 
@@ -105,16 +108,23 @@ def policy_loss(
     advantages: Tensor,
     mask: Tensor,
     *,
+    ratio: str = "token",
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     dual_clip: float | None = None,
     weights: Tensor | None = None,
 ) -> PolicyLoss:
-    """The clipped token loss of PPO and GRPO, to be minimised.
+    """The clipped token losses of PPO, GRPO, GSPO and GMPO as one number, to be minimised.
 
-        r_t = exp(logprob_t - old_logprob_t)
+        d_t = logprob_t - old_logprob_t
         L_t = max(-A r_t, -A clip(r_t, 1 - clip_low, 1 + clip_high))     Schulman et al. 2017, eq. 7
         L_t = min(L_t, -A dual_clip)  where A < 0                        Ye et al. 2020 (dual clip); None: without
+
+    ratio: what r_t is.
+        token            exp(d_t)                                        PPO, GRPO, DAPO
+        sequence         exp(mean of the rollout's d_t), at every token  GSPO, arXiv 2507.18071, eq. 7
+        geometric_mean   the same mean, of d_t clipped one by one:       GMPO, arXiv 2507.20673, eq. 4
+                         d_t < clip_high where A > 0, d_t > -clip_low where A < 0; r_t itself is not clipped
 
     logprobs (with gradient), old_logprobs, mask: [N, T], the log-probs at the sampling temperature; advantages [N].
     clip_high above clip_low is DAPO's clip-higher. weights [N, T]: how the token losses become one number, see
@@ -129,14 +139,21 @@ def policy_loss(
         raise ValueError(f"clip_low must be in 0..1 and clip_high 0 or more, found {clip_low} and {clip_high}")
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip must be above 1 (None: off), found {dual_clip}")
+    if ratio not in RATIOS:
+        raise ValueError(f"ratio must be one of {', '.join(RATIOS)}; found {ratio!r}")
     mask = mask.bool()
     advantage = advantages[:, None]  # [N, 1]
     log_ratio = (logprobs - old_logprobs.detach()).masked_fill(~mask, 0.0)  # [N, T]
     log_ratio = log_ratio.clamp(-20, 20)  # keeps exp() finite in float32 when a policy has run away
-    ratio = log_ratio.exp()
-    unclipped = -advantage * ratio
-    clipped = -advantage * ratio.clamp(1 - clip_low, 1 + clip_high)
-    token_loss = torch.maximum(unclipped, clipped)
+    if ratio == "geometric_mean":
+        bounded = torch.where(advantage > 0, log_ratio.clamp(max=clip_high), log_ratio.clamp(min=-clip_low))
+        token_loss = -advantage * sequence_log_ratio(bounded, mask).exp()
+        cut = (bounded != log_ratio) & (advantage != 0)
+    else:
+        unclipped = (log_ratio if ratio == "token" else sequence_log_ratio(log_ratio, mask)).exp()
+        clipped = unclipped.clamp(1 - clip_low, 1 + clip_high)
+        token_loss = torch.maximum(-advantage * unclipped, -advantage * clipped)
+        cut = -advantage * clipped > -advantage * unclipped
     dual = torch.zeros_like(mask)
     if dual_clip is not None:
         limit = -advantage * dual_clip
@@ -144,10 +161,22 @@ def policy_loss(
         token_loss = torch.where(advantage < 0, torch.minimum(token_loss, limit), token_loss)
     return PolicyLoss(
         loss=aggregate(token_loss, token_weights(mask, dtype=token_loss.dtype) if weights is None else weights),
-        clip_fraction=masked_mean((clipped > unclipped).float(), mask),
+        clip_fraction=masked_mean(cut.float(), mask),
         dual_clip_fraction=masked_mean(dual.float(), mask),
         kl=masked_mean(-log_ratio.detach(), mask),
     )
+
+
+def sequence_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """The mean log-ratio of each rollout, at every one of its tokens; [N, T] from [N, T].
+
+        s_t = sg[mean of d] + d_t - sg[d_t]        GSPO, arXiv 2507.18071, eq. 14 (the token form); sg: no gradient
+
+    The value is the mean, the gradient goes to the token itself. With a mean over tokens afterwards that is the
+    gradient of the mean, and the loss stays a sum over tokens, to be masked and weighted as GRPO's is.
+    """
+    mean = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)  # [N, 1]
+    return mean.detach() + (log_ratio - log_ratio.detach())  # in this order: the bracket is exactly 0
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tensor:

@@ -30,10 +30,23 @@ def share_interval(count: int, trials: int) -> Interval:
 
 def mean_interval(values: list[float]) -> Interval:
     """Student's t interval of the mean of at least two values, cut to [0, 1]: the values are shares."""
+    mean, half = _student(values)
+    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def paired_interval(values: list[float], others: list[float]) -> Interval:
+    """Student's t interval of the mean of values[i] - others[i]: what two methods share, seed by seed, cancels."""
+    if len(values) != len(others):
+        raise ValueError(f"values and others must pair up, found {len(values)} and {len(others)}")
+    mean, half = _student([value - other for value, other in zip(values, others)])
+    return Interval(mean, mean - half, mean + half)
+
+
+def _student(values: list[float]) -> tuple[float, float]:
+    """(mean, half width of its interval)."""
     n = len(values)
     if n < 2:
         raise ValueError(f"values must hold at least two numbers, found {n}")
     mean = sum(values) / n
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    half = (T_QUANTILES[n - 2] if n - 2 < len(T_QUANTILES) else Z) * deviation / math.sqrt(n)
-    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+    return mean, (T_QUANTILES[n - 2] if n - 2 < len(T_QUANTILES) else Z) * deviation / math.sqrt(n)

@@ -36,6 +36,13 @@ class Rollouts:
         """Index of each row's prompt, [N]."""
         return torch.arange(len(self.completions), device=self.completions.device) // self.group_size
 
+    def select(self, prompts: list[int]) -> "Rollouts":
+        """The rollouts of some of the prompts, given by their places in `prompts`."""
+        G, device = self.group_size, self.completions.device
+        rows = torch.tensor([p * G + i for p in prompts for i in range(G)], dtype=torch.long, device=device)
+        tensors = (self.completions, self.mask, self.logprobs, self.pooled, self.finished)
+        return Rollouts([self.prompts[p] for p in prompts], G, *(x.index_select(0, rows) for x in tensors))
+
     def completion_ids(self) -> list[list[int]]:
         """The N completions as ragged lists, without the eos that ended them."""
         lengths = (self.mask.sum(1) - self.finished.long()).tolist()
@@ -102,8 +109,8 @@ def _check_sampling(
         raise ValueError(f"top_p must be above 0 and at most 1 (None: off), found {top_p}")
 
 
-def _join(parts: list[Rollouts]) -> Rollouts:
-    """The rollouts of several calls as one, padded to the longest."""
+def join(parts: list[Rollouts]) -> Rollouts:
+    """The rollouts of several calls as one, padded to the longest; all with one group size."""
     width = max(part.mask.shape[1] for part in parts)
     rows = lambda name: torch.cat([getattr(part, name) for part in parts])
     padded = lambda name: torch.cat(
@@ -163,7 +170,7 @@ def sample(
         _grow(model, prompts[start : start + at_once], group_size, max_new_tokens, eos_ids, draw)
         for start in tqdm(starts, desc="sampling", leave=False, disable=None if len(starts) > 1 else True)
     ]
-    return _join(parts) if len(parts) > 1 else parts[0]
+    return join(parts) if len(parts) > 1 else parts[0]
 
 
 def _draw(

@@ -24,6 +24,28 @@ def toy_task(operations: tuple[int, int] = (4, 4), choices: tuple[int, ...] = OP
 TASK = toy_task()
 
 
+# What the toy does otherwise than TrainConfig's defaults, and what makes each method what it is.
+TOY = dict(steps=100, learning_rate=5e-4)
+METHODS = {
+    "baseline": {},
+    "clipo": dict(contrastive_weight=0.1),
+    "oracle": dict(process_penalty=0.5),
+    # The paper's contrastive options, KL, dual clip and share of warm-up steps (its Track I; scripts of the official
+    # code). Model, task, batch and learning rate are the toy's.
+    "clipo_paper": dict(
+        contrastive_weight=0.2,
+        contrastive_loss="infonce",
+        contrastive_level="group",
+        contrastive_temperature=0.05,
+        contrastive_center=False,
+        head_size=16,  # a quarter of the width, as 512 of 2048
+        kl_weight=0.001,
+        dual_clip=3.0,
+    ),
+}
+PAPER_WARMUP = 13 / 84  # of Track I's 84 steps the first 13 train the head only
+
+
 @dataclass
 class ToyConfig:
     """The toy's model, textbook and pretraining."""

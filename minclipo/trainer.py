@@ -21,12 +21,14 @@ from tqdm import tqdm
 from minclipo.checkpoint import save_model, save_tensors
 from minclipo.config import TrainConfig
 from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_loss, contrastive_reward
+from minclipo.dapo import dynamic_sampling, overlong_penalty
 from minclipo.files import read_lines, write_lines
 from minclipo.grpo import aggregate, group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
 from minclipo.logprobs import completion_logprobs, micro_batches
 from minclipo.metrics import faithfulness_metrics, log_line, rollout_metrics
 from minclipo.model import GPT
 from minclipo.optimizer import Float32AdamW
+from minclipo.prompt_contrast import draw_other_prompts, logprobs_under, prompt_contrast
 from minclipo.sampler import Rollouts, sample
 from minclipo.state import load_moments, moments, newest_state, remove_states, save_state, saved_states
 from minclipo.tasks import Problem, Task
@@ -79,6 +81,7 @@ class Trainer:
             self.head, self.head_optimizer = self._make_head(device)
         self.saved_step, self.log_is_whole = 0, True
         self.step_number = 0  # of the step that is running, or that was the last to run
+        self.problems_drawn = 0  # from the task, so far
         self.batch: dict[str, Tensor] = {}  # this step's tensors, written to disk if the step fails
         self.examples: list[tuple[Problem, str, bool]] = []  # this step's rollouts, to look at: is it right?
 
@@ -87,7 +90,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator of the CPU
             torch.default_generator.manual_seed(config.seed)
             head = ContrastiveHead(self.model.config.hidden_size, config.head_size, config.head_kind).to(device)
-        if config.head_learning_rate == 0:
+        if config.head_learning_rate == 0 or config.head_kind == "none":
             return head, None
         rate, decay = config.head_learning_rate, config.head_weight_decay
         return head, torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=decay)
@@ -97,20 +100,31 @@ class Trainer:
         started, config = time.perf_counter(), self.config
         self.step_number += 1
 
-        # 1. Sample: G rollouts of each of B prompts from the current policy.
-        B, first = config.prompts_per_step, (self.step_number - 1) * config.prompts_per_step
-        problems = [self.task.draw(f"training {config.seed}", first + b) for b in range(B)]
-        rollouts = self.sample(problems)
-
-        # 2. Verify: 1 for a right answer, 0 for a wrong one. The texts go to the verifier, never to the losses.
+        # 1. Sample G rollouts of each of B prompts from the current policy, and
+        # 2. verify: 1 for a right answer, 0 for a wrong one. The texts go to the verifier, never to the losses.
+        if config.dynamic_sampling:
+            (problems, rollouts, correct), extra = dynamic_sampling(self.collect, config.dynamic_sampling)
+            self._keep_batch(rollouts, correct)
+        else:
+            (problems, rollouts, correct), extra = self.collect(), {}
         texts = self.tokenizer.decode_batch(rollouts.completion_ids())
-        correct = self.verify(problems, rollouts, texts)  # [N] bool
         rewards = correct.float()  # [N]
-        self.batch["correct"] = correct
+        if config.overlong_penalty:
+            buffer = config.overlong_buffer * config.max_new_tokens  # tokens
+            lengths = rollouts.mask.sum(1)
+            rewards = rewards + overlong_penalty(
+                lengths, config.max_new_tokens, buffer=buffer, penalty=config.overlong_penalty
+            )
 
         # 3. Contrast: correct rollouts pay for lying far from the other correct ones of their prompt; the head learns.
         contrastive_rewards, head_loss = self.contrast(rollouts, correct)  # [N], scalar
         rewards = rewards + contrastive_rewards
+
+        # (Our extension: they earn something for being likelier under their own prompt than under others.)
+        if config.prompt_contrast_weight:
+            gain = self.prompt_contrast(rollouts)  # [N]
+            rewards = rewards + config.prompt_contrast_weight * gain * correct
+            extra["prompt_contrast"] = masked_mean(gain, correct).item()
 
         # (The oracle, and nobody else, is told which steps are wrong.)
         if config.process_penalty:
@@ -129,16 +143,32 @@ class Trainer:
         update = {} if warming_up else self.update_policy(rollouts, advantages)
 
         # 6. Measure.
-        metrics = {"step": self.step_number} | rollout_metrics(rollouts, correct, rewards, contrastive_rewards)
+        metrics = {"step": self.step_number} | extra
+        metrics |= rollout_metrics(rollouts, correct, rewards, contrastive_rewards)
         if self.task.check_steps is not None:
             metrics |= faithfulness_metrics(correct, *self.check_steps(problems, texts))
         return metrics | {"contrastive_loss": head_loss.item()} | update | {"seconds": time.perf_counter() - started}
+
+    def collect(self) -> tuple[list[Problem], Rollouts, Tensor]:
+        """The next B problems, G rollouts of each, and the verdict on each rollout [N]."""
+        first, self.problems_drawn = self.problems_drawn, self.problems_drawn + self.config.prompts_per_step
+        problems = [self.task.draw(f"training {self.config.seed}", i) for i in range(first, self.problems_drawn)]
+        rollouts = self.sample(problems)
+        correct = self.verify(problems, rollouts, self.tokenizer.decode_batch(rollouts.completion_ids()))
+        self._keep_batch(rollouts, correct)
+        return problems, rollouts, correct
+
+    def _keep_batch(self, rollouts: Rollouts, correct: Tensor) -> None:
+        """What a step that fails leaves on the disk."""
+        self.batch = {f"prompt_{b}": torch.tensor(prompt) for b, prompt in enumerate(rollouts.prompts)}
+        names = ("completions", "mask", "logprobs", "pooled", "finished")
+        self.batch |= {name: getattr(rollouts, name) for name in names} | {"correct": correct}
 
     def sample(self, problems: list[Problem]) -> Rollouts:
         prompts = self.tokenizer.encode_batch([problem.prompt for problem in problems])
         self.batch = {f"prompt_{b}": torch.tensor(prompt) for b, prompt in enumerate(prompts)}
         config = self.config
-        rollouts = sample(
+        return sample(
             self.model,
             prompts,
             config.group_size,
@@ -148,10 +178,6 @@ class Trainer:
             generator=self.generator,
             rows_at_once=config.sampling_rows or None,
         )
-        self.batch |= {
-            name: getattr(rollouts, name) for name in ("completions", "mask", "logprobs", "pooled", "finished")
-        }
-        return rollouts
 
     def verify(self, problems: list[Problem], rollouts: Rollouts, texts: list[str]) -> Tensor:
         """Verdict of the outcome check on each rollout, [N] bool."""
@@ -188,6 +214,19 @@ class Trainer:
             anchors=config.contrastive_anchors,
             generator=self.generator,
         )
+
+    def prompt_contrast(self, rollouts: Rollouts) -> Tensor:
+        """How much more likely each rollout is under its own prompt than under others of the batch, [N] in nats."""
+        config = self.config
+        others = draw_other_prompts(len(rollouts.prompts), config.prompt_contrast_others, self.generator)  # [K, B]
+        other_logprobs = logprobs_under(
+            self.model,
+            rollouts,
+            others,
+            temperature=config.temperature,
+            micro_batch_tokens=config.micro_batch_tokens,
+        )
+        return prompt_contrast(rollouts.logprobs, other_logprobs, rollouts.mask)
 
     def update_policy(self, rollouts: Rollouts, advantages: Tensor) -> dict[str, float]:
         """One pass over the rollouts in random mini-batches, an optimizer step each; the mini-batches' mean metrics."""
@@ -233,6 +272,7 @@ class Trainer:
             of_rows(rollouts.logprobs),
             advantages[rows],
             mask,
+            ratio=config.ratio,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             dual_clip=config.dual_clip or None,
@@ -327,18 +367,18 @@ class Trainer:
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict]:
         """Everything that the next step depends on besides config, model shape and task: (tensors by file, numbers).
 
-        Problems are drawn by number, so the step number is the position in the data as well.
+        Problems are drawn by number, so how many have been drawn is the position in the data.
         """
         tensors = {
             "policy": self.optimizer.masters,
             "policy_moments": moments(self.optimizer.adamw, self.optimizer.masters),
             "random": {"generator": self.generator.get_state()},
         }
-        if self.head is not None:
+        if self.head is not None and self.config.head_kind != "none":
             tensors["head"] = dict(self.head.named_parameters())
         if self.head_optimizer is not None:
             tensors["head_moments"] = moments(self.head_optimizer, tensors["head"])
-        return tensors, {"step": self.step_number}
+        return tensors, {"step": self.step_number, "problems_drawn": self.problems_drawn}
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, dict[str, Tensor]], numbers: dict) -> None:
@@ -354,11 +394,12 @@ class Trainer:
                 raise ValueError(f"the saved {file} has other tensors than this run: the settings are not the same")
         self.optimizer.load(tensors["policy"], tensors["policy_moments"])
         self.generator.set_state(tensors["random"]["generator"].cpu())
-        if self.head is not None:
+        if "head" in tensors:
             self.head.load_state_dict(tensors["head"])
         if self.head_optimizer is not None:
             load_moments(self.head_optimizer, dict(self.head.named_parameters()), tensors["head_moments"])
         self.step_number = self.saved_step = numbers["step"]
+        self.problems_drawn = numbers["problems_drawn"]
 
     def resume(self) -> list[dict[str, float]]:
         """Load the newest training state in out/states; returns the metrics of the steps up to it, [] if there are

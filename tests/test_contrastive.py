@@ -301,5 +301,5 @@ def test_a_negative_weight_is_named():
 
 
 def test_an_unknown_head_is_named():
-    with pytest.raises(ValueError, match="kind must be one of linear, mlp; found 'conv'"):
+    with pytest.raises(ValueError, match="kind must be one of linear, mlp, none; found 'conv'"):
         ContrastiveHead(4, 4, "conv")

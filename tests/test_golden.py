@@ -1,11 +1,15 @@
 """Values and gradients of the public reference code (fixtures/README.md), in our names and conventions."""
 
+import json
+from collections import Counter
+
 import pytest
 import torch
-from conftest import golden, tensors_of
+from conftest import FIXTURES, golden, tensors_of
 
 from minclipo.contrastive import ContrastiveHead, contrastive_loss
-from minclipo.grpo import aggregate, group_advantages, kl_penalty, policy_loss, token_weights
+from minclipo.dapo import informative_groups, overlong_penalty
+from minclipo.grpo import aggregate, group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
 from minclipo.logprobs import mean_pool
 from minclipo.trainer import contrastive_step
 
@@ -239,48 +243,172 @@ def test_aggregation(case, inputs, expected):
     torch.testing.assert_close(ours * rows, expected["clipo_repo"].double().squeeze(), rtol=1e-9, atol=1e-12)
 
 
-def policy_is_ours(case: dict) -> bool:
-    """verl's clipped loss, and TRL's token-level GRPO without KL and without its own cap (delta) on the ratio."""
-    options = case["options"]
-    if options["impl"] == "verl":
-        return options["algo"] == "vanilla" and not options.get("is_weights")
-    return (
-        options["algo"] == "grpo" and options["level"] == "token" and options["delta"] is None and options["beta"] == 0
-    )
-
-
 TRL_AGGREGATION = {"grpo": "sequence_mean", "bnpo": "token_mean", "dapo": "token_mean", "dr_grpo": "constant"}
+RATIO = {
+    "vanilla": "token",
+    "grpo": "token",
+    "gspo": "sequence",
+    "geo_mean": "geometric_mean",  # verl's name of GMPO
+    "gmpo": "geometric_mean",
+}
+# Two clamps never show in these numbers: verl's of GSPO's log-ratio at 10, ours of each token's at +-20. They touch
+# only rows and tokens that the clip has cut off anyway. (They show in verl's KL: see `test_policy_metrics`.)
+# What we leave out: kl_cov (Cui et al. 2025) punishes the tokens of the highest covariance; it is not implemented here.
+POLICY = cases("policy_loss", lambda case: case["options"]["algo"] in RATIO)
+GPG = cases("policy_loss", lambda case: case["options"]["algo"] == "gpg")
+LEFT_OUT = cases("policy_loss", lambda case: case["options"]["algo"] == "kl_cov")
 
 
-@pytest.mark.parametrize("case, inputs, expected", cases("policy_loss", policy_is_ours))
+def test_all_202_policy_cases_are_accounted_for():
+    """Catches: a filter above that lets cases drop out silently."""
+    kinds = [(p.values[0]["options"]["impl"], p.values[0]["options"]["algo"]) for p in POLICY]
+    assert Counter(kinds) == {
+        ("verl", "vanilla"): 61,
+        ("verl", "gspo"): 20,
+        ("verl", "geo_mean"): 21,
+        ("trl", "grpo"): 50,
+        ("trl", "gspo"): 20,
+        ("trl", "gmpo"): 20,
+    }
+    assert len(POLICY) + len(GPG) + len(LEFT_OUT) == 192 + 8 + 2 == len(golden("policy_loss")[0])
+
+
+def row_convention(options: dict, mask: torch.Tensor) -> float:
+    """What their mean over rows is of ours. We divide by the rows that have tokens (constant: by all rows).
+
+    verl's Dr. GRPO constant is not divided by the rows; TRL's sequence means and both GMPOs divide by all rows.
+    """
+    if options["impl"] == "verl" and options["agg"] == "seq-mean-token-sum-norm":
+        return len(mask)
+    if options["algo"] in ("geo_mean", "gmpo") or options.get("loss_type") == "grpo":
+        return (mask.sum(1) > 0).sum().item() / len(mask)
+    return 1.0
+
+
+def weights_of(options: dict, mask: torch.Tensor) -> torch.Tensor:
+    """Our token weights for a case, in their row convention. GMPO names no aggregation: it is a mean over sequences."""
+    theirs = options.get("loss_type") or options.get("agg")
+    mode = (TRL_AGGREGATION | AGGREGATION).get(theirs, "sequence_mean")
+    width = options.get("max_completion_length", mask.shape[1])  # verl: the padded width
+    return token_weights(mask, mode, width, torch.float64) * row_convention(options, mask)
+
+
+def importance_weights(options: dict, inputs: dict, mask: torch.Tensor) -> torch.Tensor | float:
+    """What verl multiplies token losses by where the sampler's log-probs are not those of the old policy, else 1.
+
+    One factor a token, [N, T]; in GMPO one a rollout, [N, 1]: the geometric mean of its tokens' factors.
+    """
+    if not options.get("is_weights"):
+        return 1.0
+    given = inputs["is_weights"].double()
+    if options["algo"] == "vanilla":
+        return given
+    return ((given.log() * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).exp()
+
+
+@pytest.mark.parametrize("case, inputs, expected", POLICY)
 def test_policy_loss(case, inputs, expected):
-    """Catches: min and max exchanged, clip bounds exchanged, dual clip on positive advantages, padding in the loss."""
-    options, mask = case["options"], inputs["response_mask"]
-    verl = options["impl"] == "verl"
+    """Catches: min and max exchanged, clip bounds exchanged, dual clip on positive advantages, padding in the loss, a
+    ratio of another kind, a GMPO clip that also stops tokens on their way back, a KL under other weights."""
+    options, mask, advantages = case["options"], inputs["response_mask"], inputs["adv"].double()
     logprobs = inputs["logp"].to(torch.float64, copy=True).requires_grad_()
-    mode = AGGREGATION[options["agg"]] if verl else TRL_AGGREGATION[options["loss_type"]]
+    weights = weights_of(options, mask)
     found = policy_loss(
         logprobs,
         inputs["old_logp"].double(),
-        inputs["adv"].double(),
+        advantages,
         mask,
+        ratio=RATIO[options["algo"]],
         clip_low=options["clip_low"],
         clip_high=options["clip_high"],
-        dual_clip=options["dual_clip_c"] if verl else None,
-        weights=token_weights(mask, mode, mask.shape[1] if verl else options["max_completion_length"], torch.float64),
+        # TRL's delta caps the ratio before min(A r, A clip(r)). Where A > 0 the clip is the lower cap; where A < 0 the
+        # loss stays below -A delta: that is dual clip.
+        dual_clip=options.get("dual_clip_c") or options.get("delta"),
+        weights=weights * importance_weights(options, inputs, mask),
     )
-    # Two conventions differ from ours: verl's constant is not divided by N, TRL's sequence mean counts rows without tokens.
-    factor = len(mask) if verl and mode == "constant" else 1
-    if not verl and mode == "sequence_mean":
-        factor = (mask.sum(1) > 0).sum().item() / len(mask)
-    (found.loss * factor).backward()
-    torch.testing.assert_close(found.loss.detach() * factor, expected["loss"].double().squeeze(), rtol=1e-8, atol=1e-10)
+    loss = found.loss
+    if options.get("beta"):
+        penalty = kl_penalty(logprobs, inputs["ref_logp"].double(), "k3")
+        loss = loss + options["beta"] * aggregate(penalty, weights)
+    loss.backward()
+    value = loss.detach()
+    if options["algo"] == "gmpo":  # to a row without tokens TRL gives the ratio exp(0): a constant, without gradient
+        value = value - advantages[mask.sum(1) == 0].sum() / len(mask)
+    torch.testing.assert_close(value, expected["loss"].double().squeeze(), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(logprobs.grad, expected["grad"].double(), rtol=1e-8, atol=1e-10)
-    if verl:
-        metrics = case["metrics"]
-        assert found.clip_fraction.item() == pytest.approx(metrics["clipfrac"], abs=1e-6)
-        assert found.dual_clip_fraction.item() == pytest.approx(metrics["clipfrac_lower"], abs=1e-6)
-        assert found.kl.item() == pytest.approx(metrics["ppo_kl"], rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("case, inputs, expected", [p for p in POLICY if "metrics" in p.values[0]])
+def test_policy_metrics(case, inputs, expected):
+    """verl's three numbers. Catches: fractions of rows instead of tokens, the KL with the wrong sign."""
+    options, mask, metrics = case["options"], inputs["response_mask"].bool(), case["metrics"]
+    logprobs, old, advantages = (inputs[name].double() for name in ("logp", "old_logp", "adv"))
+    clip = dict(clip_low=options["clip_low"], clip_high=options["clip_high"])
+    ratio, dual_clip = RATIO[options["algo"]], options.get("dual_clip_c")
+    found = policy_loss(logprobs, old, advantages, mask, ratio=ratio, dual_clip=dual_clip, **clip)
+    log_ratio, advantage = logprobs - old, advantages[:, None]
+    kl, fraction, lower = metrics["ppo_kl"], metrics["clipfrac"], metrics["clipfrac_lower"]
+    if options["algo"] != "vanilla":  # its log-ratios are clamped to +-20, as ours always are; those of the others not
+        kl = kl + masked_mean(log_ratio - log_ratio.clamp(-20, 20), mask).item()
+    if options["algo"] == "geo_mean":
+        # verl counts every log-ratio out of bounds: as clipfrac where A > 0, as clipfrac_lower where A < 0. We count
+        # those that the clip takes the gradient from: above where A > 0, below where A < 0. So theirs less the others.
+        above, below = log_ratio > clip["clip_high"], log_ratio < -clip["clip_low"]
+        assert lower == pytest.approx(masked_mean((above | below) & (advantage < 0), mask).item(), abs=1e-6)
+        unharmed = (below & (advantage > 0)) | (above & (advantage < 0))
+        fraction, lower = fraction + lower - masked_mean(unharmed, mask).item(), 0.0
+    assert found.clip_fraction.item() == pytest.approx(fraction, abs=1e-6)
+    assert found.dual_clip_fraction.item() == pytest.approx(lower, abs=1e-6)
+    assert found.kl.item() == pytest.approx(kl, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("case, inputs, expected", GPG)
+def test_gpg_is_the_on_policy_gradient(case, inputs, expected):
+    """verl's GPG is -A logprob: with old = logprobs.detach() our gradient is the same, whatever the clip. Its value is
+    that of another function. Catches: a ratio of 1 whose gradient the clip halves or cuts off."""
+    mask, advantages = inputs["response_mask"], inputs["adv"].double()
+    logprobs = inputs["logp"].to(torch.float64, copy=True).requires_grad_()
+    weights = weights_of(case["options"], mask)
+    policy_loss(logprobs, logprobs.detach(), advantages, mask, weights=weights).loss.backward()
+    value = aggregate(-advantages[:, None] * logprobs.detach(), weights)
+    torch.testing.assert_close(value, expected["loss"].double().squeeze(), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(logprobs.grad, expected["grad"].double(), rtol=1e-8, atol=1e-10)
+
+
+def dapo_cases(kind: str, number: int):
+    """pytest parameters: the cases of one kind in dapo_extras.json, which has numbers only and no tensors."""
+    found = json.loads((FIXTURES / "golden" / "dapo_extras.json").read_text())["cases"]
+    kept = [case for case in found if case["kind"] == kind]
+    assert len(kept) == number
+    return [pytest.param(case, id=case["id"]) for case in kept]
+
+
+@pytest.mark.parametrize("case", dapo_cases("overlong", 15))
+def test_overlong_penalty(case):
+    """Catches: a buffer that begins one token early or late, a penalty that does not end at max_length."""
+    ours = case["base_score"] + overlong_penalty(
+        torch.tensor(case["lengths"]), case["max_len"], buffer=case["buffer_len"], penalty=case["penalty_factor"]
+    )
+    torch.testing.assert_close(ours, torch.tensor(case["reward"]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", dapo_cases("dynamic_sampling", 8))
+def test_kept_groups(case):
+    """verl's groups may differ in size and lie apart: one call a group. Catches: groups of one that are dropped, or
+    groups that are all wrong that are kept."""
+    metric, ids = torch.tensor(case["metric"], dtype=torch.float64), torch.tensor(case["group_id"])
+    kept = [g for g in ids.unique().tolist() if informative_groups(metric[ids == g], int((ids == g).sum())).all()]
+    assert kept == case["kept_groups"]
+    assert [row for row, g in enumerate(ids.tolist()) if g in kept] == case["kept_rows"]
+
+
+def test_equal_rewards_are_never_informative():
+    """verl asks for a standard deviation above 0. Rounding makes one for three times 0.1 (1e-17), though none for the
+    0.9s of case d5: it would keep a group that teaches nothing. We ask for two different rewards."""
+    rewards = torch.full((3,), 0.1, dtype=torch.float64)
+    mean = sum(rewards.tolist()) / 3  # as numpy sums
+    assert 0 < (rewards - mean).square().mean().sqrt() < 1e-16
+    assert informative_groups(rewards, 3).tolist() == [False]
 
 
 @pytest.mark.parametrize("case, inputs, expected", cases("pooling"))

@@ -1,10 +1,13 @@
-"""Advantages, the clipped policy loss and the KL estimators: gradients in float64, identities, refusals."""
+"""Advantages, the clipped policy loss and the KL estimators: gradients in float64, slow loops, refusals."""
+
+import math
 
 import pytest
 import torch
 
 from minclipo.grpo import aggregate, group_advantages, kl_penalty, policy_loss, token_weights
 
+RATIOS = ["token", "sequence", "geometric_mean"]
 AGGREGATIONS = ["token_mean", "sequence_mean", "sequence_sum", "constant"]
 
 
@@ -60,17 +63,41 @@ def test_a_group_of_one_gives_nothing():
     assert (group_advantages(torch.tensor([0.0, 1.0, 5.0]), 1) == 0).all()
 
 
+@pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("dual_clip", [None, 1.5])
-def test_policy_loss_gradient(aggregation, dual_clip):
-    """Catches: any gradient that is not the derivative of the value. Ratios lie away from the kinks for these seeds."""
+def test_policy_loss_gradient(ratio, aggregation, dual_clip):
+    """Catches: any gradient that is not the derivative of the value. Ratios lie away from the kinks for these seeds.
+
+    GSPO and GMPO hand the gradient of a mean out to its tokens (`sequence_log_ratio`). One token's is not the derivative
+    of that token's value; but with equal weights along a row, as here, the sum over the row is the derivative of the sum.
+    """
     for seed in range(5):
         logprobs, old, advantages, mask = random_batch(seed)
-        weights = token_weights(mask, aggregation, 8, torch.float64)
-        loss = lambda x: (
-            policy_loss(x, old, advantages, mask, clip_high=0.28, dual_clip=dual_clip, weights=weights).loss
-        )
+        options = dict(clip_low=0.1, clip_high=0.28, dual_clip=dual_clip)
+        options["weights"] = token_weights(mask, aggregation, 8, torch.float64)
+        loss = lambda x: policy_loss(x, old, advantages, mask, ratio=ratio, **options).loss
         assert torch.autograd.gradcheck(loss, logprobs, eps=1e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_dual_clip_works_with_every_ratio(ratio):
+    """Every token is 4 times as likely; rows of 3, 2 and 1 tokens have advantages -1, 1 and 0. Only the first is bounded.
+
+    Catches: a dual clip of one ratio only, of other advantages, that leaves a gradient, that counts rows for tokens.
+    """
+    mask, old = ragged_mask(3, 2, 1), torch.full((3, 3), -2.0, dtype=torch.float64)
+    advantages = torch.tensor([-1.0, 1.0, 0.0], dtype=torch.float64)
+    for dual_clip, bounded_row, cut in ((None, 4, 0), (4.1, 4, 0), (3.0, 3, 3 / 6)):
+        logprobs = (old + math.log(4)).requires_grad_()
+        options = dict(ratio=ratio, clip_high=9.0, dual_clip=dual_clip)
+        options["weights"] = token_weights(mask, "sequence_mean", dtype=torch.float64)
+        found = policy_loss(logprobs, old, advantages, mask, **options)
+        found.loss.backward()
+        assert found.loss.item() == pytest.approx((bounded_row - 4 + 0) / 3)
+        assert found.dual_clip_fraction.item() == pytest.approx(cut)
+        wanted = 4 / 3 * torch.tensor([[1 / 3] * 3 if cut == 0 else [0.0] * 3, [-1 / 2, -1 / 2, 0], [0.0] * 3])
+        torch.testing.assert_close(logprobs.grad, wanted.double(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
@@ -124,16 +151,18 @@ def test_the_clip_stops_the_gradient_on_one_side_only():
     assert logprobs.grad[0] == 0 and logprobs.grad[1] > 0
 
 
-def test_values_outside_the_mask_are_never_read():
-    """Catches: mask applied by multiplication, where 0 * inf is NaN."""
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_values_outside_the_mask_are_never_read(ratio):
+    """Catches: mask applied by multiplication, where 0 * inf is NaN; a mean log-ratio over padding."""
     logprobs, old, advantages, mask = random_batch()
-    reference = policy_loss(logprobs, old, advantages, mask)
+    reference = policy_loss(logprobs, old, advantages, mask, ratio=ratio, dual_clip=1.2)
     (wanted,) = torch.autograd.grad(reference.loss, logprobs)
-    spoilt = torch.where(mask, logprobs.detach(), torch.nan).requires_grad_()
-    found = policy_loss(spoilt, torch.where(mask, old, torch.inf), advantages, mask)
-    found.loss.backward()
-    assert torch.equal(found.loss, reference.loss)
-    torch.testing.assert_close(spoilt.grad, wanted)
+    for garbage, old_garbage in ((torch.nan, torch.inf), (-torch.inf, -torch.inf), (7.0, torch.nan)):
+        spoilt = torch.where(mask, logprobs.detach(), garbage).requires_grad_()
+        found = policy_loss(spoilt, torch.where(mask, old, old_garbage), advantages, mask, ratio=ratio, dual_clip=1.2)
+        found.loss.backward()
+        assert all(torch.equal(value, vars(reference)[name]) for name, value in vars(found).items())
+        assert torch.equal(spoilt.grad, wanted)
 
 
 def test_a_batch_without_tokens_gives_zero():
@@ -150,6 +179,24 @@ def test_weights_of_the_whole_step_make_micro_batches_exact(aggregation):
     whole = aggregate(logprobs, weights)
     parts = sum(aggregate(logprobs[rows], weights[rows]) for rows in ([0], [1, 3], [2]))
     torch.testing.assert_close(whole, parts)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_micro_batches_add_up_for_every_ratio(ratio, aggregation):
+    """Loss and gradient, off-policy. Catches: a ratio or a clip that depends on the other rows of the batch."""
+    logprobs, old, advantages, mask = random_batch(drift=0.6)
+    weights = token_weights(mask, aggregation, 7, torch.float64)
+    loss_of = lambda rows: (
+        policy_loss(
+            logprobs[rows], old[rows], advantages[rows], mask[rows], ratio=ratio, weights=weights[rows], dual_clip=1.5
+        ).loss
+    )
+    losses = loss_of(slice(None)), sum(loss_of(rows) for rows in ([0], [1, 3], [2]))
+    gradients = [torch.autograd.grad(loss, logprobs)[0] for loss in losses]
+    assert gradients[0].abs().sum() > 0
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
 
 
 def categorical(seed: int, dtype=torch.float64) -> torch.Tensor:
@@ -202,6 +249,7 @@ def test_k3_does_not_lose_small_differences():
         (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(3), torch.ones(2, 3)), r"advantages must be .*\(3,\)"),
         (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(2), torch.ones(2, 3), dual_clip=0.5), "dual_clip .* 0.5"),
         (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(2), torch.ones(2, 3), clip_low=-0.5), "clip_low .* -0.5"),
+        (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(2), torch.ones(2, 3), ratio="mean"), "ratio .*'mean'"),
         (lambda: policy_loss(*torch.ones(4, 4)), r"logprobs must be \[N, T\]"),
     ],
 )

@@ -25,7 +25,7 @@ from minclipo.tasks import Task
 from minclipo.tasks.sums import check_outcome, is_held_out, sums_task
 from minclipo.tasks.word_problems import read_problems, word_problem_task
 from minclipo.tokenizer import load_tokenizer
-from minclipo.toy import draw, toy_tokenizer
+from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -50,11 +50,11 @@ PROBLEMS = [{"question": f"What is {n} + 1?", "answer": f"{n} + 1 = {n + 1}\n###
 def test_every_epoch_has_every_problem_once_in_its_own_order():
     """Catches: drawing with replacement, every epoch in the same order, streams that share an order."""
     task = word_problem_task([(str(n), "1") for n in range(20)], render=lambda question: question)
-    epochs = [[task.draw("training 0", 20 * epoch + i).question for i in range(20)] for epoch in range(3)]
+    epochs = [[task.TASK.draw("training 0", 20 * epoch + i).question for i in range(20)] for epoch in range(3)]
     assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == 20 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert [task.draw("training 1", i).question for i in range(20)] != epochs[0]
-    assert task.size == 20 and task.draw("training 0", 33).question == epochs[1][13]
+    assert [task.TASK.draw("training 1", i).question for i in range(20)] != epochs[0]
+    assert task.size == 20 and task.TASK.draw("training 0", 33).question == epochs[1][13]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_hub_dataset_is_downloaded_by_pattern(tmp_path, monkeypatch):
 
 def test_word_problems_are_judged_by_answer_and_equations():
     task = word_problem_task([("How many?", "48/2 = 24 clips\n#### 24")], render=lambda question: question)
-    problem = task.draw("training 0", 0)
+    problem = task.TASK.draw("training 0", 0)
     assert task.check_outcome(problem, "48/2 = 24, so \\boxed{24}", True)
     assert not task.check_outcome(problem, "so \\boxed{25}", True)
     assert task.check_steps(problem, "48/2 = 24 and 24 + 1 = 24, so \\boxed{24}") == [True, False]
@@ -128,8 +128,8 @@ def test_sums_hold_out_a_fifth_of_all_pairs():
     assert sum(is_held_out(a, b) for a, b in pairs) / len(pairs) == pytest.approx(0.2, abs=0.01)
     assert all(is_held_out(a, b) == is_held_out(b, a) for a, b in pairs)
     task = sums_task(lambda question: question)
-    training = {(p.a, p.b) for p in (task.draw("training 0", i) for i in range(2000))}
-    held_out = {(p.a, p.b) for p in (task.draw("evaluation 0", i) for i in range(500))}
+    training = {(p.a, p.b) for p in (task.TASK.draw("training 0", i) for i in range(2000))}
+    held_out = {(p.a, p.b) for p in (task.TASK.draw("evaluation 0", i) for i in range(500))}
     assert not any(is_held_out(*pair) for pair in training) and all(is_held_out(*pair) for pair in held_out)
 
 
@@ -147,14 +147,14 @@ def test_sums_hold_out_a_fifth_of_all_pairs():
     ],
 )
 def test_the_last_number_of_a_sum_counts(completion, finished, right):
-    problem = sums_task(lambda question: question).draw("training 0", 0)
+    problem = sums_task(lambda question: question).TASK.draw("training 0", 0)
     problem = type(problem)(problem.prompt, 7, 35)
     assert check_outcome(problem, completion, finished) == right
 
 
 def test_a_sum_that_does_not_add_up_is_seen():
     task = sums_task(lambda question: question)
-    problem = task.draw("training 0", 0)
+    problem = task.TASK.draw("training 0", 0)
     assert task.check_steps(problem, "40 + 3 = 42, so 7 + 35 = 42") == [False, True]
 
 
@@ -170,7 +170,7 @@ def test_pass_at_k_equals_enumeration(n, c, k):
 
 def test_samples_of_a_problem_are_counted_together():
     """Catches: avg@k and pass@k over rows that belong to different problems."""
-    task = Task(draw, lambda problem, text, finished: problem.start % 3 == 0)  # all samples of a problem alike
+    task = Task(TASK.draw, lambda problem, text, finished: problem.start % 3 == 0)  # all samples of a problem alike
     found = evaluate(
         small_gpt(vocab_size=122),
         toy_tokenizer(),
@@ -193,7 +193,7 @@ def test_evaluation_never_grows_more_rows_than_it_may(monkeypatch):
     monkeypatch.setattr(
         evaluation, "sample", lambda m, p, g, *a, **k: grown.append(len(p) * g) or original(m, p, g, *a, **k)
     )
-    model, task = small_gpt(vocab_size=122), Task(draw, lambda problem, text, finished: True)
+    model, task = small_gpt(vocab_size=122), Task(TASK.draw, lambda problem, text, finished: True)
     evaluate(model, toy_tokenizer(), task, problems=9, samples=8, max_new_tokens=2, seed=0, rows_at_once=20)
     assert sum(grown) == 72 and max(grown) == 16
 
@@ -203,7 +203,7 @@ def test_evaluation_options_arrive(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(train_llm, "evaluate", lambda *_, **options: asked.append(options) or {})
     config = train_llm.LLMConfig(model="m", data="d", eval_samples=2, eval_temperature=0.9, eval_top_p=0.8)
-    task = Task(draw, lambda *_: True, size=5)
+    task = Task(TASK.draw, lambda *_: True, size=5)
     train_llm.Evaluator(None, None, task, config, TrainConfig(sampling_rows=7), tmp_path).measure()
     greedy, sampled = asked
     assert greedy["temperature"] == 0 and greedy["rows_at_once"] == sampled["rows_at_once"] == 7
@@ -225,7 +225,7 @@ def test_a_resumed_run_forgets_later_evaluations(tmp_path, monkeypatch):
 
 
 def test_greedy_evaluation_does_not_depend_on_how_it_is_cut():
-    model, task = small_gpt(vocab_size=122), Task(draw, lambda problem, text, finished: True)
+    model, task = small_gpt(vocab_size=122), Task(TASK.draw, lambda problem, text, finished: True)
     settings = dict(problems=10, max_new_tokens=5, seed=0, temperature=0.0)
     texts = [
         [text for _, text, _ in evaluate(model, toy_tokenizer(), task, **settings, rows_at_once=rows)["examples"]]
@@ -448,7 +448,7 @@ def test_no_forward_pass_is_larger_than_micro_batch_tokens(tmp_path, monkeypatch
     of the whole batch."""
     trainer = micro_batch_trainer(tmp_path, micro_batch_tokens=40)
     original, seen = GPT.forward, []
-    rollouts = trainer.sample([draw("training 0", i) for i in range(4)])
+    rollouts = trainer.sample([TASK.draw("training 0", i) for i in range(4)])
     rollouts.mask[1:, 2:] = False  # one rollout of 6 tokens, fifteen of 2
     monkeypatch.setattr(
         GPT, "forward", lambda self, tokens, *rest: seen.append(tokens.numel()) or original(self, tokens, *rest)
@@ -458,7 +458,7 @@ def test_no_forward_pass_is_larger_than_micro_batch_tokens(tmp_path, monkeypatch
 
 
 def micro_batch_trainer(tmp_path, **changes) -> Trainer:
-    easy = Task(draw, lambda problem, text, finished: zlib.crc32(text.encode()) % 2 == 0)
+    easy = Task(TASK.draw, lambda problem, text, finished: zlib.crc32(text.encode()) % 2 == 0)
     settings = dict(prompts_per_step=4, group_size=4, max_new_tokens=6, learning_rate=1e-3, seed=1)
     config = TrainConfig(**settings | changes)
     return Trainer(small_gpt(vocab_size=122).double(), toy_tokenizer(), easy, config, tmp_path)

@@ -18,14 +18,14 @@ from minclipo.checkpoint import load_model, save_model
 from minclipo.config import TrainConfig
 from minclipo.state import newest_state, save_state, saved_states
 from minclipo.tasks import Task
-from minclipo.toy import draw, toy_tokenizer
+from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import train_llm  # noqa: E402
 
-EASY = Task(draw, lambda problem, text, finished: zlib.crc32(text.encode()) % 2 == 0)
+EASY = Task(TASK.draw, lambda problem, text, finished: zlib.crc32(text.encode()) % 2 == 0)
 # Everything that has a state: a head with an optimizer, positives drawn at random, a reference model, mini-batches.
 EVERYTHING = dict(
     steps=6,

@@ -19,11 +19,12 @@ from minclipo.sampler import sample
 from minclipo.tasks import Task
 from minclipo.tasks.chain import check_outcome, random_problem
 from minclipo.tokenizer import load_tokenizer
-from minclipo.toy import TASK, ToyConfig, draw, pretrained_toy, toy_tokenizer
+from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_tokenizer
 from minclipo.trainer import TrainConfig, Trainer, contrastive_step
 
 TINY = dict(steps=3, prompts_per_step=6, group_size=8, learning_rate=3e-3)
 METHODS = {"grpo": {}, "clipo": dict(contrastive_weight=0.5), "oracle": dict(process_penalty=0.5)}
+draw = TASK.draw
 OUTCOME_ONLY = Task(draw, check_outcome)
 
 

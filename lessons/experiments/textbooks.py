@@ -1,14 +1,15 @@
 """The textbooks that the experiments start from, and the models that have read them."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from minclipo.checkpoint import load_model, save_model
-from minclipo.evaluation import evaluate
 from minclipo.files import write_json
 from minclipo.model import GPT
-from minclipo.toy import ToyConfig, pretrained_toy, toy_task, toy_tokenizer
+from minclipo.tasks import Task
+from minclipo.tasks.chain import OPERANDS
+from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_task, toy_tokenizer
 
 SHORT = 1000  # pretraining steps where a textbook makes no mistakes of its own kind, or where there are many textbooks
 
@@ -20,6 +21,8 @@ class Textbook:
     config: ToyConfig
     operations: tuple[int, int] = (4, 4)
     max_new_tokens: int = 16
+    training: Task = TASK  # what reinforcement learning trains on
+    tests: dict[str, Task] = field(default_factory=dict)  # what else it is tested on
 
 
 def shared(share: float) -> Textbook:
@@ -32,6 +35,20 @@ def made_up(probability: float) -> Textbook:
     return Textbook(ToyConfig(hallucinate=probability, pretrain_steps=SHORT))
 
 
+HELD_OUT = (-7, -4, 4, 7)  # operands that the textbook has, and reinforcement learning does not
+TRAINED = tuple(operand for operand in OPERANDS if operand not in HELD_OUT)
+LENGTHS = Textbook(
+    ToyConfig(pretrain_steps=3000),
+    operations=(3, 7),
+    max_new_tokens=24,
+    training=toy_task((3, 5), TRAINED),
+    tests={
+        "6 operations": toy_task((6, 6), TRAINED),
+        "7 operations": toy_task((7, 7), TRAINED),
+        "other operands": toy_task((3, 5), HELD_OUT),
+        "7 operations, other operands": toy_task((7, 7), HELD_OUT),
+    },
+)
 TEXTBOOKS = {
     "toy": Textbook(ToyConfig()),
     "shared10": shared(0.1),
@@ -44,8 +61,8 @@ TEXTBOOKS = {
     "made_up30": made_up(0.30),
     "made_up50": made_up(0.50),
     "two_ways": Textbook(ToyConfig(total_first=0.5)),
-    "weak": Textbook(ToyConfig(slip=0.4, pretrain_steps=SHORT)),
-    "lengths": Textbook(ToyConfig(), operations=(3, 7), max_new_tokens=24),
+    "weak": Textbook(ToyConfig(slip=0.35)),
+    "lengths": LENGTHS,
 }
 
 
@@ -58,14 +75,5 @@ def start(name: str, seed: int, out: Path) -> GPT:
         model = pretrained_toy(textbook.config, tokenizer, seed, textbook.operations)
         save_model(model, tokenizer, folder / "model")
         seconds = time.perf_counter() - began
-        found = evaluate(
-            model,
-            tokenizer,
-            toy_task(textbook.operations),
-            problems=textbook.config.eval_problems,
-            max_new_tokens=textbook.max_new_tokens,
-            seed=seed,
-        )
-        found.pop("examples")
-        write_json(folder / "result.json", found | {"seconds": seconds, "textbook": asdict(textbook)})
+        write_json(folder / "result.json", {"seconds": seconds, "toy": asdict(textbook.config)})
     return load_model(folder / "model")

@@ -11,7 +11,7 @@ class Problem(Protocol):
     prompt: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Task:
     """Three functions: where problems come from, and how completions are judged."""
 

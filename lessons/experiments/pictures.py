@@ -1,0 +1,7 @@
+"""A picture for each experiment."""
+
+from pathlib import Path
+
+
+def draw(name: str, found, folder: Path) -> None:
+    """Write folder/NAME.png."""

@@ -1,0 +1,147 @@
+"""The experiments behind lessons/results.md: train the variants, seed by seed, and write tables and pictures.
+
+    python lessons/experiments/run.py algorithms --seeds 0 1 2 3 4
+    python lessons/experiments/run.py --help              # what there is
+
+Everything goes to OUT (default: runs/experiments). Ctrl-C keeps all runs that are finished; the same command does the
+rest. OUT/EXPERIMENT/ then holds table.md, results.json and pictures; lessons/results/ has copies.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from direct_gradient import DirectContrast
+from pictures import draw
+from tables import write_tables
+from textbooks import TEXTBOOKS, Textbook, start
+from variants import EXPERIMENTS, Variant
+
+from minclipo.config import TrainConfig
+from minclipo.evaluation import evaluate
+from minclipo.files import read_json, read_lines, write_json
+from minclipo.model import GPT
+from minclipo.tasks import Task
+from minclipo.tasks.chain import is_faithful, is_total_first
+from minclipo.toy import TOY, toy_tokenizer
+from minclipo.trainer import Trainer
+
+WINDOW = 20  # training steps at the beginning and at the end whose metrics are averaged
+SIGNALS = (
+    "outcome_signal",
+    "contrastive_signal",
+    "contrastive_penalty",
+    "prompt_contrast",
+    "accuracy",
+    "clip_fraction",
+)
+
+
+def train_config(variant: Variant, seed: int) -> TrainConfig:
+    """The toy's settings, those of the variant, and no copies on the way: a run takes seconds."""
+    common = dict(steps=variant.steps, save_every=variant.steps, keep_states=0, seed=seed)
+    room = dict(max_new_tokens=TEXTBOOKS[variant.textbook].max_new_tokens)
+    return TrainConfig(**TOY | common | room | variant.training)
+
+
+def run(variant: Variant, seed: int, out: Path) -> None:
+    """Train and measure one variant with one seed, unless that has been done."""
+    folder, config, textbook = (
+        out / variant.folder / f"seed{seed}",
+        train_config(variant, seed),
+        TEXTBOOKS[variant.textbook],
+    )
+    settings = {"training": asdict(config), "toy": asdict(textbook.config), "direct": variant.direct}
+    if (folder / "result.json").is_file():
+        if read_json(folder / "result.json")["settings"] != settings:
+            raise ValueError(f"{folder} was made with other settings: move it away, or choose another --out")
+        return
+    print(f"\nseed {seed}, {variant.textbook}: {variant.name}")
+    model, began = start(variant.textbook, seed, out), time.perf_counter()
+    trainer = (DirectContrast if variant.direct else Trainer)(model, toy_tokenizer(), textbook.training, config, folder)
+    trainer.run(variant.name)
+    trained = time.perf_counter()
+    found = measure(model, textbook, seed)
+    seconds = {"training": trained - began, "evaluation": time.perf_counter() - trained}
+    history = read_lines(folder / "metrics.jsonl")
+    signals = {"first": means(history[:WINDOW]), "last": means(history[-WINDOW:])}
+    write_json(folder / "result.json", found | {"signals": signals, "seconds": seconds, "settings": settings})
+
+
+def means(history: list[dict]) -> dict[str, float]:
+    """The mean of each of SIGNALS that these steps have."""
+    return {name: sum(line[name] for line in history) / len(history) for name in SIGNALS if name in history[0]}
+
+
+def measure(model: GPT, textbook: Textbook, seed: int) -> dict:
+    """The model on fresh problems of the kind it was trained on, and on the textbook's other tests."""
+
+    def on(task: Task, **options) -> dict:
+        size = dict(problems=textbook.config.eval_problems, max_new_tokens=textbook.max_new_tokens)
+        return evaluate(model, toy_tokenizer(), task, **size | options, seed=seed)
+
+    found = on(textbook.training)
+    found["tests"] = {name: on(task) for name, task in textbook.tests.items()}
+    if textbook.config.total_first:
+        found["diversity"] = diversity(on(textbook.training, problems=300, samples=16))
+    for part in (found, *found["tests"].values()):
+        part.pop("examples")
+    return found
+
+
+def diversity(found: dict) -> dict[str, float]:
+    """What 16 completions of each problem have in common. found: from `evaluate`."""
+    right = [(problem, text) for problem, text, correct in found["examples"] if correct]
+    faithful = [(problem, text) for problem, text in right if is_faithful(problem, text)]
+    return {
+        "pass@16": found["pass_at"][16],
+        "distinct right solutions a problem": len(set(right)) / found["problems"],
+        "distinct faithful solutions a problem": len(set(faithful)) / found["problems"],
+        "share of total-first among the right": sum(is_total_first(text) for _, text in right) / max(1, len(right)),
+    }
+
+
+def results(variants: list[Variant], seeds: list[int], out: Path) -> list[tuple[Variant, dict[int, dict]]]:
+    """For each variant its result by seed, of all that has been finished."""
+    found = []
+    for variant in variants:
+        paths = {seed: out / variant.folder / f"seed{seed}" / "result.json" for seed in seeds}
+        found.append((variant, {seed: read_json(path) for seed, path in paths.items() if path.is_file()}))
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="+", choices=list(EXPERIMENTS), help="which experiments")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds (default: 0 1 2)")
+    parser.add_argument("--out", type=Path, default=Path("runs/experiments"), help="default: runs/experiments")
+    parser.add_argument("--report", action="store_true", help="train nothing, only write tables and pictures")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(max(1, arguments.threads))
+    sys.stdout.reconfigure(line_buffering=True)
+    out, seeds, status = arguments.out, sorted(set(arguments.seeds)), 0
+    try:
+        for name in [] if arguments.report else arguments.experiments:
+            for seed in seeds:  # seeds outside: what an interrupted experiment leaves can be compared
+                for variant in EXPERIMENTS[name]():
+                    run(variant, seed, out)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command does the rest")
+        status = 130
+    except (FloatingPointError, ValueError, OSError) as error:
+        print(f"\nstopped: {error}", file=sys.stderr)
+        status = 1
+    for name in arguments.experiments:
+        found = results(EXPERIMENTS[name](), seeds, out)
+        if any(by_seed for _, by_seed in found):
+            write_tables(found, out / name)
+            draw(name, found, out / name)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

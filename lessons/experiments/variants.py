@@ -1,0 +1,141 @@
+"""What is trained in each experiment: a list of variants, each of them a few settings beside the toy's own."""
+
+from dataclasses import dataclass, field
+
+from minclipo.algorithms import ALGORITHMS
+from minclipo.contrastive import LOSSES
+from minclipo.toy import METHODS, TOY
+
+CLIPO, ORACLE = METHODS["clipo"], METHODS["oracle"]
+NO_STD = dict(advantage_scale="none")
+BRIEF = 60  # training steps wherever there are many variants; the comparison of the algorithms has the toy's own number
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table. Runs that two experiments share are made once: textbook, steps and name say which they are."""
+
+    name: str
+    training: dict = field(default_factory=dict)  # options of TrainConfig
+    textbook: str = "toy"
+    steps: int = BRIEF
+    direct: bool = False  # the contrastive loss as a gradient instead of a reward
+    against: str = "GRPO"  # name of the variant that the paired differences are taken to
+
+    @property
+    def folder(self) -> str:
+        """Where its runs are kept."""
+        plain = "".join(letter if letter.isalnum() or letter in "-.+" else "_" for letter in self.name)
+        return f"{self.textbook}-{self.steps}/{plain}"
+
+
+LABELS = {
+    "grpo": "GRPO",
+    "grpo_published": "GRPO as published",
+    "dr_grpo": "Dr. GRPO",
+    "dapo": "DAPO",
+    "gspo": "GSPO",
+    "gmpo": "GMPO",
+}
+
+
+def algorithms() -> list[Variant]:
+    """Every algorithm with and without the contrastive reward, and what an oracle gets out of GRPO."""
+    variants = []
+    for name, label in LABELS.items():
+        settings = dict(steps=TOY["steps"], against=label)
+        variants.append(Variant(label, ALGORITHMS[name], **settings))
+        variants.append(Variant(f"{label} + CLIPO", ALGORITHMS[name] | CLIPO, **settings))
+    return [*variants, Variant("oracle", ORACLE, steps=TOY["steps"])]
+
+
+def ingredients() -> list[Variant]:
+    """CLIPO with one thing changed at a time."""
+
+    def changed(name: str, **settings) -> Variant:
+        return Variant(f"CLIPO, {name}", CLIPO | settings)
+
+    rows = 512  # in every step, however they are grouped
+    sizes = [(size, dict(group_size=size, prompts_per_step=rows // size)) for size in (4, 8, 32)]
+    return [
+        Variant("GRPO"),
+        Variant("CLIPO", CLIPO),
+        Variant("oracle", ORACLE),
+        *(changed(f"loss {loss}", contrastive_loss=loss) for loss in LOSSES if loss != "soft_nn"),
+        *(changed(f"level {level}", contrastive_level=level) for level in ("group", "batch")),
+        changed("not centred", contrastive_center=False),
+        *(changed(f"temperature {value}", contrastive_temperature=value) for value in (0.05, 0.1, 0.2, 1.0, 2.0)),
+        *(changed(f"weight {value}", contrastive_weight=value) for value in (0.001, 0.01, 0.03, 0.3, 1.0)),
+        changed("similarity l2", contrastive_similarity="l2"),
+        changed("head mlp", head_kind="mlp"),
+        changed("no head", head_kind="none"),
+        changed("head frozen", head_learning_rate=0.0),
+        changed("head warm-up 10", head_warmup_steps=10),
+        *(changed(f"floor {value}", contrastive_floor=value) for value in (-0.25, -0.1)),
+        *(
+            variant
+            for size, settings in sizes
+            for variant in (
+                Variant(f"GRPO, group of {size}", settings),
+                Variant(f"CLIPO, group of {size}", CLIPO | settings, against=f"GRPO, group of {size}"),
+            )
+        ),
+        *(
+            Variant(f"as a gradient, weight {value}", dict(contrastive_weight=value), direct=True)
+            for value in (0.1, 1.0)
+        ),
+    ]
+
+
+GROUP = dict(contrastive_level="group")
+PAPER = METHODS["clipo_paper"]
+FRONTIER = {
+    "GRPO": {},
+    "GRPO, no std": NO_STD,
+    "CLIPO": CLIPO,
+    "CLIPO, weight 0.02": CLIPO | dict(contrastive_weight=0.02),
+    "CLIPO, no std": CLIPO | NO_STD,
+    "CLIPO, weight 0.02, no std": CLIPO | dict(contrastive_weight=0.02) | NO_STD,
+    "CLIPO, std + 0.1": CLIPO | dict(advantage_epsilon=0.1),
+    "CLIPO, group level, weight 0.5": CLIPO | GROUP | dict(contrastive_weight=0.5),
+    "CLIPO, group level, weight 2": CLIPO | GROUP | dict(contrastive_weight=2.0, contrastive_floor=-2.0),
+    "CLIPO, paper's setting": PAPER,
+    "prompt contrast": dict(prompt_contrast_weight=0.2),
+    "prompt contrast, no std": dict(prompt_contrast_weight=0.2) | NO_STD,
+    "CLIPO + prompt contrast": dict(contrastive_weight=0.05, prompt_contrast_weight=0.5),
+    "CLIPO + prompt contrast, no std": dict(contrastive_weight=0.05, prompt_contrast_weight=0.5) | NO_STD,
+    "oracle": ORACLE,
+}
+
+
+def frontier() -> list[Variant]:
+    """Who removes made-up steps, and who spreads a false step that most solutions share?"""
+    return [
+        Variant(name, settings, textbook) for textbook in ("toy", "shared70") for name, settings in FRONTIER.items()
+    ]
+
+
+def grpo_and_clipo(*textbooks: str) -> list[Variant]:
+    return [Variant(name, settings, book) for book in textbooks for name, settings in (("GRPO", {}), ("CLIPO", CLIPO))]
+
+
+def diversity() -> list[Variant]:
+    """Two ways of writing the steps, both right."""
+    names = ("GRPO", "CLIPO", "CLIPO, weight 0.02, no std", "prompt contrast", "oracle")
+    return [Variant(name, FRONTIER[name], "two_ways") for name in names]
+
+
+def generalisation() -> list[Variant]:
+    return [Variant(name, FRONTIER[name], "lengths") for name in ("GRPO", "CLIPO", "prompt contrast", "oracle")]
+
+
+EXPERIMENTS = {
+    "algorithms": algorithms,
+    "ingredients": ingredients,
+    "frontier": frontier,
+    "shared_step": lambda: grpo_and_clipo("shared10", "shared30", "shared50", "shared70", "shared90"),
+    "made_up": lambda: grpo_and_clipo("made_up05", "made_up15", "made_up30", "made_up50"),
+    "few_correct": lambda: grpo_and_clipo("weak"),
+    "two_ways": diversity,
+    "generalisation": generalisation,
+}

@@ -1,0 +1,73 @@
+"""Prompt contrast, an extension of our own: not in the CLIPO paper, off by default.
+
+CLIPO asks of a right answer how close it lies to the other right answers: it rewards agreement, and where most rollouts
+agree on the same false step it spreads that step. Prompt contrast asks how much more likely the answer is under its own
+prompt than under other prompts. A step that the prompt does not call for, made up or shared by all, is as likely under
+any prompt and earns nothing. (Pointwise mutual information with the source, used at decoding time against hallucinated
+summaries by van der Poel et al. 2022, arXiv 2210.13210.) How a policy could earn it without merit: lessons/results.md.
+
+B prompts, G rollouts a prompt, N = B * G rows, T completion tokens, K other prompts.
+"""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from minclipo.logprobs import completion_logprobs, micro_batches
+from minclipo.model import GPT
+from minclipo.sampler import Rollouts
+
+LIMIT = 6.0  # nats that one token can earn or lose: else one impossible token would outweigh all others
+
+
+def prompt_contrast(own_logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """How much more likely each completion is under its own prompt than under others, in nats a token: [N].
+
+        g_i = mean_t clamp(log p(y_t | x_i, y_<t) - log (1/K) sum_k p(y_t | x_k, y_<t), -LIMIT, LIMIT)
+
+    own_logprobs [N, T], other_logprobs [K, N, T], mask [N, T] bool. Padding is never read.
+    """
+    if other_logprobs.ndim != 3 or other_logprobs.shape[1:] != own_logprobs.shape or own_logprobs.shape != mask.shape:
+        raise ValueError(
+            f"own_logprobs and mask must be [N, T] and other_logprobs [K, N, T], found {tuple(own_logprobs.shape)}, "
+            f"{tuple(mask.shape)} and {tuple(other_logprobs.shape)}"
+        )
+    mean_of_others = other_logprobs.logsumexp(0) - math.log(len(other_logprobs))  # [N, T]
+    gain = (own_logprobs - mean_of_others).clamp(-LIMIT, LIMIT).masked_fill(~mask, 0.0)
+    return gain.sum(1) / mask.sum(1).clamp(min=1)
+
+
+def draw_other_prompts(prompts: int, others: int, generator: torch.Generator | None = None) -> Tensor:
+    """K different other prompts for each of B, as places [K, B]; every prompt serves equally often, never for itself.
+
+    The B prompts stand in a circle in random order; prompt k of each is the one k places on.
+    """
+    if not 1 <= others < prompts:
+        raise ValueError(f"{others} other prompts cannot be drawn: a batch of {prompts} has {prompts - 1} others")
+    device = None if generator is None else generator.device
+    circle = torch.randperm(prompts, generator=generator, device=device)
+    drawn = torch.empty((others, prompts), dtype=torch.long, device=device)
+    for k in range(others):
+        drawn[k, circle] = circle.roll(-1 - k)
+    return drawn
+
+
+@torch.no_grad()
+def logprobs_under(
+    model: GPT, rollouts: Rollouts, others: Tensor, *, temperature: float = 1.0, micro_batch_tokens: int = 0
+) -> Tensor:
+    """Log-probs [K, N, T] of the completions as if they answered the prompts `others` [K, B] of the batch.
+
+    micro_batch_tokens: most tokens of one forward pass, 0: no limit.
+    """
+    scored = torch.zeros((len(others), *rollouts.mask.shape), device=rollouts.mask.device)
+    every_row = torch.arange(len(rollouts.mask), device=rollouts.mask.device)
+    for k, places in enumerate(others.tolist()):
+        swapped = dataclasses.replace(rollouts, prompts=[rollouts.prompts[place] for place in places])
+        for rows in micro_batches(swapped, every_row, micro_batch_tokens):
+            prompts = [swapped.prompts[i // rollouts.group_size] for i in rows.tolist()]
+            completions, mask = rollouts.completions[rows], rollouts.mask[rows]
+            scored[k, rows], _ = completion_logprobs(model, prompts, completions, mask, temperature=temperature)
+    return scored
