@@ -4,6 +4,7 @@
     python train_llm.py --model Qwen/Qwen2.5-0.5B-Instruct --data openai/gsm8k:main/train-* \\
                         --eval-data openai/gsm8k:main/test-*                          # one GPU
     python train_llm.py --preset track1                                               # the paper's first recipe
+    python train_llm.py --preset track2 --algorithm gspo                              # its second, under GSPO
     python train_llm.py --model runs/toy/seed0/pretrained/model --data chain          # the toy's own model
     python train_llm.py --model runs/llm/model --eval-only --data ...                 # how good is it?
 
@@ -26,6 +27,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from minclipo.algorithms import ALGORITHMS
 from minclipo.checkpoint import load_config, load_model
 from minclipo.config import TrainConfig
 from minclipo.evaluation import evaluate
@@ -314,6 +316,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--preset", choices=list(PRESETS), default="none", help="all settings of one of the paper's recipes"
     )
+    parser.add_argument(
+        "--algorithm", choices=list(ALGORITHMS), help="ratio, clip, means and KL as its paper has them (default: grpo)"
+    )
     parser.add_argument("--eval-only", action="store_true", help="measure the model; trains and writes nothing")
     parser.add_argument("--out", type=Path, default=Path("runs/llm"), help="where everything goes (default: runs/llm)")
     parser.add_argument("--resume", action="store_true", help="go on from the last training state in OUT")
@@ -324,12 +329,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def make_configs(arguments: argparse.Namespace) -> tuple[LLMConfig, TrainConfig]:
-    """Defaults, then the preset, then what was given on the command line."""
-    chosen = (
-        LLM | PRESETS[arguments.preset] | given_options(arguments, LLMConfig) | given_options(arguments, TrainConfig)
-    )
+    """Defaults, then the preset, then the algorithm, then what was given on the command line."""
     given = given_options(arguments, TrainConfig)
-    for switch, dependent in (("contrastive_weight", ("contrastive_", "head_")), ("kl_weight", ("kl_kind",))):
+    algorithm = ALGORITHMS[arguments.algorithm] if arguments.algorithm else {}
+    chosen = LLM | PRESETS[arguments.preset] | algorithm | given_options(arguments, LLMConfig) | given
+    switches = (
+        ("contrastive_weight", ("contrastive_", "head_")),
+        ("prompt_contrast_weight", ("prompt_contrast_",)),
+        ("kl_weight", ("kl_kind",)),
+        ("overlong_penalty", ("overlong_",)),
+    )
+    for switch, dependent in switches:
         ignored = [name for name in given if name.startswith(dependent) and name != switch]
         if ignored and not chosen.get(switch):
             raise ValueError(f"--{ignored[0].replace('_', '-')} does nothing without --{switch.replace('_', '-')}")

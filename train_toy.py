@@ -3,6 +3,7 @@
     python train_toy.py                          # pretraining, then GRPO, CLIPO and the oracle: minutes on a laptop
     python train_toy.py --seeds 0 1 2 3 4        # five of each: means, 95% intervals, bands
     python train_toy.py --paper                  # CLIPO in the paper's own setting beside them
+    python train_toy.py --algorithm gspo         # GSPO, with and without CLIPO; likewise dr_grpo, dapo, gmpo
     python train_toy.py --method clipo --contrastive-weight 0.3
 
 A small Llama first reads a careless textbook. The outcome reward then repairs its answers; whether its steps are right
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from minclipo.algorithms import ALGORITHMS, NAMES
 from minclipo.checkpoint import load_model, save_model
 from minclipo.evaluation import evaluate
 from minclipo.files import read_json, write_json
@@ -36,14 +38,19 @@ from minclipo.trainer import TrainConfig, Trainer
 MEASURES = ("accuracy", "hallucination_rate", "faithful_accuracy")
 
 
-def method_config(method: str, given: dict, seed: int) -> TrainConfig:
-    """The TrainConfig of a method: contrastive options reach CLIPO only, the process penalty the oracle only."""
-    given = dict(given)
-    if method != "clipo":
-        given = {name: value for name, value in given.items() if not name.startswith(("contrastive_", "head_"))}
-    if method != "oracle":
-        given.pop("process_penalty", None)
-    settings = TOY | METHODS[method] | given | {"seed": seed}
+# Options that only one method reads, by how they begin.
+OWN = {"contrastive_": "clipo", "head_": "clipo", "process_": "oracle", "prompt_contrast_": "prompt_contrast"}
+
+
+def owner(option: str) -> str | None:
+    """The method that an option belongs to, None if it is everybody's."""
+    return next((method for beginning, method in OWN.items() if option.startswith(beginning)), None)
+
+
+def method_config(method: str, given: dict, seed: int, algorithm: str = "grpo") -> TrainConfig:
+    """The TrainConfig of a method under an algorithm: contrastive options reach CLIPO only, and so on (`OWN`)."""
+    given = {name: value for name, value in given.items() if owner(name) in (None, method)}
+    settings = TOY | ALGORITHMS[algorithm] | METHODS[method] | given | {"seed": seed}
     if method == "clipo_paper":
         settings |= METHODS[method] | {"head_warmup_steps": round(settings["steps"] * PAPER_WARMUP)}
     return TrainConfig(**settings)
@@ -59,7 +66,9 @@ def measure(trained, tokenizer, config: TrainConfig, toy: ToyConfig, started: fl
     write_json(folder / "result.json", result)
 
 
-def run_seed(seed: int, methods: list[str], given: dict, toy: ToyConfig, out: Path, resume: bool) -> None:
+def run_seed(
+    seed: int, methods: list[str], given: dict, algorithm: str, toy: ToyConfig, out: Path, resume: bool
+) -> None:
     """Pretrain, then train every method from that start. What an earlier run has finished is not done again, and with
     `resume` a method that was interrupted goes on from its last training state."""
     tokenizer, folder = toy_tokenizer(), out / f"seed{seed}"
@@ -68,14 +77,14 @@ def run_seed(seed: int, methods: list[str], given: dict, toy: ToyConfig, out: Pa
         started = time.perf_counter()
         start = pretrained_toy(toy, tokenizer, seed)
         save_model(start, tokenizer, folder / "pretrained" / "model")
-        measure(start, tokenizer, method_config("grpo", given, seed), toy, started, folder / "pretrained")
+        measure(start, tokenizer, method_config("baseline", given, seed), toy, started, folder / "pretrained")
     start = load_model(folder / "pretrained" / "model")
 
     for method in methods:
         if (folder / method / "result.json").is_file():
             continue
         print(f"\nseed {seed}: {method}")
-        started, config = time.perf_counter(), method_config(method, given, seed)
+        started, config = time.perf_counter(), method_config(method, given, seed, algorithm)
         trainer = Trainer(copy.deepcopy(start), tokenizer, TASK, config, folder / method)
         trainer.run(method, resume=resume)
         measure(trainer.model, tokenizer, config, toy, started, folder / method)
@@ -117,11 +126,11 @@ def intervals(runs: list[dict]) -> dict[str, Interval]:
 
 def table(summary: dict[str, dict]) -> str:
     """The summary for people."""
-    lines = [f"{'':12} {'accuracy':22} {'hallucination rate':22} {'faithful accuracy':22} seconds  peak MiB so far"]
+    lines = [f"{'':15} {'accuracy':22} {'hallucination rate':22} {'faithful accuracy':22} seconds  peak MiB so far"]
     for method, row in summary.items():
         cells = [f"{row[name]['mean']:.3f} [{row[name]['low']:.3f}, {row[name]['high']:.3f}]" for name in MEASURES]
         lines.append(
-            f"{method:12} "
+            f"{method:15} "
             + " ".join(f"{cell:22}" for cell in cells)
             + f" {row['seconds']:7.1f} {row['peak_memory_mib']:9.0f}"
         )
@@ -149,7 +158,7 @@ def show_examples(results: dict[str, dict[int, dict]], seed: int) -> None:
         problem = ChainProblem(fields["start"], tuple(fields["operands"]))
         print(f"\n  {problem.prompt}")
         for method, run in runs.items():
-            print(f"    {method:12} {marked(problem, run['examples'][i][1], colour)}")
+            print(f"    {method:15} {marked(problem, run['examples'][i][1], colour)}")
 
 
 def histories(out: Path) -> dict[str, list[list[dict]]]:
@@ -161,7 +170,7 @@ def histories(out: Path) -> dict[str, list[list[dict]]]:
     return {method: runs for method, runs in found.items() if runs}
 
 
-def report(out: Path) -> None:
+def report(out: Path, algorithm: str) -> None:
     """Table, examples, summary.json and curves.png of all that has been finished."""
     results = finished(out)
     summary = summarize(results)
@@ -175,20 +184,19 @@ def report(out: Path) -> None:
     write_json(out / "summary.json", summary)
     curves = histories(out)
     if curves:
-        plot_training(curves, out / "curves.png")
+        plot_training(curves, out / "curves.png", NAMES[algorithm])
     print(f"\nin {out}: summary.json, curves.png; for each seed and method metrics.jsonl and model/")
 
 
-def check_given(methods: list[str], given: dict, toy: ToyConfig, seeds: list[int]) -> None:
+def check_given(methods: list[str], given: dict, algorithm: str, toy: ToyConfig, seeds: list[int]) -> None:
     """ValueError now for what would otherwise end the run after the pretraining, or be ignored without a word."""
     for name in given:
-        method = "oracle" if name == "process_penalty" else "clipo"
-        if name.startswith(("contrastive_", "head_", "process_")) and method not in methods:
-            raise ValueError(f"--{name.replace('_', '-')} is an option of {method}, which --method leaves out")
+        if owner(name) not in (None, *methods):
+            raise ValueError(f"--{name.replace('_', '-')} is an option of {owner(name)}, which --method leaves out")
     model, longest_prompt = toy_model(toy, seed=0), len(toy_tokenizer().encode(random_problem(random.Random(0)).prompt))
     for method in methods:
         for seed in seeds:
-            config = method_config(method, given, seed)
+            config = method_config(method, given, seed, algorithm)
         longest, limit = longest_prompt + config.max_new_tokens, model.config.max_positions
         if longest > limit:
             raise ValueError(f"--max-new-tokens {config.max_new_tokens} makes {longest} tokens, the model has {limit}")
@@ -197,8 +205,13 @@ def check_given(methods: list[str], given: dict, toy: ToyConfig, seeds: list[int
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--method", nargs="+", choices=list(METHODS), default=["grpo", "clipo", "oracle"], help="which to train"
+        "--method",
+        nargs="+",
+        choices=list(METHODS),
+        default=["baseline", "clipo", "oracle"],
+        help="which to train; baseline is the algorithm with the outcome reward alone (default: baseline clipo oracle)",
     )
+    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="grpo", help="what all methods train with")
     parser.add_argument("--paper", action="store_true", help="train clipo_paper too: CLIPO in the paper's own setting")
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0], help="seeds of pretraining, problems and sampling (default: 0)"
@@ -210,6 +223,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     add_options(parser, ToyConfig)
     methods_own = {"contrastive_weight": "0.1 for clipo", "process_penalty": "0.5 for the oracle"}
+    methods_own["prompt_contrast_weight"] = "0.2 for prompt_contrast"
     add_options(parser, TrainConfig, skip=("seed",), other_defaults=TOY | methods_own)
     return parser.parse_args(argv), parser
 
@@ -222,9 +236,10 @@ def main(argv: list[str] | None = None) -> int:
     given = given_options(arguments, TrainConfig)
     try:
         toy = ToyConfig(**given_options(arguments, ToyConfig))
-        check_given(methods, given, toy, seeds)
+        check_given(methods, given, arguments.algorithm, toy, seeds)
         machine = f"{platform.machine()}, torch {torch.__version__}"
-        settings = {"script": "train_toy.py", "machine": machine, "toy": dataclasses.asdict(toy), "training": given}
+        settings = {"script": "train_toy.py", "machine": machine, "toy": dataclasses.asdict(toy)}
+        settings["training"] = {"algorithm": arguments.algorithm} | given
         prepare_out(arguments.out, settings, arguments.resume)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -233,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     started, status = time.perf_counter(), 0
     try:
         for seed in seeds:
-            run_seed(seed, methods, given, toy, arguments.out, arguments.resume)
+            run_seed(seed, methods, given, arguments.algorithm, toy, arguments.out, arguments.resume)
     except KeyboardInterrupt:
         print("\ninterrupted; this is what there is. The same command with --resume goes on from here.")
         status = 130
@@ -241,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nstopped: {error}. What is finished is kept; --resume goes on from there.", file=sys.stderr)
         status = 1
     try:
-        report(arguments.out)
+        report(arguments.out, arguments.algorithm)
     except OSError as error:
         print(f"\nthe report could not be written: {error}", file=sys.stderr)
         status = 1

@@ -14,6 +14,14 @@ What a paper says about model, data, batch or learning rate is no part of its al
 
 from minclipo.config import TrainConfig
 
+NAMES = {
+    "grpo": "GRPO",
+    "grpo_published": "GRPO as published",
+    "dr_grpo": "Dr. GRPO",
+    "dapo": "DAPO",
+    "gspo": "GSPO",
+    "gmpo": "GMPO",
+}
 ALGORITHM_FIELDS = (
     "ratio",
     "clip_low",

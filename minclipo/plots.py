@@ -9,11 +9,12 @@ import matplotlib.pyplot as plt
 
 from minclipo.intervals import mean_interval, share_interval
 
-STYLES = {
-    "grpo": dict(color="#D55E00", linestyle="-", label="GRPO"),
-    "clipo": dict(color="#0072B2", linestyle="-", label="CLIPO"),
+STYLES = {  # {} stands for the algorithm that they all train with
+    "baseline": dict(color="#D55E00", linestyle="-", label="{}"),
+    "clipo": dict(color="#0072B2", linestyle="-", label="{} + CLIPO"),
     "oracle": dict(color="#000000", linestyle=":", label="oracle (sees the steps)"),
-    "clipo_paper": dict(color="#CC79A7", linestyle="--", label="CLIPO, paper's setting"),
+    "clipo_paper": dict(color="#CC79A7", linestyle="--", label="{} + CLIPO, paper's setting"),
+    "prompt_contrast": dict(color="#009E73", linestyle="-.", label="{} + prompt contrast (ours)"),
 }
 PANELS = (
     ("accuracy", "accuracy", "share of rollouts with a right answer"),
@@ -21,7 +22,7 @@ PANELS = (
 )
 
 
-def plot_training(histories: dict[str, list[list[dict]]], path: str | Path) -> None:
+def plot_training(histories: dict[str, list[list[dict]]], path: str | Path, algorithm: str = "GRPO") -> None:
     """Accuracy and hallucination rate of the training rollouts against the step.
 
     histories: for each method the metrics of its runs, one list a seed. Several seeds: mean and its 95% interval.
@@ -32,13 +33,12 @@ def plot_training(histories: dict[str, list[list[dict]]], path: str | Path) -> N
         for method, runs in histories.items():
             steps = [run[0]["step"] for run in zip(*runs)]
             values = [[metrics[metric] for metrics in metrics_of_step] for metrics_of_step in zip(*runs)]
-            axis.plot(steps, [sum(row) / len(row) for row in values], linewidth=1.8, **STYLES[method])
+            style = STYLES[method] | {"label": STYLES[method]["label"].format(algorithm)}
+            axis.plot(steps, [sum(row) / len(row) for row in values], linewidth=1.8, **style)
             if len(runs) > 1:
                 bands = [mean_interval(row) for row in values]
-                color = STYLES[method]["color"]
-                axis.fill_between(
-                    steps, [b.low for b in bands], [b.high for b in bands], color=color, alpha=0.2, linewidth=0
-                )
+                low, high = [b.low for b in bands], [b.high for b in bands]
+                axis.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
         axis.set(title=title, xlabel="training step", ylim=(-0.02, 1.02))
         axis.set_ylabel(meaning, fontsize=9)
         axis.grid(alpha=0.3)

@@ -30,6 +30,7 @@ METHODS = {
     "baseline": {},
     "clipo": dict(contrastive_weight=0.1),
     "oracle": dict(process_penalty=0.5),
+    "prompt_contrast": dict(prompt_contrast_weight=0.2),  # ours, not the paper's
     # The paper's contrastive options, KL, dual clip and share of warm-up steps (its Track I; scripts of the official
     # code). Model, task, batch and learning rate are the toy's.
     "clipo_paper": dict(

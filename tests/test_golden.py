@@ -124,7 +124,7 @@ def test_the_official_epsilon_is_not_reproduced():
 
 
 def load_projection(head: ContrastiveHead, tensors: dict, prefix: str) -> None:
-    """Official parameter names (proj_weight; proj_0_weight, proj_2_weight) into our Sequential (0.weight; 0., 2.weight)."""
+    """Official parameter names (proj_weight; proj_0_weight, proj_2_weight) into ours (0.weight; 0., 2.weight)."""
     named = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     named = {
         name.replace("proj_", "0_") if name in ("proj_weight", "proj_bias") else name.removeprefix("proj_"): t
@@ -413,7 +413,7 @@ def test_equal_rewards_are_never_informative():
 
 @pytest.mark.parametrize("case, inputs, expected", cases("pooling"))
 def test_pooling(case, inputs, expected):
-    """Catches: a padded divisor. The official code leaves out the last token's state, still divides by T, sums in bf16."""
+    """Catches: a padded divisor. The official code leaves the last token's state out, divides by T, sums in bf16."""
     hidden = inputs["hidden"]
     if case["options"]["dtype"] == "bfloat16":
         hidden = hidden.bfloat16()

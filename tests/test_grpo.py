@@ -32,7 +32,7 @@ def test_the_docstring_example():
 @pytest.mark.parametrize("scale", ["std", "batch", "none"])
 @pytest.mark.parametrize("reward", [0.9, 0.7, 1 / 3, 0.1, -2.3e6])
 def test_equal_rewards_give_exactly_zero(scale, reward):
-    """Catches: the float32 mean of sixteen 0.9s is not 0.9; divided by a tiny std the difference is a large advantage."""
+    """Catches: the float32 mean of sixteen 0.9s is not 0.9; over a tiny std the difference is a large advantage."""
     for size, dtype in ((16, torch.float32), (3, torch.float64), (7, torch.float64)):
         advantages = group_advantages(torch.full((2 * size,), reward, dtype=dtype), size, scale=scale)
         assert (advantages == 0).all()
@@ -46,7 +46,7 @@ def test_advantages_of_a_group_sum_to_zero(scale):
 
 
 def test_std_advantages_do_not_see_scale_and_shift():
-    """Catches: an epsilon so large that it acts. (This is also why a small contrastive penalty acts at full strength.)"""
+    """Catches: an epsilon so large that it acts. (This is also why a small contrastive penalty acts in full.)"""
     rewards = torch.randn(16, dtype=torch.float64)
     torch.testing.assert_close(group_advantages(rewards, 8), group_advantages(3 * rewards - 5, 8), atol=1e-5, rtol=1e-5)
 
@@ -69,8 +69,8 @@ def test_a_group_of_one_gives_nothing():
 def test_policy_loss_gradient(ratio, aggregation, dual_clip):
     """Catches: any gradient that is not the derivative of the value. Ratios lie away from the kinks for these seeds.
 
-    GSPO and GMPO hand the gradient of a mean out to its tokens (`sequence_log_ratio`). One token's is not the derivative
-    of that token's value; but with equal weights along a row, as here, the sum over the row is the derivative of the sum.
+    GSPO and GMPO hand the gradient of a mean out to its tokens (`sequence_log_ratio`). It is not the derivative of any
+    single token's loss, but with equal weights along a row, as here, it is the derivative of their sum.
     """
     for seed in range(5):
         logprobs, old, advantages, mask = random_batch(seed)
@@ -82,7 +82,7 @@ def test_policy_loss_gradient(ratio, aggregation, dual_clip):
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_dual_clip_works_with_every_ratio(ratio):
-    """Every token is 4 times as likely; rows of 3, 2 and 1 tokens have advantages -1, 1 and 0. Only the first is bounded.
+    """Every token is 4 times as likely; rows of 3, 2 and 1 tokens have advantages -1, 1, 0: one is bounded.
 
     Catches: a dual clip of one ratio only, of other advantages, that leaves a gradient, that counts rows for tokens.
     """

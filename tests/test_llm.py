@@ -50,11 +50,11 @@ PROBLEMS = [{"question": f"What is {n} + 1?", "answer": f"{n} + 1 = {n + 1}\n###
 def test_every_epoch_has_every_problem_once_in_its_own_order():
     """Catches: drawing with replacement, every epoch in the same order, streams that share an order."""
     task = word_problem_task([(str(n), "1") for n in range(20)], render=lambda question: question)
-    epochs = [[task.TASK.draw("training 0", 20 * epoch + i).question for i in range(20)] for epoch in range(3)]
+    epochs = [[task.draw("training 0", 20 * epoch + i).question for i in range(20)] for epoch in range(3)]
     assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == 20 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert [task.TASK.draw("training 1", i).question for i in range(20)] != epochs[0]
-    assert task.size == 20 and task.TASK.draw("training 0", 33).question == epochs[1][13]
+    assert [task.draw("training 1", i).question for i in range(20)] != epochs[0]
+    assert task.size == 20 and task.draw("training 0", 33).question == epochs[1][13]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_hub_dataset_is_downloaded_by_pattern(tmp_path, monkeypatch):
 
 def test_word_problems_are_judged_by_answer_and_equations():
     task = word_problem_task([("How many?", "48/2 = 24 clips\n#### 24")], render=lambda question: question)
-    problem = task.TASK.draw("training 0", 0)
+    problem = task.draw("training 0", 0)
     assert task.check_outcome(problem, "48/2 = 24, so \\boxed{24}", True)
     assert not task.check_outcome(problem, "so \\boxed{25}", True)
     assert task.check_steps(problem, "48/2 = 24 and 24 + 1 = 24, so \\boxed{24}") == [True, False]
@@ -128,8 +128,8 @@ def test_sums_hold_out_a_fifth_of_all_pairs():
     assert sum(is_held_out(a, b) for a, b in pairs) / len(pairs) == pytest.approx(0.2, abs=0.01)
     assert all(is_held_out(a, b) == is_held_out(b, a) for a, b in pairs)
     task = sums_task(lambda question: question)
-    training = {(p.a, p.b) for p in (task.TASK.draw("training 0", i) for i in range(2000))}
-    held_out = {(p.a, p.b) for p in (task.TASK.draw("evaluation 0", i) for i in range(500))}
+    training = {(p.a, p.b) for p in (task.draw("training 0", i) for i in range(2000))}
+    held_out = {(p.a, p.b) for p in (task.draw("evaluation 0", i) for i in range(500))}
     assert not any(is_held_out(*pair) for pair in training) and all(is_held_out(*pair) for pair in held_out)
 
 
@@ -147,14 +147,14 @@ def test_sums_hold_out_a_fifth_of_all_pairs():
     ],
 )
 def test_the_last_number_of_a_sum_counts(completion, finished, right):
-    problem = sums_task(lambda question: question).TASK.draw("training 0", 0)
+    problem = sums_task(lambda question: question).draw("training 0", 0)
     problem = type(problem)(problem.prompt, 7, 35)
     assert check_outcome(problem, completion, finished) == right
 
 
 def test_a_sum_that_does_not_add_up_is_seen():
     task = sums_task(lambda question: question)
-    problem = task.TASK.draw("training 0", 0)
+    problem = task.draw("training 0", 0)
     assert task.check_steps(problem, "40 + 3 = 42, so 7 + 35 = 42") == [False, True]
 
 
@@ -487,3 +487,21 @@ def test_the_step_does_not_depend_on_its_micro_batches(tmp_path, monkeypatch, ag
         for ours, theirs in zip(gradients, whole):
             torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
         assert metrics == pytest.approx(wanted, rel=1e-5, abs=1e-8)
+
+
+def test_an_algorithm_replaces_the_recipes_grpo_and_options_win():
+    """Catches: the recipe's KL and dual clip left on under GSPO, clip ranges that cannot be overridden."""
+    arguments = ["--preset", "track2", "--algorithm", "gspo", "--clip-high", "0.01"]
+    _, config = train_llm.make_configs(train_llm.parse_arguments(arguments))
+    assert (config.ratio, config.clip_low, config.clip_high) == ("sequence", 3e-4, 0.01)
+    assert (config.kl_weight, config.dual_clip, config.contrastive_weight) == (0.0, 0.0, 0.2)
+    _, recipe = train_llm.make_configs(train_llm.parse_arguments(["--preset", "track2"]))
+    assert (recipe.ratio, recipe.kl_weight, recipe.dual_clip) == ("token", 0.001, 3.0)
+
+
+@pytest.mark.parametrize("option", ["--prompt-contrast-others", "--overlong-buffer"])
+def test_options_without_their_switch_are_refused(option):
+    """Catches: an option that nothing reads."""
+    arguments = ["--model", "m", "--data", "sums", option, "1"]
+    with pytest.raises(ValueError, match="does nothing without"):
+        train_llm.make_configs(train_llm.parse_arguments(arguments))

@@ -65,7 +65,7 @@ def test_mean_interval_by_hand():
 def test_a_picture_of_unequal_runs_is_drawn(tmp_path):
     """Catches: a crash when Ctrl-C left one seed shorter than the others."""
     run = [dict(step=i, accuracy=i / 9, hallucination_rate=0.5) for i in range(1, 9)]
-    plot_training({"grpo": [run, run[:3]], "clipo": [run]}, tmp_path / "x.png")
+    plot_training({"baseline": [run, run[:3]], "clipo": [run]}, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000
 
 
@@ -73,8 +73,8 @@ def test_contrastive_options_reach_clipo_only():
     """Catches: --contrastive-weight turning the GRPO baseline into CLIPO; the paper's setting mixed with ours."""
     given = dict(contrastive_weight=0.7, process_penalty=0.9, contrastive_level="batch", steps=84)
     config = {method: train_toy.method_config(method, given, 0) for method in train_toy.METHODS}
-    assert [config[m].contrastive_weight for m in ("grpo", "clipo", "oracle", "clipo_paper")] == [0, 0.7, 0, 0.2]
-    assert [config[m].process_penalty for m in ("grpo", "clipo", "oracle", "clipo_paper")] == [0, 0, 0.9, 0]
+    assert [config[m].contrastive_weight for m in ("baseline", "clipo", "oracle", "clipo_paper")] == [0, 0.7, 0, 0.2]
+    assert [config[m].process_penalty for m in ("baseline", "clipo", "oracle", "clipo_paper")] == [0, 0, 0.9, 0]
     paper = config["clipo_paper"]
     assert (paper.contrastive_level, paper.contrastive_loss, paper.contrastive_temperature) == (
         "group",
@@ -82,6 +82,22 @@ def test_contrastive_options_reach_clipo_only():
         0.05,
     )
     assert paper.head_warmup_steps == 13 and not paper.contrastive_center
+
+
+def test_every_method_trains_with_the_algorithm_and_options_win():
+    """Catches: GSPO for the baseline and GRPO for CLIPO, or a preset that overrides the command line."""
+    for method in ("baseline", "clipo", "oracle", "prompt_contrast"):
+        config = train_toy.method_config(method, {"clip_low": 0.1}, 0, "gspo")
+        assert (config.ratio, config.aggregation, config.clip_high) == ("sequence", "sequence_mean", 4e-4)
+        assert config.clip_low == 0.1
+    assert train_toy.method_config("baseline", {}, 0).ratio == "token"
+
+
+def test_prompt_contrast_options_reach_prompt_contrast_only():
+    """Catches: our extension switched on in the baseline or in CLIPO."""
+    given = dict(prompt_contrast_weight=0.7)
+    weights = {m: train_toy.method_config(m, given, 0).prompt_contrast_weight for m in train_toy.METHODS}
+    assert {method for method, weight in weights.items() if weight} == {"prompt_contrast"}
 
 
 def test_wrong_steps_are_marked():
@@ -103,7 +119,7 @@ def test_train_toy_from_end_to_end(tmp_path):
     assert first.returncode == 0, first.stderr
     assert "\033[" not in first.stdout  # no colour codes where nobody sees colours
     summary = json.loads((out / "summary.json").read_text())
-    for method in ("grpo", "clipo", "oracle", "clipo_paper"):
+    for method in ("baseline", "clipo", "oracle", "clipo_paper"):
         for measure in ("accuracy", "hallucination_rate", "faithful_accuracy"):
             interval = summary[method][measure]
             assert 0 <= interval["low"] <= interval["mean"] <= interval["high"] <= 1
@@ -112,11 +128,11 @@ def test_train_toy_from_end_to_end(tmp_path):
             assert (out / "seed1" / method / file).is_file()
     assert (out / "curves.png").stat().st_size > 5000
 
-    again = run_toy("--method", "grpo", "--resume", out=out)  # less is asked for, all is reported
+    again = run_toy("--method", "baseline", "--resume", out=out)  # less is asked for, all is reported
     assert again.returncode == 0 and "pretraining" not in again.stdout and " 1/2 " not in again.stdout
     assert json.loads((out / "summary.json").read_text()) == summary
 
-    other = run_toy("--method", "grpo", out=out)
+    other = run_toy("--method", "baseline", out=out)
     assert other.returncode == 0 and "is now in" in other.stdout
     assert (tmp_path / "toy-1" / "summary.json").is_file()
 
@@ -125,14 +141,14 @@ def test_train_toy_from_end_to_end(tmp_path):
 def test_ctrl_c_keeps_what_there_is(tmp_path):
     """Catches: results of finished methods lost with the unfinished one."""
     out = tmp_path / "toy"
-    arguments = [*SHORT, "--steps", "100000", "--method", "grpo", "--out", str(out)]
+    arguments = [*SHORT, "--steps", "100000", "--method", "baseline", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train_toy.py"), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    log = out / "seed0" / "grpo" / "metrics.jsonl"
+    log = out / "seed0" / "baseline" / "metrics.jsonl"
     deadline = time.monotonic() + 100
     while not (log.is_file() and log.read_text().count("\n") >= 3):
         assert process.poll() is None and time.monotonic() < deadline
@@ -147,26 +163,26 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
 def test_a_full_disk_ends_with_a_message(tmp_path, capsys, monkeypatch):
     """Catches: a traceback, and the results of what had been finished before not reported."""
     out = tmp_path / "toy"
-    assert train_toy.main([*SHORT, "--method", "grpo", "--out", str(out)]) == 0
+    assert train_toy.main([*SHORT, "--method", "baseline", "--out", str(out)]) == 0
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(train_toy, "save_model", full_disk)
-    status = train_toy.main([*SHORT, "--method", "grpo", "--seeds", "0", "1", "--resume", "--out", str(out)])
+    status = train_toy.main([*SHORT, "--method", "baseline", "--seeds", "0", "1", "--resume", "--out", str(out)])
     printed = capsys.readouterr()
     assert status == 1 and "stopped: [Errno 28] No space left on device" in printed.err
-    assert json.loads((out / "summary.json").read_text())["grpo"]["seeds"] == [0]
+    assert json.loads((out / "summary.json").read_text())["baseline"]["seeds"] == [0]
 
 
 def test_a_damaged_state_ends_with_a_message(tmp_path, capsys):
     """Catches: a traceback from --resume, and the results of finished methods not reported."""
     out = tmp_path / "toy"
-    assert train_toy.main([*SHORT, "--method", "grpo", "--out", str(out)]) == 0
-    (out / "seed0" / "grpo" / "result.json").unlink()
-    state = sorted((out / "seed0" / "grpo" / "states").iterdir())[-1] / "policy.safetensors"
+    assert train_toy.main([*SHORT, "--method", "baseline", "--out", str(out)]) == 0
+    (out / "seed0" / "baseline" / "result.json").unlink()
+    state = sorted((out / "seed0" / "baseline" / "states").iterdir())[-1] / "policy.safetensors"
     state.write_bytes(state.read_bytes()[:-9])
-    assert train_toy.main([*SHORT, "--method", "grpo", "--resume", "--out", str(out)]) == 1
+    assert train_toy.main([*SHORT, "--method", "baseline", "--resume", "--out", str(out)]) == 1
     assert "is damaged" in capsys.readouterr().err
 
 
@@ -194,7 +210,7 @@ def test_bad_command_lines_end_at_once(tmp_path, capsys):
     assert "makes 130 tokens" in message_of("--max-new-tokens", "120", out=tmp_path / "a", capsys=capsys)
     assert "finite number" in message_of("--contrastive-floor", "nan", out=tmp_path / "a", capsys=capsys)
     assert "seed must be at most" in message_of("--seeds", "0", str(2**64), out=tmp_path / "a", capsys=capsys)
-    ignored = message_of("--method", "grpo", "--head-size", "8", out=tmp_path / "a", capsys=capsys)
+    ignored = message_of("--method", "baseline", "--head-size", "8", out=tmp_path / "a", capsys=capsys)
     assert "--head-size is an option of clipo, which --method leaves out" in ignored
     train_toy.prepare_out(tmp_path / "b", {"script": "train_toy.py", "toy": {}, "training": {"steps": 5}}, resume=False)
     assert "choose another --out" in message_of("--resume", out=tmp_path / "b", capsys=capsys)

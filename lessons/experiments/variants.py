@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from minclipo.algorithms import ALGORITHMS
+from minclipo.algorithms import ALGORITHMS, NAMES
 from minclipo.contrastive import LOSSES
 from minclipo.toy import METHODS, TOY
 
@@ -29,20 +29,10 @@ class Variant:
         return f"{self.textbook}-{self.steps}/{plain}"
 
 
-LABELS = {
-    "grpo": "GRPO",
-    "grpo_published": "GRPO as published",
-    "dr_grpo": "Dr. GRPO",
-    "dapo": "DAPO",
-    "gspo": "GSPO",
-    "gmpo": "GMPO",
-}
-
-
 def algorithms() -> list[Variant]:
     """Every algorithm with and without the contrastive reward, and what an oracle gets out of GRPO."""
     variants = []
-    for name, label in LABELS.items():
+    for name, label in NAMES.items():
         settings = dict(steps=TOY["steps"], against=label)
         variants.append(Variant(label, ALGORITHMS[name], **settings))
         variants.append(Variant(f"{label} + CLIPO", ALGORITHMS[name] | CLIPO, **settings))

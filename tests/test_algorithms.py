@@ -1,0 +1,429 @@
+"""What the algorithms have in common and where they part: identities of their losses, Dr. GRPO's unbiasedness by
+enumeration, DAPO's dynamic sampling with a made-up sampler, and every preset in a real training step."""
+
+import itertools
+import math
+import zlib
+from dataclasses import fields
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import small_gpt
+
+import minclipo.trainer as trainer_module
+from minclipo.algorithms import ALGORITHM_FIELDS, ALGORITHMS
+from minclipo.config import TrainConfig
+from minclipo.dapo import dynamic_sampling, informative_groups, overlong_penalty
+from minclipo.grpo import group_advantages, policy_loss, token_weights
+from minclipo.sampler import Rollouts
+from minclipo.tasks import Task
+from minclipo.toy import TASK, toy_tokenizer
+from minclipo.trainer import Trainer
+
+LOSS_FIELDS = ("ratio", "clip_low", "clip_high")
+
+
+def off_policy_batch(seed: int, lengths: tuple[int, ...] = (6, 1, 4, 3, 2, 5), drift: float = 0.5):
+    """(logprobs with gradient, old_logprobs, advantages, mask), float64; log-ratios of about `drift` on either side."""
+    g = torch.Generator().manual_seed(seed)
+    random = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+    old = -random(len(lengths), max(lengths)).abs()
+    logprobs = (old + drift * random(*old.shape)).requires_grad_()
+    return logprobs, old, random(len(lengths)), torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+def loss_and_gradient(logprobs, old, advantages, mask, aggregation="sequence_mean", **options):
+    weights = token_weights(mask, aggregation, max_length=9, dtype=torch.float64)
+    found = policy_loss(logprobs, old, advantages, mask, weights=weights, **options)
+    return found, torch.autograd.grad(found.loss, logprobs)[0]
+
+
+@pytest.mark.parametrize("name", ["gspo", "gmpo"])
+def test_on_policy_gspo_and_gmpo_are_grpo_as_published(name):
+    """Values and gradients agree when the ratios are 1: the algorithms differ in what they clip and in nothing else.
+
+    Catches: a gradient of the mean log-ratio that is 1/|y| too small or too large, which Adam and clipping would hide.
+    """
+    _, old, advantages, mask = off_policy_batch(0)
+    logprobs = old.clone().requires_grad_()
+    settings = lambda name: {field: ALGORITHMS[name][field] for field in LOSS_FIELDS}
+    ours, gradient = loss_and_gradient(logprobs, old, advantages, mask, **settings(name))
+    grpo, wanted = loss_and_gradient(logprobs, old, advantages, mask, **settings("grpo_published"))
+    torch.testing.assert_close(ours.loss, grpo.loss)
+    torch.testing.assert_close(gradient, wanted)
+    assert ours.clip_fraction == 0
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "constant"])
+def test_gspo_of_one_token_rollouts_is_grpo(aggregation):
+    """Off-policy, clip and dual clip at work. Catches: a mean that counts padding or that is taken over the batch."""
+    logprobs, old, advantages, mask = off_policy_batch(1, (1,) * 24, drift=0.8)
+    logprobs, old, mask = (F.pad(x.detach(), (0, 2)) for x in (logprobs, old, mask))  # two places of padding
+    logprobs.requires_grad_()
+    options = dict(aggregation=aggregation, clip_high=0.28, dual_clip=1.5)
+    gspo, gradient = loss_and_gradient(logprobs, old, advantages, mask, ratio="sequence", **options)
+    grpo, wanted = loss_and_gradient(logprobs, old, advantages, mask, ratio="token", **options)
+    assert 0 < grpo.clip_fraction < 1 and grpo.dual_clip_fraction > 0
+    assert all(torch.equal(value, vars(grpo)[name]) for name, value in vars(gspo).items())
+    assert torch.equal(gradient, wanted)
+
+
+def objective_of_a_rollout(ratio: str, logprobs, old, advantage, clip_low, clip_high, dual_clip):
+    """The papers' formulas for one rollout, to be maximised and differentiated as they stand. logprobs, old: [|y|]."""
+    if ratio == "sequence":  # GSPO eq. 5 and 7
+        s = ((logprobs - old).sum() / len(logprobs)).exp()
+        objective = torch.minimum(advantage * s, advantage * s.clamp(1 - clip_low, 1 + clip_high))
+    else:  # GMPO eq. 4
+        product = torch.ones((), dtype=torch.float64)
+        for r in (logprobs - old).exp():
+            product = product * (
+                r.clamp(max=math.exp(clip_high)) if advantage > 0 else r.clamp(min=math.exp(-clip_low))
+            )
+        objective = advantage * product ** (1 / len(logprobs))
+    return objective.clamp(min=advantage * dual_clip) if advantage < 0 else objective
+
+
+@pytest.mark.parametrize("ratio", ["sequence", "geometric_mean"])
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "sequence_sum", "token_mean"])
+def test_the_token_form_is_the_formula_of_the_rollout(ratio, aggregation):
+    """Value and gradient, rollout by rollout. GSPO and GMPO are sequence_mean; the others weigh each rollout otherwise.
+
+    Catches: a clip of the wrong thing (tokens for the mean or the mean for tokens), on the wrong side of the sign of A,
+    a gradient that leaks into the tokens that GMPO has clipped or out of those that it has not.
+    """
+    cut, dual = [], []
+    for seed in range(8):
+        logprobs, old, advantages, mask = off_policy_batch(seed)
+        options = dict(clip_low=0.2, clip_high=0.28, dual_clip=1.4)
+        lengths = mask.sum(1).double()
+        share = {
+            "sequence_mean": torch.full_like(lengths, 1 / 6),
+            "sequence_sum": lengths / 6,
+            "token_mean": lengths / lengths.sum(),
+        }[aggregation]
+        loss = -sum(
+            share[i] * objective_of_a_rollout(ratio, logprobs[i][mask[i]], old[i][mask[i]], advantages[i], **options)
+            for i in range(6)
+        )
+        (wanted,) = torch.autograd.grad(loss, logprobs)
+        found, gradient = loss_and_gradient(logprobs, old, advantages, mask, aggregation, ratio=ratio, **options)
+        torch.testing.assert_close(found.loss, loss, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-13)
+        cut.append(found.clip_fraction), dual.append(found.dual_clip_fraction)
+    assert 0 < min(cut) and max(cut) < 1 and max(dual) > 0
+
+
+# Dr. GRPO on a policy small enough to try everything: each token goes on or stops, and the fourth must stop. So there are four
+# completions, of 1, 2, 3 and 4 tokens, each with a reward.
+
+REWARDS = torch.tensor([0.2, 0.1, 0.1, 0.5], dtype=torch.float64)
+THETA = torch.tensor([-0.5, 0.5, -0.5], dtype=torch.float64)  # log-odds of going on after 0, 1 and 2 tokens
+MAX_LENGTH, GROUP = 5, 3
+
+
+def completions(theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs [4, 4] of the tokens of the four completions under the policy theta [3], and their mask."""
+    go_on, stop, zero = F.logsigmoid(theta), F.logsigmoid(-theta), torch.zeros((), dtype=torch.float64)
+    rows = [[*go_on[:n], stop[n] if n < 3 else zero] + [zero] * (3 - n) for n in range(4)]
+    return torch.stack([torch.stack(row) for row in rows]), torch.ones(4, 4).tril().bool()
+
+
+def true_gradient(theta: torch.Tensor) -> torch.Tensor:
+    """d E[reward] / d theta."""
+    logprobs, _ = completions(theta)
+    return torch.autograd.grad((logprobs.sum(1).exp() * REWARDS).sum(), theta)[0]
+
+
+def expected_gradient(theta: torch.Tensor, scale: str, aggregation: str) -> torch.Tensor:
+    """The gradient of the loss of a group of rollouts, averaged over all groups that the policy may draw."""
+    logprobs, mask = completions(theta)
+    probabilities, total = logprobs.sum(1).exp().detach(), torch.zeros((), dtype=torch.float64)
+    assert probabilities.sum().item() == pytest.approx(1)
+    for group in itertools.product(range(4), repeat=GROUP):
+        rows = list(group)
+        advantages = group_advantages(REWARDS[rows], GROUP, scale=scale)
+        weights = token_weights(mask[rows], aggregation, MAX_LENGTH, torch.float64)
+        found = policy_loss(logprobs[rows], logprobs[rows].detach(), advantages, mask[rows], weights=weights)
+        total = total + probabilities[rows].prod() * found.loss
+    return torch.autograd.grad(total, theta)[0]
+
+
+def test_dr_grpo_is_unbiased():
+    """Averaged over everything that may be drawn, its gradient is a constant times the true one.
+
+    A_i = (1 - 1/G) R_i - (sum of the other G - 1 rewards) / G. The others are independent of rollout i, and the mean of
+    grad log p(y_i) is 0, so that A_i grad log p(y_i) is (1 - 1/G) grad E[R] on average. The loss is the mean of its
+    negative over G rollouts, divided by max_length.
+    Catches: any weight that depends on what was drawn, a baseline with the rollout's own reward counted otherwise.
+    """
+    theta = THETA.clone().requires_grad_()
+    preset = ALGORITHMS["dr_grpo"]
+    found = expected_gradient(theta, preset["advantage_scale"], preset["aggregation"])
+    torch.testing.assert_close(found, -(1 - 1 / GROUP) / MAX_LENGTH * true_gradient(theta), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "scale, aggregation, below",
+    [
+        ("std", "token_mean", 0.7),
+        ("std", "sequence_mean", 0.7),
+        ("std", "constant", 0.8),
+        ("none", "token_mean", 0.98),
+        ("none", "sequence_mean", 0.98),
+    ],
+)
+def test_the_others_are_biased(scale, aggregation, below):
+    """GRPO's two forms, then what Dr. GRPO leaves out, one by one: each turns the gradient away from the true one.
+
+    This is the counterpart of the test above, which could not fail if every choice passed it here.
+    """
+    theta = THETA.clone().requires_grad_()
+    found = expected_gradient(theta, scale, aggregation)
+    assert F.cosine_similarity(-found, true_gradient(theta), dim=0) < below
+
+
+def length_of(row: int) -> int:
+    return 1 + row % 2
+
+
+def made_up_batch(first: int, verdicts: str, width: int):
+    """What a sampler returns for problems `first`, `first` + 1, ..., two rollouts each, verdicts such as "10 11 00".
+
+    Every tensor says which row (2 * problem + rollout) it belongs to.
+    """
+    problems = [first + b for b in range(len(verdicts.split()))]
+    rows = torch.tensor([2 * problem + g for problem in problems for g in range(2)])
+    mask = torch.arange(width) < torch.tensor([length_of(row) for row in rows.tolist()])[:, None]
+    completions = torch.where(mask, rows[:, None], 777)
+    rollouts = Rollouts(
+        prompts=[[problem] for problem in problems],
+        group_size=2,
+        completions=completions,
+        mask=mask,
+        logprobs=torch.where(mask, -rows[:, None].float(), 0.0),
+        pooled=rows[:, None].repeat(1, 3).float(),
+        finished=rows % 3 == 0,
+    )
+    return problems, rollouts, torch.tensor([verdict == "1" for verdict in verdicts.replace(" ", "")])
+
+
+def sampler(*batches: str, widths: tuple[int, ...] = (2, 2, 2, 2)):
+    """(collect, calls): collect() returns the next of the batches and counts itself in calls."""
+    calls = []
+
+    def collect():
+        number = len(calls)
+        calls.append(number)
+        size = len(batches[0].split())
+        return made_up_batch(number * size, batches[number], widths[number])
+
+    return collect, calls
+
+
+def assert_holds(kept, wanted: list[int], *batches: str) -> None:
+    """The batch `kept` holds the `wanted` problems in this order, and everything of each of their rollouts."""
+    problems, rollouts, correct = kept
+    verdicts = " ".join(batches).split()
+    rows = [2 * problem + g for problem in wanted for g in range(2)]
+    assert problems == wanted and rollouts.prompts == [[problem] for problem in wanted]
+    assert correct.tolist() == [verdicts[row // 2][row % 2] == "1" for row in rows]
+    assert rollouts.completion_ids() == [[row] * (length_of(row) - (row % 3 == 0)) for row in rows]
+    assert rollouts.mask.sum(1).tolist() == [length_of(row) for row in rows]
+    assert rollouts.logprobs.sum(1).tolist() == [-row * length_of(row) for row in rows]
+    assert rollouts.pooled.tolist() == [[row] * 3 for row in rows]
+    assert rollouts.finished.tolist() == [row % 3 == 0 for row in rows]
+
+
+def test_informative_problems_are_kept_as_they_were_drawn(capsys):
+    """The first 4 that are solved sometimes, out of 5 in two batches; the third batch is never sampled.
+
+    Catches: rows apart from their problems, a last batch that comes first, a surplus that replaces earlier problems.
+    """
+    batches = ("10 11 00 01", "01 10 11 10", "10 10 10 10")
+    collect, calls = sampler(*batches)
+    kept, metrics = dynamic_sampling(collect, limit=9)
+    assert_holds(kept, [0, 3, 4, 5], *batches)
+    assert len(calls) == 2 and capsys.readouterr().out == ""
+    assert metrics == {"batches_sampled": 2, "accuracy_sampled": pytest.approx(9 / 16)}
+
+
+@pytest.mark.parametrize("limit, wanted", [(1, [0, 1, 2]), (2, [0, 1, 4]), (3, [0, 4, 6])])
+def test_the_limit_stops_the_search(capsys, limit, wanted):
+    """Then problems that teach nothing fill the batch, the first drawn first, and the log says how many.
+
+    Catches: a search without end once everything is solved, a batch that is too small, a limit off by one.
+    """
+    batches = ("11 00 11", "00 10 11", "01 11 00", "10 10 10")
+    collect, calls = sampler(*batches)
+    kept, _ = dynamic_sampling(collect, limit)
+    assert_holds(kept, wanted, *batches)
+    said = capsys.readouterr().out
+    assert len(calls) == limit
+    assert f"{limit} batches hold {limit - 1} problems" in said and f"{4 - limit} others fill" in said
+
+
+def test_a_first_batch_that_is_informative_is_left_alone(capsys):
+    """Catches: one draw too many, which would make another run out of the same seed."""
+    collect, calls = sampler("10 01 10", "10 10 10")
+    (problems, rollouts, correct), metrics = dynamic_sampling(collect, limit=9)
+    wanted_problems, wanted, wanted_correct = made_up_batch(0, "10 01 10", 2)
+    assert len(calls) == 1 and metrics["batches_sampled"] == 1 and capsys.readouterr().out == ""
+    assert problems == wanted_problems and torch.equal(correct, wanted_correct)
+    for name, value in vars(wanted).items():
+        found = getattr(rollouts, name)
+        assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value
+
+
+@pytest.mark.parametrize("widths", [(2, 5), (5, 2)])
+def test_batches_of_different_width_are_joined(widths):
+    """Catches: padding that counts as sampled, or that cuts a wider batch off."""
+    batches = ("10 00 11", "01 10 10")
+    collect, _ = sampler(*batches, widths=widths)
+    kept, _ = dynamic_sampling(collect, limit=2)
+    assert_holds(kept, [0, 3, 4], *batches)
+    mask = kept[1].mask
+    assert mask.shape == (6, 5) and not mask[:, 2:].any() and (kept[1].logprobs[~mask] == 0).all()
+
+
+def test_a_group_of_one_is_informative():
+    """Catches: a search that never ends where there is nothing to compare with."""
+    assert informative_groups(torch.tensor([0.0, 1.0]), 1).tolist() == [True, True]
+
+
+@pytest.mark.parametrize(
+    "call, names",
+    [
+        (lambda: informative_groups(torch.ones(5), 2), r"rewards must be \[B \* 2\], found shape \(5,\)"),
+        (lambda: overlong_penalty(torch.ones(2), 16, buffer=0, penalty=1), "buffer must be above 0 .* found 0"),
+        (lambda: overlong_penalty(torch.ones(2), 16, buffer=17, penalty=1), "at most max_length 16, found 17"),
+        (lambda: overlong_penalty(torch.ones(2), 16, buffer=4, penalty=-1), "penalty must be 0 or more, found -1"),
+    ],
+)
+def test_bad_arguments_are_named(call, names):
+    with pytest.raises(ValueError, match=names):
+        call()
+
+
+TINY = dict(steps=4, prompts_per_step=4, group_size=4, max_new_tokens=5, learning_rate=1e-2, head_size=4)
+
+
+def one_in(n: int):
+    """An outcome check that lets about one in n completions of a random model pass."""
+    return lambda problem, text, finished: zlib.crc32(text.encode()) % n == 0
+
+
+def make(tmp_path, task: Task | None = None, **changes) -> Trainer:
+    task = task or Task(TASK.draw, one_in(2))
+    return Trainer(small_gpt(vocab_size=122), toy_tokenizer(), task, TrainConfig(**TINY | changes), tmp_path)
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+
+
+def test_presets_set_every_field_of_an_algorithm():
+    """Catches: a preset that leaves an option as the one chosen before had set it; a field that no config has."""
+    assert {"ratio", "aggregation", "advantage_scale", "dynamic_sampling"} <= set(ALGORITHM_FIELDS)
+    assert set(ALGORITHM_FIELDS) <= {field.name for field in fields(TrainConfig)}
+    assert all(list(preset) == list(ALGORITHM_FIELDS) for preset in ALGORITHMS.values())
+    assert all(getattr(TrainConfig(), name) == value for name, value in ALGORITHMS["grpo"].items())
+
+
+@pytest.mark.parametrize("contrastive_weight", [0.0, 0.1])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_preset_trains(tmp_path, name, contrastive_weight):
+    """One step: finite metrics, weights that move. Catches: rewards of the contrast that an algorithm cannot digest."""
+    trainer = make(tmp_path, contrastive_weight=contrastive_weight, **ALGORITHMS[name])
+    before = weights(trainer)
+    metrics = trainer.step()
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert weights(trainer).isfinite().all() and not torch.equal(weights(trainer), before)
+    assert (metrics["contrastive_penalty"] > 0) == (contrastive_weight > 0)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_settings_of_a_preset_arrive_where_they_act(tmp_path, monkeypatch, name):
+    """Catches: an option of an algorithm that the trainer does not read, or that acts although it is off."""
+    preset = ALGORITHMS[name] | dict(dual_clip=3.0 if name == "grpo" else 0.0)
+    places = ["policy_loss", "token_weights", "group_advantages", "kl_penalty", "dynamic_sampling", "overlong_penalty"]
+    calls = {place: [] for place in places}
+    for place in places:
+        original = getattr(trainer_module, place)
+        watched = lambda *a, place=place, original=original, **k: calls[place].append((a, k)) or original(*a, **k)
+        monkeypatch.setattr(trainer_module, place, watched)
+    make(tmp_path, mini_batches=1, **preset).step()
+    ((_, found),) = calls["policy_loss"]
+    assert {field: found[field] for field in LOSS_FIELDS} == {field: preset[field] for field in LOSS_FIELDS}
+    assert found["dual_clip"] == (preset["dual_clip"] or None)
+    assert [found[1] for found, _ in calls["token_weights"]] == [preset["aggregation"]]
+    assert [found["scale"] for _, found in calls["group_advantages"]] == [preset["advantage_scale"]]
+    assert [found[2] for found, _ in calls["kl_penalty"]] == [preset["kl_kind"]] * (preset["kl_weight"] > 0)
+    limit, penalty = preset["dynamic_sampling"], preset["overlong_penalty"]
+    assert [found[1] for found, _ in calls["dynamic_sampling"]] == [limit] * (limit > 0)
+    buffer = preset["overlong_buffer"] * TINY["max_new_tokens"]  # a share of the longest completion
+    assert [found for _, found in calls["overlong_penalty"]] == [dict(buffer=buffer, penalty=penalty)] * (penalty > 0)
+
+
+def test_a_resumed_run_with_dynamic_sampling_goes_on_with_the_next_problems(tmp_path):
+    """A step draws as many problems as it takes, so its number does not say where it was. Catches: a resumed run that
+    begins again at step * prompts_per_step, and sees problems twice."""
+
+    def run(out: str, steps: int, resume: bool = False) -> tuple[list[int], Trainer]:
+        drawn = []
+        watched = lambda stream, index: drawn.append(index) or TASK.draw(stream, index)
+        trainer = make(tmp_path / out, Task(watched, one_in(8)), steps=steps, dynamic_sampling=3)
+        trainer.run(resume=resume)
+        return drawn, trainer
+
+    wanted, whole = run("whole", 4)
+    first, _ = run("parts", 2)
+    second, resumed = run("parts", 4, resume=True)
+    assert first + second == wanted == list(range(len(wanted)))
+    assert len(first) > 2 * TINY["prompts_per_step"]  # else the number of steps would have done
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_contrastive_reward_of_zero_changes_nothing(tmp_path, monkeypatch, name):
+    """Three steps with a head whose rewards are put to 0 are bit-equal to three without a head.
+
+    Catches: any algorithm that asks whether there is a contrastive part, that chooses other problems then, or whose
+    random numbers are those of the head.
+    """
+    zeros = lambda head, optimizer, pooled, correct, *args, **options: (torch.zeros(len(correct)), torch.zeros(()))
+    monkeypatch.setattr(trainer_module, "contrastive_step", zeros)
+    runs = []
+    for weight in (0.0, 0.1):
+        trainer = make(tmp_path, Task(TASK.draw, one_in(4)), contrastive_weight=weight, **ALGORITHMS[name])
+        batches = [trainer.step() and dict(trainer.batch) for _ in range(3)]
+        runs.append((batches, weights(trainer)))
+    (batches, first), (other_batches, second) = runs
+    for batch, other in zip(batches, other_batches):
+        assert batch.keys() == other.keys() and all(torch.equal(batch[key], other[key]) for key in batch)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_update_depends_on_nothing_but_rollouts_and_advantages(tmp_path, monkeypatch, name):
+    """The update of a CLIPO run is repeated, bit by bit, by a trainer without a head that gets the same advantages.
+
+    Catches: a contrastive gradient, weight or metric that enters the policy update beside the rewards.
+    """
+    seen, original = [], Trainer.update_policy
+
+    def watched(self, rollouts, advantages):
+        seen.append((self.generator.get_state(), rollouts, advantages))
+        return original(self, rollouts, advantages)
+
+    monkeypatch.setattr(Trainer, "update_policy", watched)
+    clipo = make(tmp_path, contrastive_weight=0.1, **ALGORITHMS[name])
+    assert clipo.step()["contrastive_penalty"] > 0
+    plain = make(tmp_path, **ALGORITHMS[name])
+    state, rollouts, advantages = seen[0]
+    plain.generator.set_state(state)
+    original(plain, rollouts, advantages)
+    assert plain.head is None and torch.equal(weights(plain), weights(clipo))
+    grpo = make(tmp_path, **ALGORITHMS[name])
+    grpo.step()
+    assert not torch.equal(weights(grpo), weights(clipo))  # the contrastive reward did act
