@@ -114,8 +114,8 @@ def test_the_token_form_is_the_formula_of_the_rollout(ratio, aggregation):
     assert 0 < min(cut) and max(cut) < 1 and max(dual) > 0
 
 
-# Dr. GRPO on a policy small enough to try everything: each token goes on or stops, and the fourth must stop. So there are four
-# completions, of 1, 2, 3 and 4 tokens, each with a reward.
+# Dr. GRPO on a policy small enough to try everything: each token goes on or stops, and the fourth must stop. So there
+# are four completions, of 1, 2, 3 and 4 tokens, each with a reward.
 
 REWARDS = torch.tensor([0.2, 0.1, 0.1, 0.5], dtype=torch.float64)
 THETA = torch.tensor([-0.5, 0.5, -0.5], dtype=torch.float64)  # log-odds of going on after 0, 1 and 2 tokens

@@ -1,7 +1,167 @@
-"""A picture for each experiment."""
+"""A picture for each experiment whose table has many rows."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+from tables import Found
+from textbooks import TEXTBOOKS
 
-def draw(name: str, found, folder: Path) -> None:
-    """Write folder/NAME.png."""
+from minclipo.intervals import Interval, mean_interval
+from minclipo.plots import STYLES
+
+COLORS = {  # the first that a variant's name contains
+    "oracle": STYLES["oracle"]["color"],
+    "CLIPO + prompt contrast": "#56B4E9",
+    "prompt contrast": STYLES["prompt_contrast"]["color"],
+    "paper's setting": STYLES["clipo_paper"]["color"],
+    "CLIPO": STYLES["clipo"]["color"],
+    "as a gradient": "#E69F00",
+    "": STYLES["baseline"]["color"],
+}
+TITLES = {"accuracy": "accuracy", "hallucination_rate": "hallucination rate"}
+
+
+def color_of(name: str) -> str:
+    return next(color for part, color in COLORS.items() if part in name)
+
+
+def over_seeds(results: list[dict], measure: str) -> Interval:
+    """Mean and 95% interval over seeds; one seed has no interval."""
+    values = [result[measure] for result in results]
+    return mean_interval(values) if len(values) > 1 else Interval(values[0], values[0], values[0])
+
+
+def error_bar(axis, x: float, y: float, interval: Interval, *, vertical: bool, color: str) -> None:
+    """A point with the interval of the coordinate that `vertical` names."""
+    bars = [[interval.mean - interval.low], [interval.high - interval.mean]]
+    axis.errorbar(x, y, **{"yerr" if vertical else "xerr": bars}, fmt="o", color=color, markersize=5, capsize=2)
+
+
+def tidy(axis) -> None:
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def dots(found: Found, path: Path) -> None:
+    """A row a variant: hallucination rate and accuracy with their intervals."""
+    found = [(variant, list(by_seed.values())) for variant, by_seed in found if by_seed]
+    figure, axes = plt.subplots(
+        1, 2, figsize=(9.5, 0.9 + 0.24 * len(found)), sharey=True, width_ratios=(3, 2), layout="constrained"
+    )
+    for axis, measure in zip(axes, ("hallucination_rate", "accuracy")):
+        for row, (variant, results) in enumerate(found):
+            interval = over_seeds(results, measure)
+            error_bar(axis, interval.mean, row, interval, vertical=False, color=color_of(variant.name))
+        axis.set(title=TITLES[measure])
+        tidy(axis)
+    axes[0].set_yticks(range(len(found)), [variant.name for variant, _ in found])
+    axes[0].set_ylim(len(found) - 0.5, -0.5)
+    axes[0].set_xlim(-0.02, 1.02)
+    save(figure, path)
+
+
+def lines(found: Found, path: Path, label: str, place: Callable[[str], float]) -> None:
+    """Hallucination rate and accuracy against a property of the textbook, a line a method."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, measure in zip(axes, ("hallucination_rate", "accuracy")):
+        for name in dict.fromkeys(variant.name for variant, _ in found):
+            points = [
+                (place(variant.textbook), over_seeds(list(by_seed.values()), measure))
+                for variant, by_seed in found
+                if variant.name == name and by_seed
+            ]
+            xs, color = [x for x, _ in points], color_of(name)
+            axis.plot(xs, [interval.mean for _, interval in points], "o-", color=color, label=name)
+            low, high = [interval.low for _, interval in points], [interval.high for _, interval in points]
+            axis.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
+        axis.set(title=TITLES[measure], xlabel=label, ylim=(-0.02, 1.02))
+        tidy(axis)
+    axes[0].legend(frameon=False)
+    save(figure, path)
+
+
+def frontier(found: Found, path: Path) -> None:
+    """Made-up steps against the shared false step: what helps is left, what does no harm is low."""
+    by_place = {(variant.textbook, variant.name): list(by_seed.values()) for variant, by_seed in found if by_seed}
+    names = [name for book, name in by_place if book == "toy" and ("shared70", name) in by_place]
+    figure, axis = plt.subplots(figsize=(8.5, 6), layout="constrained")
+    for number, name in enumerate(names, 1):
+        x, y = (over_seeds(by_place[book, name], "hallucination_rate") for book in ("toy", "shared70"))
+        for interval, vertical in ((x, False), (y, True)):
+            error_bar(axis, x.mean, y.mean, interval, vertical=vertical, color=color_of(name))
+        axis.annotate(str(number), (x.mean, y.mean), xytext=(5, 5), textcoords="offset points", fontsize=9)
+        axis.plot([], [], "o", color=color_of(name), label=f"{number}  {name}")
+    axis.set(
+        xlabel="hallucination rate, made-up operands (15% a step)",
+        ylabel="hallucination rate, the same false step in 70% of the solutions",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+    )
+    tidy(axis)
+    axis.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2)
+    save(figure, path)
+
+
+def dose_response(found: Found, path: Path) -> None:
+    """Hallucination rate against the contrastive weight, GRPO being weight 0."""
+    rows = [(variant, list(by_seed.values())) for variant, by_seed in found if by_seed]
+    doses = [(0.0, results) for variant, results in rows if variant.name == "GRPO"]
+    doses += [
+        (variant.training["contrastive_weight"], results)
+        for variant, results in rows
+        if variant.name == "CLIPO" or variant.name.startswith("CLIPO, weight")
+    ]
+    doses.sort(key=lambda dose: dose[0])
+    figure, axis = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+    for place, (_, results) in enumerate(doses):
+        interval = over_seeds(results, "hallucination_rate")
+        error_bar(axis, place, interval.mean, interval, vertical=True, color=COLORS["CLIPO"])
+    axis.set_xticks(range(len(doses)), [f"{weight:g}" for weight, _ in doses])
+    axis.set(xlabel="contrastive weight λ", ylabel="hallucination rate", ylim=(-0.02, 1.02))
+    tidy(axis)
+    save(figure, path)
+
+
+def tests(found: Found, path: Path) -> None:
+    """Hallucination rate and accuracy on each of the textbook's tests."""
+    rows = [(variant.name, list(by_seed.values())) for variant, by_seed in found if by_seed]
+    names = ["as trained", *rows[0][1][0]["tests"]]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    for axis, measure in zip(axes, ("hallucination_rate", "accuracy")):
+        for shift, (name, results) in enumerate(rows):
+            for place, test in enumerate(names):
+                tested = results if test == "as trained" else [result["tests"][test] for result in results]
+                interval = over_seeds(tested, measure)
+                x = place + 0.12 * (shift - (len(rows) - 1) / 2)
+                error_bar(axis, x, interval.mean, interval, vertical=True, color=color_of(name))
+            axis.plot([], [], "o", color=color_of(name), label=name)
+        axis.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names], fontsize=8.5)
+        axis.set(title=TITLES[measure], ylim=(-0.02, 1.02))
+        tidy(axis)
+    axes[0].legend(frameon=False, fontsize=8.5)
+    save(figure, path)
+
+
+def save(figure, path: Path) -> None:
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw(name: str, found: Found, folder: Path) -> None:
+    """Write the pictures of the experiment `name` to folder."""
+    picture = folder / f"{name}.png"
+    if name in ("algorithms", "ingredients"):
+        dots(found, picture)
+    if name == "ingredients":
+        dose_response(found, folder / "dose_response.png")
+    if name == "frontier":
+        frontier(found, picture)
+    if name == "shared_step":
+        share = lambda book: TEXTBOOKS[book].config.shared_step
+        lines(found, picture, "share of solutions with the same false quote", share)
+    if name == "made_up":
+        probability = lambda book: TEXTBOOKS[book].config.hallucinate
+        lines(found, picture, "probability of a made-up operand, a step", probability)
+    if name == "generalisation":
+        tests(found, picture)

@@ -13,7 +13,7 @@ BRIEF = 60  # training steps wherever there are many variants; the comparison of
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a table. Runs that two experiments share are made once: textbook, steps and name say which they are."""
+    """One row of a table. Runs that two experiments share are made once: textbook, steps and name tell them apart."""
 
     name: str
     training: dict = field(default_factory=dict)  # options of TrainConfig
@@ -37,6 +37,13 @@ def algorithms() -> list[Variant]:
         variants.append(Variant(label, ALGORITHMS[name], **settings))
         variants.append(Variant(f"{label} + CLIPO", ALGORITHMS[name] | CLIPO, **settings))
     return [*variants, Variant("oracle", ORACLE, steps=TOY["steps"])]
+
+
+def gspo_clip() -> list[Variant]:
+    """GSPO with a hundred times its paper's clip range, which is made for a learning rate 500 times smaller."""
+    wide = ALGORITHMS["gspo"] | dict(clip_low=0.03, clip_high=0.04)
+    settings = dict(steps=TOY["steps"], against="GSPO, wide clip")
+    return [Variant("GSPO, wide clip", wide, **settings), Variant("GSPO, wide clip + CLIPO", wide | CLIPO, **settings)]
 
 
 def ingredients() -> list[Variant]:
@@ -121,6 +128,7 @@ def generalisation() -> list[Variant]:
 
 EXPERIMENTS = {
     "algorithms": algorithms,
+    "gspo_clip": gspo_clip,
     "ingredients": ingredients,
     "frontier": frontier,
     "shared_step": lambda: grpo_and_clipo("shared10", "shared30", "shared50", "shared70", "shared90"),

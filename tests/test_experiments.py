@@ -1,0 +1,137 @@
+"""The experiments behind lessons/results.md: the runner resumes, tables pair the right runs, variants do what they say."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "lessons" / "experiments"))
+import run as runner  # noqa: E402
+import tables  # noqa: E402
+import textbooks  # noqa: E402
+from direct_gradient import DirectContrast  # noqa: E402
+from variants import CLIPO, EXPERIMENTS, Variant  # noqa: E402
+
+from minclipo.config import TrainConfig  # noqa: E402
+from minclipo.intervals import paired_interval  # noqa: E402
+from minclipo.tasks.chain import OPERANDS  # noqa: E402
+from minclipo.toy import TASK, ToyConfig, toy_model, toy_tokenizer  # noqa: E402
+from minclipo.trainer import Trainer  # noqa: E402
+
+TINY = ToyConfig(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=16, pretrain_steps=2, eval_problems=20)
+SIZE = dict(prompts_per_step=2, group_size=4)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """An experiment of two variants on a tiny textbook with a second test."""
+    book = textbooks.Textbook(TINY, tests={"other operands": textbooks.LENGTHS.tests["other operands"]})
+    monkeypatch.setitem(textbooks.TEXTBOOKS, "tiny", book)
+    variants = [Variant("GRPO", SIZE, "tiny", steps=2), Variant("CLIPO", SIZE | CLIPO, "tiny", steps=2)]
+    monkeypatch.setitem(EXPERIMENTS, "algorithms", lambda: variants)
+    return variants
+
+
+def test_a_finished_run_is_not_done_again(tiny, tmp_path, capsys):
+    """Catches: an interrupted grid that starts over; a table that forgets what an earlier call has finished."""
+    command = ["algorithms", "--out", str(tmp_path), "--threads", "1", "--seeds"]
+    assert runner.main([*command, "0"]) == 0
+    result = tmp_path / "tiny-2" / "CLIPO" / "seed0" / "result.json"
+    before = result.stat().st_mtime_ns
+    capsys.readouterr()
+    assert runner.main([*command, "0", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert result.stat().st_mtime_ns == before and "seed 0" not in printed and "seed 1, tiny: CLIPO" in printed
+    rows = json.loads((tmp_path / "algorithms" / "results.json").read_text())
+    assert [(row["name"], row["seeds"]) for row in rows] == [("GRPO", [0, 1]), ("CLIPO", [0, 1])]
+    assert "other operands" in (tmp_path / "algorithms" / "table.md").read_text()
+    assert (tmp_path / "algorithms" / "algorithms.png").stat().st_size > 5000
+
+
+def test_a_run_with_other_settings_is_not_passed_off(tiny, tmp_path, capsys):
+    """Catches: a table that mixes runs made before and after a change of the settings."""
+    command = ["algorithms", "--out", str(tmp_path), "--threads", "1", "--seeds", "0"]
+    assert runner.main(command) == 0
+    tiny[1].training["contrastive_weight"] = 0.7
+    try:
+        assert runner.main(command) == 1
+    finally:
+        tiny[1].training["contrastive_weight"] = CLIPO["contrastive_weight"]
+    assert "was made with other settings" in capsys.readouterr().err
+
+
+def test_differences_pair_equal_seeds_of_one_textbook():
+    """Catches: runs paired by position, or with the partner of another textbook."""
+    result = lambda rate: dict(accuracy=0.9, hallucination_rate=rate, faithful_accuracy=0.5, seconds={})
+    found = [
+        (Variant("GRPO"), {0: result(0.5), 1: result(0.7), 2: result(0.0)}),
+        (Variant("GRPO", textbook="weak"), {0: result(0.0), 1: result(0.0)}),
+        (Variant("CLIPO"), {1: result(0.1), 0: result(0.0)}),
+    ]
+    difference = tables.summary(found)[-1]["difference"]["hallucination_rate"]
+    assert difference["mean"] == pytest.approx(-0.55)
+    assert difference["low"] == pytest.approx(-0.55 - 12.706 * 0.05)
+
+
+def test_paired_interval_by_hand():
+    """Differences 1, 2, 3: mean 2, half width 4.303 / sqrt(3). Catches: unpaired variances; a cut to [0, 1]."""
+    interval = paired_interval([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
+    assert (interval.mean, interval.high) == (2.0, pytest.approx(2 + 4.303 / 3**0.5))
+    with pytest.raises(ValueError, match="pair up"):
+        paired_interval([1.0, 2.0], [1.0])
+
+
+def test_every_variant_makes_a_config():
+    """Catches: a misspelt option, found after an hour of training. Equal folders must mean equal settings."""
+    seen = {}
+    for make in EXPERIMENTS.values():
+        names = [(variant.textbook, variant.name) for variant in make()]
+        assert len(set(names)) == len(names)
+        for variant in make():
+            config = runner.train_config(variant, seed=0)
+            assert seen.setdefault(variant.folder, (config, variant.direct)) == (config, variant.direct)
+            assert (variant.textbook, variant.against) in names or variant.name == "oracle"
+
+
+def test_held_out_operands_are_never_trained_on():
+    """Catches: a test of generalisation on problems that training has seen."""
+    book = textbooks.LENGTHS
+    trained = [book.training.draw("training 0", i) for i in range(300)]
+    assert {n for problem in trained for n in problem.operands} == set(OPERANDS) - set(textbooks.HELD_OUT)
+    assert {len(problem.operands) for problem in trained} == {3, 4, 5}
+    other = [book.tests["7 operations, other operands"].draw("evaluation 0", i) for i in range(100)]
+    assert {n for problem in other for n in problem.operands} <= set(textbooks.HELD_OUT)
+    assert {len(problem.operands) for problem in other} == {7}
+
+
+def test_the_direct_gradient_goes_into_the_policy_and_not_into_the_rewards(tmp_path):
+    """Catches: a contrastive loss that is detached on the way, or paid twice."""
+    weights = {}
+    for weight in (1e-9, 1.0):
+        config = TrainConfig(**SIZE, steps=1, contrastive_weight=weight, contrastive_level="batch", keep_states=0)
+        trainer = DirectContrast(toy_model(TINY, seed=0), toy_tokenizer(), EASY, config, tmp_path)
+        before = copy.deepcopy(trainer.model.state_dict())
+        trainer.step()
+        assert set(trainer.batch["rewards"].tolist()) <= {0.0, 1.0}
+        weights[weight] = trainer.model.state_dict()
+    assert any(not torch.equal(weights[1.0][name], weights[1e-9][name]) for name in before)
+
+
+EASY = textbooks.Task(TASK.draw, lambda problem, text, finished: len(text) % 2 == 0)
+
+
+def test_the_direct_loss_with_weight_zero_would_be_grpo(tmp_path, monkeypatch):
+    """Catches: rewards, random numbers or gradients of the variant that differ from GRPO's beyond its one term."""
+    config = dict(**SIZE, steps=1, keep_states=0)
+    plain = Trainer(toy_model(TINY, seed=0), toy_tokenizer(), EASY, TrainConfig(**config), tmp_path)
+    direct = DirectContrast(
+        toy_model(TINY, seed=0), toy_tokenizer(), EASY, TrainConfig(**config, contrastive_weight=0.1), tmp_path
+    )
+    monkeypatch.setattr(direct.config, "contrastive_weight", 0.0)
+    plain.step(), direct.step()
+    for ours, theirs in zip(direct.model.parameters(), plain.model.parameters()):
+        assert torch.equal(ours, theirs)
