@@ -19,7 +19,7 @@ Batch = tuple[list[Problem], Rollouts, Tensor]  # B problems, G rollouts of each
 def informative_groups(rewards: Tensor, group_size: int) -> Tensor:
     """Which prompts can teach anything: [B] bool from rewards [B * G]; those whose rollouts do not all earn the same.
 
-    Dynamic sampling (DAPO, eq. 11: 0 < number of right rollouts < G) drops the others and samples on. All of a dropped
+    Dynamic sampling (DAPO, section 3.2: 0 < number of right rollouts < G) drops the others and samples on. All of a dropped
     group's advantages would be 0. A group of one has nothing to be compared with and is kept, as in verl.
     """
     if rewards.ndim != 1 or group_size < 1 or len(rewards) % group_size:

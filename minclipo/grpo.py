@@ -122,8 +122,8 @@ def policy_loss(
 
     ratio: what r_t is.
         token            exp(d_t)                                        PPO, GRPO, DAPO
-        sequence         exp(mean of the rollout's d_t), at every token  GSPO, arXiv 2507.18071, eq. 7
-        geometric_mean   the same mean, of d_t clipped one by one:       GMPO, arXiv 2507.20673, eq. 4
+        sequence         exp(mean of the rollout's d_t), at every token  GSPO, arXiv 2507.18071, section 4.1
+        geometric_mean   the same mean, of d_t clipped one by one:       GMPO, arXiv 2507.20673
                          d_t < clip_high where A > 0, d_t > -clip_low where A < 0; r_t itself is not clipped
 
     logprobs (with gradient), old_logprobs, mask: [N, T], the log-probs at the sampling temperature; advantages [N].
@@ -170,7 +170,7 @@ def policy_loss(
 def sequence_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
     """The mean log-ratio of each rollout, at every one of its tokens; [N, T] from [N, T].
 
-        s_t = sg[mean of d] + d_t - sg[d_t]        GSPO, arXiv 2507.18071, eq. 14 (the token form); sg: no gradient
+        s_t = sg[mean of d] + d_t - sg[d_t]        GSPO, section 4.3 (the token form); sg: no gradient
 
     The value is the mean, the gradient goes to the token itself. With a mean over tokens afterwards that is the
     gradient of the mean, and the loss stays a sum over tokens, to be masked and weighted as GRPO's is.

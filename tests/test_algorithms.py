@@ -15,7 +15,7 @@ import minclipo.trainer as trainer_module
 from minclipo.algorithms import ALGORITHM_FIELDS, ALGORITHMS
 from minclipo.config import TrainConfig
 from minclipo.dapo import dynamic_sampling, informative_groups, overlong_penalty
-from minclipo.grpo import group_advantages, policy_loss, token_weights
+from minclipo.grpo import group_advantages, policy_loss, sequence_log_ratio, token_weights
 from minclipo.sampler import Rollouts
 from minclipo.tasks import Task
 from minclipo.toy import TASK, toy_tokenizer
@@ -112,6 +112,21 @@ def test_the_token_form_is_the_formula_of_the_rollout(ratio, aggregation):
         torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-13)
         cut.append(found.clip_fraction), dual.append(found.dual_clip_fraction)
     assert 0 < min(cut) and max(cut) < 1 and max(dual) > 0
+
+
+def test_the_token_form_gives_each_token_its_own_gradient():
+    """Every place holds its row's mean, and its derivative is 1 for that token and 0 for all others (GSPO eq. 14).
+
+    Catches: the mean itself, repeated. With equal weights along a row that would come to the same, but weights that
+    differ from token to token (verl's importance weights) would no longer reach the token they are for.
+    """
+    log_ratio, _, _, mask = off_policy_batch(0, (3, 1, 2))
+    log_ratio = (log_ratio.detach() * mask).requires_grad_()
+    out = sequence_log_ratio(log_ratio, mask)
+    means = torch.stack([log_ratio[i][mask[i]].mean() for i in range(3)])
+    torch.testing.assert_close(out, means[:, None].expand(3, 3))
+    jacobian = torch.autograd.functional.jacobian(lambda x: sequence_log_ratio(x, mask), log_ratio)
+    assert torch.equal(jacobian.view(9, 9), torch.eye(9, dtype=torch.float64))
 
 
 # Dr. GRPO on a policy small enough to try everything: each token goes on or stops, and the fourth must stop. So there
