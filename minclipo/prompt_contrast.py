@@ -27,7 +27,8 @@ def prompt_contrast(own_logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) 
 
         g_i = mean_t clamp(log p(y_t | x_i, y_<t) - log (1/K) sum_k p(y_t | x_k, y_<t), -LIMIT, LIMIT)
 
-    own_logprobs [N, T], other_logprobs [K, N, T], mask [N, T] bool. Padding is never read.
+    A right answer that is less likely under its own prompt than under others has a negative gain: weights above 1 / LIMIT
+    can make it earn less than a wrong one. own_logprobs [N, T], other_logprobs [K, N, T], mask [N, T] bool. Padding is never read.
     """
     if other_logprobs.ndim != 3 or other_logprobs.shape[1:] != own_logprobs.shape or own_logprobs.shape != mask.shape:
         raise ValueError(
@@ -62,7 +63,7 @@ def logprobs_under(
 
     micro_batch_tokens: most tokens of one forward pass, 0: no limit.
     """
-    scored = torch.zeros((len(others), *rollouts.mask.shape), device=rollouts.mask.device)
+    scored = rollouts.logprobs.new_zeros((len(others), *rollouts.mask.shape))
     every_row = torch.arange(len(rollouts.mask), device=rollouts.mask.device)
     for k, places in enumerate(others.tolist()):
         swapped = dataclasses.replace(rollouts, prompts=[rollouts.prompts[place] for place in places])

@@ -332,8 +332,9 @@ def cell(values: list[float | None]) -> str:
     """The mean over seeds, and the lowest and the highest."""
     if not values or None in values:
         return "–"
-    mean = f"{sum(values) / len(values):.2f}"
-    return f"{mean} ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else mean
+    number = lambda value: f"{round(value, 2) + 0.0:.2f}"  # 0.00, not -0.00
+    mean = number(sum(values) / len(values))
+    return f"{mean} ({number(min(values))} to {number(max(values))})" if len(values) > 1 else mean
 
 
 def mean_of(found: list[dict], *keys: str) -> float:

@@ -38,7 +38,7 @@ def made_up(probability: float) -> Textbook:
 HELD_OUT = (-7, -4, 4, 7)  # operands that the textbook has, and reinforcement learning does not
 TRAINED = tuple(operand for operand in OPERANDS if operand not in HELD_OUT)
 LENGTHS = Textbook(
-    ToyConfig(pretrain_steps=3000),
+    ToyConfig(pretrain_steps=2000),
     operations=(3, 7),
     max_new_tokens=24,
     training=toy_task((3, 5), TRAINED),
@@ -58,7 +58,6 @@ TEXTBOOKS = {
     "shared90": shared(0.9),
     "made_up05": made_up(0.05),
     "made_up15": made_up(0.15),
-    "made_up30": made_up(0.30),
     "made_up50": made_up(0.50),
     "two_ways": Textbook(ToyConfig(total_first=0.5)),
     "weak": Textbook(ToyConfig(slip=0.35)),
