@@ -19,8 +19,8 @@ Batch = tuple[list[Problem], Rollouts, Tensor]  # B problems, G rollouts of each
 def informative_groups(rewards: Tensor, group_size: int) -> Tensor:
     """Which prompts can teach anything: [B] bool from rewards [B * G]; those whose rollouts do not all earn the same.
 
-    Dynamic sampling (DAPO, section 3.2: 0 < number of right rollouts < G) drops the others and samples on. All of a dropped
-    group's advantages would be 0. A group of one has nothing to be compared with and is kept, as in verl.
+    Dynamic sampling (DAPO, section 3.2: 0 < number of right rollouts < G) drops the others and samples on. All of a
+    dropped group's advantages would be 0. A group of one has nothing to be compared with and is kept, as in verl.
     """
     if rewards.ndim != 1 or group_size < 1 or len(rewards) % group_size:
         raise ValueError(f"rewards must be [B * {group_size}], found shape {tuple(rewards.shape)}")
@@ -48,8 +48,8 @@ def dynamic_sampling(collect: Callable[[], Batch], limit: int) -> tuple[Batch, d
     missing = size - int(informative.sum())
     if missing > 0:
         tqdm.write(
-            f"dynamic sampling gives up: {len(batches)} batches hold {size - missing} problems that are solved sometimes "
-            f"but not always; {missing} others fill the batch"
+            f"dynamic sampling gives up: {len(batches)} batches hold {size - missing} problems that are solved "
+            f"sometimes but not always; {missing} others fill the batch"
         )
     order = informative.int().argsort(descending=True, stable=True)  # the informative first, each kind as it was drawn
     chosen = order[:size].sort().values.tolist()

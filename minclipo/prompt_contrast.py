@@ -27,8 +27,9 @@ def prompt_contrast(own_logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) 
 
         g_i = mean_t clamp(log p(y_t | x_i, y_<t) - log (1/K) sum_k p(y_t | x_k, y_<t), -LIMIT, LIMIT)
 
-    A right answer that is less likely under its own prompt than under others has a negative gain: weights above 1 / LIMIT
-    can make it earn less than a wrong one. own_logprobs [N, T], other_logprobs [K, N, T], mask [N, T] bool. Padding is never read.
+    An answer that is less likely under its own prompt than under others has a negative gain: a weight above 1 / LIMIT
+    can make it earn less than a wrong one. own_logprobs [N, T], other_logprobs [K, N, T], mask [N, T] bool. Padding is
+    never read.
     """
     if other_logprobs.ndim != 3 or other_logprobs.shape[1:] != own_logprobs.shape or own_logprobs.shape != mask.shape:
         raise ValueError(
