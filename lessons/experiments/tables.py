@@ -103,8 +103,9 @@ def time_table(rows: list[dict]) -> str:
     """Where the time of these runs went."""
     total = {what: sum(run[what] for row in rows for run in row["seconds"]) for what in ("training", "evaluation")}
     runs = sum(len(row["seeds"]) for row in rows)
-    spent, share = sum(total.values()), total["training"] / sum(total.values())
-    return f"{runs} runs, {spent / 60:.1f} minutes without pretraining, of which training {share:.0%}\n"
+    spent = sum(total.values())
+    in_training = total["training"] / spent
+    return f"{runs} runs, {spent / 60:.1f} minutes without pretraining, of which training {in_training:.0%}\n"
 
 
 def write_tables(found: Found, folder: Path) -> None:
