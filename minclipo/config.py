@@ -33,9 +33,7 @@ class TrainConfig:
     advantage_scale: str = option("std", "what divides advantages; none is Dr. GRPO's choice", choices=SCALES)
     advantage_epsilon: float = option(1e-6, "added to that divisor", at_least=0)
     ratio: str = option("token", "what is clipped: sequence is GSPO's, geometric_mean GMPO's", choices=RATIOS)
-    clip_low: float = option(
-        0.2, "ratios below 1 - this are clipped (geometric_mean: logs below -this)", at_least=0, at_most=1
-    )
+    clip_low: float = option(0.2, "ratios below 1 - this are clipped (geometric_mean: logs below -this)", at_least=0)
     clip_high: float = option(0.2, "ratios above 1 + this are clipped (geometric_mean: logs above this)", at_least=0)
     dual_clip: float = option(0.0, "ratio (above 1) that bounds the loss of negative advantages; 0: none", at_least=0)
     aggregation: str = option("token_mean", "how token losses become one number", choices=AGGREGATIONS)
@@ -80,6 +78,8 @@ class TrainConfig:
 
     def __post_init__(self):
         check_options(self)
+        if self.ratio != "geometric_mean" and self.clip_low > 1:
+            raise ValueError(f"clip_low must be at most 1, found {self.clip_low}: no ratio is below 0")
         if 0 < self.dual_clip <= 1:
             raise ValueError(f"dual_clip must be above 1, or 0 for none; found {self.dual_clip}")
         if self.prompt_contrast_weight and self.prompt_contrast_others >= self.prompts_per_step:

@@ -135,8 +135,11 @@ def policy_loss(
         raise ValueError(f"logprobs must be [N, T], found shape {tuple(logprobs.shape)}")
     if advantages.shape != logprobs.shape[:1]:
         raise ValueError(f"advantages must be [N] = [{len(logprobs)}], found {tuple(advantages.shape)}")
-    if not (0 <= clip_low <= 1 and clip_high >= 0):
-        raise ValueError(f"clip_low must be in 0..1 and clip_high 0 or more, found {clip_low} and {clip_high}")
+    if not (clip_low >= 0 and clip_high >= 0) or (ratio != "geometric_mean" and clip_low > 1):
+        raise ValueError(
+            f"clip_low and clip_high must be 0 or more, clip_low at most 1 unless it bounds logarithms (ratio "
+            f"geometric_mean); found {clip_low} and {clip_high}"
+        )
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip must be above 1 (None: off), found {dual_clip}")
     if ratio not in RATIOS:
@@ -172,8 +175,8 @@ def sequence_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
 
         s_t = sg[mean of d] + d_t - sg[d_t]        GSPO, section 4.3 (the token form); sg: no gradient
 
-    The value is the mean, the gradient goes to the token itself. With a mean over tokens afterwards that is the
-    gradient of the mean, and the loss stays a sum over tokens, to be masked and weighted as GRPO's is.
+    The value is the mean, the gradient goes to the token itself. Where the tokens of a rollout weigh the same (they do
+    in every aggregation here), their sum has the gradient of the mean; where they do not, each token keeps its weight.
     """
     mean = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)  # [N, 1]
     return mean.detach() + (log_ratio - log_ratio.detach())  # in this order: the bracket is exactly 0

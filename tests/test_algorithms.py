@@ -4,7 +4,7 @@ enumeration, DAPO's dynamic sampling with a made-up sampler, and every preset in
 import itertools
 import math
 import zlib
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from minclipo.algorithms import ALGORITHM_FIELDS, ALGORITHMS
 from minclipo.config import TrainConfig
 from minclipo.dapo import dynamic_sampling, informative_groups, overlong_penalty
 from minclipo.grpo import group_advantages, policy_loss, sequence_log_ratio, token_weights
-from minclipo.sampler import Rollouts
+from minclipo.sampler import Rollouts, sample
 from minclipo.tasks import Task
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
@@ -69,49 +69,93 @@ def test_gspo_of_one_token_rollouts_is_grpo(aggregation):
     assert torch.equal(gradient, wanted)
 
 
-def objective_of_a_rollout(ratio: str, logprobs, old, advantage, clip_low, clip_high, dual_clip):
+def objective_of_a_rollout(logprobs, old, advantage, *, ratio, clip_low, clip_high, dual_clip=math.inf):
     """The papers' formulas for one rollout, to be maximised and differentiated as they stand. logprobs, old: [|y|]."""
-    if ratio == "sequence":  # GSPO eq. 5 and 7
-        s = ((logprobs - old).sum() / len(logprobs)).exp()
-        objective = torch.minimum(advantage * s, advantage * s.clamp(1 - clip_low, 1 + clip_high))
-    else:  # GMPO eq. 4
+    if ratio == "geometric_mean":  # GMPO eq. 4
         product = torch.ones((), dtype=torch.float64)
         for r in (logprobs - old).exp():
             product = product * (
                 r.clamp(max=math.exp(clip_high)) if advantage > 0 else r.clamp(min=math.exp(-clip_low))
             )
         objective = advantage * product ** (1 / len(logprobs))
-    return objective.clamp(min=advantage * dual_clip) if advantage < 0 else objective
+    else:
+        r = (logprobs - old).exp()  # GRPO: one a token
+        if ratio == "sequence":  # GSPO eq. 5 and 7
+            r = (logprobs.sum() - old.sum()).exp()[None] ** (1 / len(logprobs))
+        objective = torch.minimum(advantage * r, advantage * r.clamp(1 - clip_low, 1 + clip_high))
+    bounded = objective.clamp(min=advantage * dual_clip) if advantage < 0 else objective
+    return bounded.mean()
+
+
+def slow_loss(logprobs, old, advantages, mask, aggregation: str, **options):
+    """The loss and its gradient, rollout by rollout."""
+    lengths = mask.sum(1).tolist()
+    share = {  # of a rollout's mean in the loss
+        "sequence_mean": [1 / len(lengths)] * len(lengths),
+        "sequence_sum": [length / len(lengths) for length in lengths],
+        "token_mean": [length / sum(lengths) for length in lengths],
+        "constant": [length / (len(lengths) * 9) for length in lengths],
+    }[aggregation]
+    rows = [(logprobs[i][mask[i]], old[i][mask[i]], advantages[i]) for i in range(len(mask))]
+    loss = -sum(share[i] * objective_of_a_rollout(*row, **options) for i, row in enumerate(rows))
+    return loss, torch.autograd.grad(loss, logprobs)[0]
 
 
 @pytest.mark.parametrize("ratio", ["sequence", "geometric_mean"])
-@pytest.mark.parametrize("aggregation", ["sequence_mean", "sequence_sum", "token_mean"])
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "sequence_sum", "token_mean", "constant"])
 def test_the_token_form_is_the_formula_of_the_rollout(ratio, aggregation):
-    """Value and gradient, rollout by rollout. GSPO and GMPO are sequence_mean; the others weigh each rollout otherwise.
+    """Value and gradient. GSPO and GMPO are sequence_mean; the others weigh their rollouts by length.
 
     Catches: a clip of the wrong thing (tokens for the mean or the mean for tokens), on the wrong side of the sign of A,
     a gradient that leaks into the tokens that GMPO has clipped or out of those that it has not.
     """
     cut, dual = [], []
     for seed in range(8):
-        logprobs, old, advantages, mask = off_policy_batch(seed)
-        options = dict(clip_low=0.2, clip_high=0.28, dual_clip=1.4)
-        lengths = mask.sum(1).double()
-        share = {
-            "sequence_mean": torch.full_like(lengths, 1 / 6),
-            "sequence_sum": lengths / 6,
-            "token_mean": lengths / lengths.sum(),
-        }[aggregation]
-        loss = -sum(
-            share[i] * objective_of_a_rollout(ratio, logprobs[i][mask[i]], old[i][mask[i]], advantages[i], **options)
-            for i in range(6)
-        )
-        (wanted,) = torch.autograd.grad(loss, logprobs)
-        found, gradient = loss_and_gradient(logprobs, old, advantages, mask, aggregation, ratio=ratio, **options)
-        torch.testing.assert_close(found.loss, loss, rtol=1e-12, atol=1e-13)
-        torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-13)
+        batch, options = off_policy_batch(seed), dict(ratio=ratio, clip_low=0.2, clip_high=0.28, dual_clip=1.4)
+        found, gradient = loss_and_gradient(*batch, aggregation, **options)
+        wanted, wanted_gradient = slow_loss(*batch, aggregation, **options)
+        torch.testing.assert_close(found.loss, wanted, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-12, atol=1e-13)
         cut.append(found.clip_fraction), dual.append(found.dual_clip_fraction)
     assert 0 < min(cut) and max(cut) < 1 and max(dual) > 0
+
+
+# name: (ratio, clip_low, clip_high, aggregation) of the papers, and a drift at which some of it is clipped
+PAPERS = {
+    "grpo": ("token", 0.2, 0.2, "token_mean", 0.3),
+    "grpo_published": ("token", 0.2, 0.2, "sequence_mean", 0.3),
+    "dr_grpo": ("token", 0.2, 0.2, "constant", 0.3),
+    "dapo": ("token", 0.2, 0.28, "token_mean", 0.3),
+    "gspo": ("sequence", 3e-4, 4e-4, "sequence_mean", 1e-3),
+    "gmpo": ("geometric_mean", 0.4, 0.4, "sequence_mean", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_loss_of_a_preset_is_its_papers(name):
+    """Catches: a number, a ratio or a mean in the table of presets that is not the one published."""
+    preset, (ratio, clip_low, clip_high, aggregation, drift) = ALGORITHMS[name], PAPERS[name]
+    settings = {field: preset[field] for field in LOSS_FIELDS}
+    for seed in range(5):
+        batch = off_policy_batch(seed, drift=drift)
+        found, gradient = loss_and_gradient(*batch, preset["aggregation"], **settings)
+        wanted, wanted_gradient = slow_loss(*batch, aggregation, ratio=ratio, clip_low=clip_low, clip_high=clip_high)
+        assert 0 < found.clip_fraction < 1 and preset["dual_clip"] == 0
+        torch.testing.assert_close(found.loss, wanted, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-12, atol=1e-13)
+
+
+def test_what_presets_set_besides_the_loss():
+    """Catches: an extra that has slipped into another algorithm, DAPO's penalty of 1 with rewards of 1 and 0."""
+    besides = ("advantage_scale", "kl_weight", "kl_kind", "dynamic_sampling", "overlong_penalty", "overlong_buffer")
+    plain = dict(zip(besides, ("std", 0.0, "k3", 0, 0.0, 0.2)))
+    wanted = {
+        "grpo_published": dict(kl_weight=0.04),
+        "dr_grpo": dict(advantage_scale="none"),
+        "dapo": dict(dynamic_sampling=10, overlong_penalty=0.5, overlong_buffer=4096 / 20480),
+    }
+    for name, preset in ALGORITHMS.items():
+        assert {field: preset[field] for field in besides} == plain | wanted.get(name, {})
 
 
 def test_the_token_form_gives_each_token_its_own_gradient():
@@ -175,7 +219,7 @@ def test_dr_grpo_is_unbiased():
     theta = THETA.clone().requires_grad_()
     preset = ALGORITHMS["dr_grpo"]
     found = expected_gradient(theta, preset["advantage_scale"], preset["aggregation"])
-    torch.testing.assert_close(found, -(1 - 1 / GROUP) / MAX_LENGTH * true_gradient(theta), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found, -(1 - 1 / GROUP) / MAX_LENGTH * true_gradient(theta), rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -380,6 +424,25 @@ def test_settings_of_a_preset_arrive_where_they_act(tmp_path, monkeypatch, name)
     assert [found for _, found in calls["overlong_penalty"]] == [dict(buffer=buffer, penalty=penalty)] * (penalty > 0)
 
 
+@pytest.mark.parametrize("width", [3, 5])
+def test_the_overlong_penalty_counts_in_max_new_tokens(tmp_path, monkeypatch, width):
+    """A completion of all 5 tokens loses 0.4, right or wrong, one of 1 token nothing (a buffer of 4 tokens).
+
+    Catches: the longest completion of the batch in the place of the limit, a penalty that only right answers pay.
+    """
+
+    def short(*args, **options):
+        found = sample(*args, **options)
+        return replace(found, **{name: getattr(found, name)[:, :width] for name in ("completions", "mask", "logprobs")})
+
+    monkeypatch.setattr(trainer_module, "sample", short)
+    trainer = make(tmp_path, overlong_penalty=0.4, overlong_buffer=0.8)
+    trainer.step()
+    correct, lengths = trainer.batch["correct"], trainer.batch["mask"].sum(1)
+    assert correct.any() and not correct.all() and lengths.max() == width
+    torch.testing.assert_close(trainer.batch["rewards"], correct.float() - 0.1 * (lengths - 1))
+
+
 def test_a_resumed_run_with_dynamic_sampling_goes_on_with_the_next_problems(tmp_path):
     """A step draws as many problems as it takes, so its number does not say where it was. Catches: a resumed run that
     begins again at step * prompts_per_step, and sees problems twice."""
@@ -442,3 +505,14 @@ def test_the_update_depends_on_nothing_but_rollouts_and_advantages(tmp_path, mon
     grpo = make(tmp_path, **ALGORITHMS[name])
     grpo.step()
     assert not torch.equal(weights(grpo), weights(clipo))  # the contrastive reward did act
+
+
+def test_clip_bounds_of_logarithms_may_exceed_1():
+    """A ratio is never below 0, a logarithm may be below -1. Catches: one bound for both, refused or ignored."""
+    assert TrainConfig(ratio="geometric_mean", clip_low=1.5).clip_low == 1.5
+    with pytest.raises(ValueError, match="clip_low must be at most 1"):
+        TrainConfig(clip_low=1.5)
+    tensors = (torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), torch.ones(1, 2))
+    assert policy_loss(*tensors, ratio="geometric_mean", clip_low=1.5).loss == -1
+    with pytest.raises(ValueError, match="clip_low at most 1"):
+        policy_loss(*tensors, clip_low=1.5)
