@@ -108,13 +108,7 @@ class Trainer:
         else:
             (problems, rollouts, correct), extra = self.collect(), {}
         texts = self.tokenizer.decode_batch(rollouts.completion_ids())
-        rewards = correct.float()  # [N]
-        if config.overlong_penalty:
-            buffer = config.overlong_buffer * config.max_new_tokens  # tokens
-            lengths = rollouts.mask.sum(1)
-            rewards = rewards + overlong_penalty(
-                lengths, config.max_new_tokens, buffer=buffer, penalty=config.overlong_penalty
-            )
+        rewards = self.outcome_rewards(rollouts, correct)  # [N]
 
         # 3. Contrast: correct rollouts pay for lying far from the other correct ones of their prompt; the head learns.
         contrastive_rewards, head_loss = self.contrast(rollouts, correct)  # [N], scalar
@@ -184,6 +178,14 @@ class Trainer:
         G, finished = self.config.group_size, rollouts.finished.tolist()
         verdicts = [self.task.check_outcome(problems[i // G], text, finished[i]) for i, text in enumerate(texts)]
         return torch.tensor(verdicts, device=rollouts.mask.device)
+
+    def outcome_rewards(self, rollouts: Rollouts, correct: Tensor) -> Tensor:
+        """1 for a right answer, 0 for a wrong one, less DAPO's price on length if there is one: [N]."""
+        config, rewards = self.config, correct.float()
+        if config.overlong_penalty:
+            price = dict(buffer=config.overlong_buffer * config.max_new_tokens, penalty=config.overlong_penalty)
+            rewards = rewards + overlong_penalty(rollouts.mask.sum(1), config.max_new_tokens, **price)
+        return rewards
 
     def check_steps(self, problems: list[Problem], texts: list[str]) -> tuple[Tensor, Tensor]:
         """What the step check says of each rollout: (is every step right? [N] bool, number of steps checked [N])."""

@@ -155,7 +155,7 @@ def draw(name: str, found: Found, folder: Path) -> None:
         dots(found, picture)
     if name == "ingredients":
         dose_response(found, folder / "dose_response.png")
-    if name == "frontier":
+    if name in ("frontier", "prompt_contrast"):
         frontier(found, picture)
     if name == "shared_step":
         share = lambda book: TEXTBOOKS[book].config.shared_step

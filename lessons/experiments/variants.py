@@ -112,6 +112,12 @@ def frontier() -> list[Variant]:
     ]
 
 
+def prompt_contrast() -> list[Variant]:
+    """The rows of the frontier that our own extension is to be compared with, for more seeds."""
+    names = ("GRPO", "GRPO, no std", "CLIPO", "oracle")
+    return [variant for variant in frontier() if variant.name in names or "prompt contrast" in variant.name]
+
+
 def grpo_and_clipo(*textbooks: str) -> list[Variant]:
     return [Variant(name, settings, book) for book in textbooks for name, settings in (("GRPO", {}), ("CLIPO", CLIPO))]
 
@@ -131,6 +137,7 @@ EXPERIMENTS = {
     "gspo_clip": gspo_clip,
     "ingredients": ingredients,
     "frontier": frontier,
+    "prompt_contrast": prompt_contrast,
     "shared_step": lambda: grpo_and_clipo("shared10", "shared30", "shared50", "shared70", "shared90"),
     "made_up": lambda: grpo_and_clipo("made_up05", "made_up15", "made_up50"),
     "few_correct": lambda: grpo_and_clipo("weak"),
