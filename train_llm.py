@@ -4,7 +4,7 @@
     python train_llm.py --model Qwen/Qwen2.5-0.5B-Instruct --data openai/gsm8k:main/train-* \\
                         --eval-data openai/gsm8k:main/test-*                          # one GPU
     python train_llm.py --preset track1                                               # the paper's first recipe
-    python train_llm.py --preset track2 --algorithm gspo                              # its second, under GSPO
+    python train_llm.py --preset track2 --algorithm gspo --mini-batches 4             # its second, under GSPO
     python train_llm.py --model runs/toy/seed0/pretrained/model --data chain          # the toy's own model
     python train_llm.py --model runs/llm/model --eval-only --data ...                 # how good is it?
 
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from minclipo.algorithms import ALGORITHMS
 from minclipo.checkpoint import load_config, load_model
-from minclipo.config import TrainConfig
+from minclipo.config import TrainConfig, refuse_idle
 from minclipo.evaluation import evaluate
 from minclipo.files import read_lines, write_lines
 from minclipo.intervals import share_interval
@@ -317,7 +317,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--preset", choices=list(PRESETS), default="none", help="all settings of one of the paper's recipes"
     )
     parser.add_argument(
-        "--algorithm", choices=list(ALGORITHMS), help="ratio, clip, means and KL as its paper has them (default: grpo)"
+        "--algorithm", choices=list(ALGORITHMS), help="ratio, clip, means and KL (default: the preset's GRPO)"
     )
     parser.add_argument("--eval-only", action="store_true", help="measure the model; trains and writes nothing")
     parser.add_argument("--out", type=Path, default=Path("runs/llm"), help="where everything goes (default: runs/llm)")
@@ -333,16 +333,7 @@ def make_configs(arguments: argparse.Namespace) -> tuple[LLMConfig, TrainConfig]
     given = given_options(arguments, TrainConfig)
     algorithm = ALGORITHMS[arguments.algorithm] if arguments.algorithm else {}
     chosen = LLM | PRESETS[arguments.preset] | algorithm | given_options(arguments, LLMConfig) | given
-    switches = (
-        ("contrastive_weight", ("contrastive_", "head_")),
-        ("prompt_contrast_weight", ("prompt_contrast_",)),
-        ("kl_weight", ("kl_kind",)),
-        ("overlong_penalty", ("overlong_",)),
-    )
-    for switch, dependent in switches:
-        ignored = [name for name in given if name.startswith(dependent) and name != switch]
-        if ignored and not chosen.get(switch):
-            raise ValueError(f"--{ignored[0].replace('_', '-')} does nothing without --{switch.replace('_', '-')}")
+    refuse_idle(given, chosen)
     if not chosen.get("contrastive_weight"):
         chosen.pop("head_warmup_steps", None)  # a preset's: without CLIPO there is no head
     fields = {field.name for field in dataclasses.fields(LLMConfig)}
@@ -388,6 +379,8 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         "training": dataclasses.asdict(train_config),
     }
     check_out(out, settings, resume, MAY_DIFFER)
+    if arguments.algorithm and train_config.mini_batches == 1:
+        print("with --mini-batches 1 every ratio is 1: ratio and clip of the algorithm do nothing")
     shape = load_config(config.model)
     check_room(out, bytes_on_disk(shape, dtype, train_config.keep_states), resume)
     check_memory(shape, config, train_config, device)

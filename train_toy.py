@@ -25,6 +25,7 @@ import torch
 
 from minclipo.algorithms import ALGORITHMS, NAMES
 from minclipo.checkpoint import load_model, save_model
+from minclipo.config import refuse_idle
 from minclipo.evaluation import evaluate
 from minclipo.files import read_json, write_json
 from minclipo.intervals import Interval, mean_interval, share_interval
@@ -193,6 +194,8 @@ def check_given(methods: list[str], given: dict, algorithm: str, toy: ToyConfig,
     for name in given:
         if owner(name) not in (None, *methods):
             raise ValueError(f"--{name.replace('_', '-')} is an option of {owner(name)}, which --method leaves out")
+    ownerless = {name: value for name, value in given.items() if owner(name) is None}
+    refuse_idle(ownerless, ALGORITHMS[algorithm] | given)
     model, longest_prompt = toy_model(toy, seed=0), len(toy_tokenizer().encode(random_problem(random.Random(0)).prompt))
     for method in methods:
         for seed in seeds:

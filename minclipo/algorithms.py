@@ -43,13 +43,14 @@ def _algorithm(**settings) -> dict:
 
 
 ALGORITHMS = {
-    # As it is mostly run today (verl's default, and the baseline of CLIPO's scripts without their KL and dual clip).
+    # As it is mostly run today: verl's defaults without its dual clip, CLIPO's baseline without its KL and dual clip.
     "grpo": _algorithm(),
-    # DeepSeekMath (arXiv 2402.03300), eq. 3 and section 4.2.
+    # DeepSeekMath (arXiv 2402.03300), eq. 3 and section 4.2, which says nothing of the clip range: 0.2 is PPO's.
     "grpo_published": _algorithm(aggregation="sequence_mean", kl_weight=0.04, kl_kind="k3"),
     # Dr. GRPO (arXiv 2503.20783), section 3: neither lengths nor standard deviations weigh anything.
     "dr_grpo": _algorithm(aggregation="constant", advantage_scale="none"),
-    # DAPO (arXiv 2503.14476), section 4.1. Its penalty of 1 is for rewards of 1 and -1; a buffer of 4096 of 20480.
+    # DAPO (arXiv 2503.14476), section 4.1. Its penalty of 1 is for rewards of 1 and -1; its buffer 4096 of 20480 tokens.
+    # The limit of 10 batches is verl's.
     "dapo": _algorithm(clip_high=0.28, dynamic_sampling=10, overlong_penalty=0.5, overlong_buffer=0.2),
     # GSPO (arXiv 2507.18071), section 5.1.
     "gspo": _algorithm(ratio="sequence", aggregation="sequence_mean", clip_low=3e-4, clip_high=4e-4),

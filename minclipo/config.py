@@ -91,3 +91,26 @@ class TrainConfig:
             raise ValueError(f"head_warmup_steps {self.head_warmup_steps} leaves the policy none of {self.steps} steps")
         if self.head_warmup_steps and not self.contrastive_weight:
             raise ValueError(f"head_warmup_steps is {self.head_warmup_steps}, but contrastive_weight 0 has no head")
+        if self.head_warmup_steps and (self.head_kind == "none" or self.head_learning_rate == 0):
+            raise ValueError(f"head_warmup_steps is {self.head_warmup_steps}, but this head does not learn")
+        if self.dynamic_sampling == 1:
+            raise ValueError(
+                "dynamic_sampling must be 0 (off) or at least 2 batches: with 1 there is nothing to choose"
+            )
+
+
+# An option that does nothing unless another one is set: (that other one, how the options begin that need it).
+SWITCHES = (
+    ("contrastive_weight", ("contrastive_", "head_")),
+    ("prompt_contrast_weight", ("prompt_contrast_",)),
+    ("kl_weight", ("kl_kind",)),
+    ("overlong_penalty", ("overlong_",)),
+)
+
+
+def refuse_idle(given: dict, chosen: dict) -> None:
+    """ValueError naming the first given option that does nothing with these settings. given, chosen: {option: value}."""
+    for switch, beginnings in SWITCHES:
+        idle = [name for name in given if name.startswith(beginnings) and name != switch]
+        if idle and not chosen.get(switch):
+            raise ValueError(f"--{idle[0].replace('_', '-')} does nothing without --{switch.replace('_', '-')}")

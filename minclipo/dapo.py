@@ -1,7 +1,7 @@
 """What DAPO (Yu et al. 2025, arXiv 2503.14476) adds around the loss: which prompts to train on, and a price on length.
 
 Its other two changes are settings of `minclipo.grpo`: clip_high above clip_low, and the mean over tokens.
-Left out: the noise schedule of its learning rate.
+Left out: overlong filtering (no loss on truncated completions), the warm-up of its learning rate.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,9 @@ Batch = tuple[list[Problem], Rollouts, Tensor]  # B problems, G rollouts of each
 def informative_groups(rewards: Tensor, group_size: int) -> Tensor:
     """Which prompts can teach anything: [B] bool from rewards [B * G]; those whose rollouts do not all earn the same.
 
-    Dynamic sampling (DAPO, section 3.2: 0 < number of right rollouts < G) drops the others and samples on. All of a
-    dropped group's advantages would be 0. A group of one has nothing to be compared with and is kept, as in verl.
+    Dynamic sampling (DAPO, section 3.2: 0 < number of right rollouts < G) drops the others and samples on: with these
+    rewards alone all their advantages would be 0. A group of one has nothing to be compared with and is kept, as in
+    verl.
     """
     if rewards.ndim != 1 or group_size < 1 or len(rewards) % group_size:
         raise ValueError(f"rewards must be [B * {group_size}], found shape {tuple(rewards.shape)}")
@@ -37,25 +38,35 @@ def dynamic_sampling(collect: Callable[[], Batch], limit: int) -> tuple[Batch, d
     batch holds, at most `limit` times. Then problems that teach nothing fill the batch up, and the log says so: verl
     stops with an error there, which would end a training that has solved nearly everything.
     """
-    batches = [collect()]
-    size, group_size = len(batches[0][0]), batches[0][1].group_size
-    informative = informative_groups(batches[0][2].float(), group_size)  # [size]
-    while informative.sum() < size and len(batches) < limit:
-        batches.append(collect())
-        informative = torch.cat([informative, informative_groups(batches[-1][2].float(), group_size)])
-    problems = [problem for batch in batches for problem in batch[0]]
-    rollouts, correct = join([batch[1] for batch in batches]), torch.cat([batch[2] for batch in batches])
-    missing = size - int(informative.sum())
+    found, spare, batches, right, wanted = [], None, 0, 0.0, 1
+    while batches < limit and sum(len(part[0]) for part in found) < wanted:
+        problems, rollouts, correct = batch = collect()
+        informative = informative_groups(correct.float(), rollouts.group_size)  # [B]
+        found.append(_part(batch, informative.nonzero()[:, 0].tolist()))
+        if spare is None:  # the first batch holds as many others as can ever be missing
+            wanted, spare = len(problems), _part(batch, (~informative).nonzero()[:, 0].tolist())
+        batches, right = batches + 1, right + correct.float().mean().item()
+    missing = wanted - sum(len(part[0]) for part in found)
     if missing > 0:
         tqdm.write(
-            f"dynamic sampling gives up: {len(batches)} batches hold {size - missing} problems that are solved "
-            f"sometimes but not always; {missing} others fill the batch"
+            f"dynamic sampling gives up: of {batches} batches {wanted - missing} problems are solved sometimes but not "
+            f"always; {missing} others fill the batch"
         )
-    order = informative.int().argsort(descending=True, stable=True)  # the informative first, each kind as it was drawn
-    chosen = order[:size].sort().values.tolist()
-    metrics = {"batches_sampled": len(batches), "accuracy_sampled": correct.float().mean().item()}
-    kept = ([problems[p] for p in chosen], rollouts.select(chosen), correct.view(-1, group_size)[chosen].flatten())
-    return kept, metrics
+        found.append(spare)
+    found = [part for part in found if part[0]]
+    problems = [problem for part in found for problem in part[0]]
+    whole = (problems, join([part[1] for part in found]), torch.cat([part[2] for part in found]))
+    return _part(whole, list(range(wanted))), {"batches_sampled": batches, "accuracy_sampled": right / batches}
+
+
+def _part(batch: Batch, places: list[int]) -> Batch:
+    """Some of the batch's problems, by their places, with their rollouts and verdicts."""
+    problems, rollouts, correct = batch
+    return (
+        [problems[p] for p in places],
+        rollouts.select(places),
+        correct.view(-1, rollouts.group_size)[places].flatten(),
+    )
 
 
 def overlong_penalty(lengths: Tensor, max_length: int, *, buffer: float, penalty: float) -> Tensor:

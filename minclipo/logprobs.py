@@ -85,6 +85,20 @@ def _token_logprobs(model: GPT, hidden: Tensor, tokens: Tensor, temperature: flo
     return distribution.gather(-1, tokens[:, None])[:, 0], entropy
 
 
+@torch.no_grad()
+def rollout_logprobs(
+    model: GPT, rollouts: Rollouts, *, temperature: float = 1.0, micro_batch_tokens: int = 0
+) -> Tensor:
+    """Log-probs of all rollouts under their prompts, [N, T], without gradient; at most that many tokens a pass."""
+    scored = torch.zeros_like(rollouts.logprobs)
+    for rows in micro_batches(rollouts, torch.arange(len(scored), device=scored.device), micro_batch_tokens):
+        width = int(rollouts.mask[rows].sum(1).max())  # no padding beyond the longest of these rows
+        prompts = [rollouts.prompts[i // rollouts.group_size] for i in rows.tolist()]
+        completions, mask = rollouts.completions[rows, :width], rollouts.mask[rows, :width]
+        scored[rows, :width], _ = completion_logprobs(model, prompts, completions, mask, temperature=temperature)
+    return scored
+
+
 def micro_batches(rollouts: Rollouts, rows: Tensor, tokens: int) -> list[Tensor]:
     """Split row indices [any number] into parts of at most `tokens` tokens in `completion_logprobs`, padding included.
 

@@ -32,7 +32,9 @@ def plot_training(histories: dict[str, list[list[dict]]], path: str | Path, algo
     for axis, (metric, title, meaning) in zip(axes, PANELS):
         for method, runs in histories.items():
             steps = [run[0]["step"] for run in zip(*runs)]
-            values = [[metrics[metric] for metrics in metrics_of_step] for metrics_of_step in zip(*runs)]
+            # Dynamic sampling trains on a selection, but knows the accuracy of everything that it has sampled.
+            value = lambda metrics: metrics.get(f"{metric}_sampled", metrics[metric])
+            values = [[value(metrics) for metrics in metrics_of_step] for metrics_of_step in zip(*runs)]
             style = STYLES[method] | {"label": STYLES[method]["label"].format(algorithm)}
             axis.plot(steps, [sum(row) / len(row) for row in values], linewidth=1.8, **style)
             if len(runs) > 1:

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from minclipo.logprobs import completion_logprobs, micro_batches
+from minclipo.logprobs import rollout_logprobs
 from minclipo.model import GPT
 from minclipo.sampler import Rollouts
 
@@ -56,20 +56,11 @@ def draw_other_prompts(prompts: int, others: int, generator: torch.Generator | N
     return drawn
 
 
-@torch.no_grad()
 def logprobs_under(
     model: GPT, rollouts: Rollouts, others: Tensor, *, temperature: float = 1.0, micro_batch_tokens: int = 0
 ) -> Tensor:
-    """Log-probs [K, N, T] of the completions as if they answered the prompts `others` [K, B] of the batch.
-
-    micro_batch_tokens: most tokens of one forward pass, 0: no limit.
-    """
-    scored = rollouts.logprobs.new_zeros((len(others), *rollouts.mask.shape))
-    every_row = torch.arange(len(rollouts.mask), device=rollouts.mask.device)
-    for k, places in enumerate(others.tolist()):
-        swapped = dataclasses.replace(rollouts, prompts=[rollouts.prompts[place] for place in places])
-        for rows in micro_batches(swapped, every_row, micro_batch_tokens):
-            prompts = [swapped.prompts[i // rollouts.group_size] for i in rows.tolist()]
-            completions, mask = rollouts.completions[rows], rollouts.mask[rows]
-            scored[k, rows], _ = completion_logprobs(model, prompts, completions, mask, temperature=temperature)
-    return scored
+    """Log-probs [K, N, T] of the completions as if they answered the prompts `others` [K, B] of the batch, without
+    gradient; at most `micro_batch_tokens` tokens a forward pass, 0: no limit."""
+    swapped = lambda places: dataclasses.replace(rollouts, prompts=[rollouts.prompts[place] for place in places])
+    options = dict(temperature=temperature, micro_batch_tokens=micro_batch_tokens)
+    return torch.stack([rollout_logprobs(model, swapped(places), **options) for places in others.tolist()])

@@ -44,7 +44,7 @@ METHODS = {
         dual_clip=3.0,
     ),
 }
-PAPER_WARMUP = 13 / 84  # of Track I's 84 steps the first 13 train the head only
+PAPER_WARMUP = 13 / 84  # of Track I's 84 steps the first 13 train the head only: train_toy.py adds that
 
 
 @dataclass

@@ -9,6 +9,7 @@ B prompts, G rollouts a prompt, N = B * G rows, T completion tokens.
 """
 
 import copy
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_l
 from minclipo.dapo import dynamic_sampling, overlong_penalty
 from minclipo.files import read_lines, write_lines
 from minclipo.grpo import aggregate, group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
-from minclipo.logprobs import completion_logprobs, micro_batches
+from minclipo.logprobs import completion_logprobs, micro_batches, rollout_logprobs
 from minclipo.metrics import faithfulness_metrics, log_line, rollout_metrics
 from minclipo.model import GPT
 from minclipo.optimizer import Float32AdamW
@@ -232,9 +233,22 @@ class Trainer:
 
     def update_policy(self, rollouts: Rollouts, advantages: Tensor) -> dict[str, float]:
         """One pass over the rollouts in random mini-batches, an optimizer step each; the mini-batches' mean metrics."""
+        rollouts = dataclasses.replace(rollouts, logprobs=self.old_logprobs(rollouts))
         order = torch.randperm(len(advantages), generator=self.generator, device=advantages.device)
         parts = [self.update_on(rollouts, advantages, rows) for rows in order.chunk(self.config.mini_batches)]
         return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+
+    def old_logprobs(self, rollouts: Rollouts) -> Tensor:
+        """The log-probs that ratios are taken to, [N, T].
+
+        In float32 those of the sampling. In half precision token by token and all at once round differently, by as much
+        as GSPO's clip range is wide: there they are computed again, the way that the update computes them.
+        """
+        config = self.config
+        if self.model.embed_tokens.weight.dtype not in (torch.bfloat16, torch.float16):
+            return rollouts.logprobs
+        limit = dict(temperature=config.temperature, micro_batch_tokens=config.micro_batch_tokens)
+        return rollout_logprobs(self.model, rollouts, **limit)
 
     def update_on(self, rollouts: Rollouts, advantages: Tensor, rows: Tensor) -> dict[str, float]:
         """One optimizer step on the given rows; raises FloatingPointError before the weights are touched by a NaN."""

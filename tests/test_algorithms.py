@@ -18,7 +18,7 @@ from minclipo.dapo import dynamic_sampling, informative_groups, overlong_penalty
 from minclipo.grpo import group_advantages, policy_loss, sequence_log_ratio, token_weights
 from minclipo.sampler import Rollouts, sample
 from minclipo.tasks import Task
-from minclipo.toy import TASK, toy_tokenizer
+from minclipo.toy import TASK, ToyConfig, toy_model, toy_tokenizer
 from minclipo.trainer import Trainer
 
 LOSS_FIELDS = ("ratio", "clip_low", "clip_high")
@@ -307,9 +307,9 @@ def test_informative_problems_are_kept_as_they_were_drawn(capsys):
     assert metrics == {"batches_sampled": 2, "accuracy_sampled": pytest.approx(9 / 16)}
 
 
-@pytest.mark.parametrize("limit, wanted", [(1, [0, 1, 2]), (2, [0, 1, 4]), (3, [0, 4, 6])])
+@pytest.mark.parametrize("limit, wanted", [(1, [0, 1, 2]), (2, [4, 0, 1]), (3, [4, 6, 0])])
 def test_the_limit_stops_the_search(capsys, limit, wanted):
-    """Then problems that teach nothing fill the batch, the first drawn first, and the log says how many.
+    """Then problems of the first batch that teach nothing fill it up, and the log says how many.
 
     Catches: a search without end once everything is solved, a batch that is too small, a limit off by one.
     """
@@ -319,7 +319,7 @@ def test_the_limit_stops_the_search(capsys, limit, wanted):
     assert_holds(kept, wanted, *batches)
     said = capsys.readouterr().out
     assert len(calls) == limit
-    assert f"{limit} batches hold {limit - 1} problems" in said and f"{4 - limit} others fill" in said
+    assert f"of {limit} batches {limit - 1} problems" in said and f"{4 - limit} others fill" in said
 
 
 def test_a_first_batch_that_is_informative_is_left_alone(capsys):
@@ -516,3 +516,33 @@ def test_clip_bounds_of_logarithms_may_exceed_1():
     assert policy_loss(*tensors, ratio="geometric_mean", clip_low=1.5).loss == -1
     with pytest.raises(ValueError, match="clip_low at most 1"):
         policy_loss(*tensors, clip_low=1.5)
+
+
+@pytest.mark.parametrize("dtype, recomputed", [(torch.float32, False), (torch.bfloat16, True)])
+def test_gspo_does_not_clip_rounding(tmp_path, dtype, recomputed):
+    """On-policy nothing is clipped, in bfloat16 either. Catches: ratios to the sampling's own log-probs, whose rounding
+    is as large as GSPO's clip range: the test sees that those would be clipped."""
+    config = TrainConfig(prompts_per_step=8, group_size=8, mini_batches=1, **ALGORITHMS["gspo"])
+    model = toy_model(ToyConfig(hidden_size=128), seed=0).to(dtype)
+    trainer = Trainer(model, toy_tokenizer(), Task(TASK.draw, one_in(2)), config, tmp_path)
+    _, rollouts, correct = trainer.collect()
+    ours = replace(rollouts, logprobs=trainer.old_logprobs(rollouts))
+    weights, advantages = torch.ones(rollouts.mask.shape), torch.randn(len(correct))
+    losses = [trainer.loss_of(old, advantages, weights, torch.arange(len(correct))) for old in (rollouts, ours)]
+    with_sampled, with_ours = (metrics["clip_fraction"] for _, metrics in losses)
+    assert with_ours == 0 and (with_sampled > 0) == recomputed
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(dynamic_sampling=1), "dynamic_sampling must be 0"),
+        (dict(contrastive_weight=0.1, head_warmup_steps=2, head_kind="none"), "this head does not learn"),
+        (dict(contrastive_weight=0.1, head_warmup_steps=2, head_learning_rate=0.0), "this head does not learn"),
+        (dict(prompt_contrast_weight=0.1, prompts_per_step=2), "must be below prompts_per_step"),
+    ],
+)
+def test_settings_that_could_do_nothing_are_refused(settings, message):
+    """Catches: steps that train neither head nor policy, a search for prompts that cannot find any."""
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**settings)

@@ -14,6 +14,7 @@ import run as runner  # noqa: E402
 import tables  # noqa: E402
 import textbooks  # noqa: E402
 from direct_gradient import DirectContrast  # noqa: E402
+from page import filled  # noqa: E402
 from variants import CLIPO, EXPERIMENTS, Variant  # noqa: E402
 
 from minclipo.config import TrainConfig  # noqa: E402
@@ -47,7 +48,8 @@ def test_a_finished_run_is_not_done_again(tiny, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert result.stat().st_mtime_ns == before and "seed 0" not in printed and "seed 1, tiny: CLIPO" in printed
     rows = json.loads((tmp_path / "algorithms" / "results.json").read_text())
-    assert [(row["name"], row["seeds"]) for row in rows] == [("GRPO", [0, 1]), ("CLIPO", [0, 1])]
+    names = ["after pretraining", "GRPO", "CLIPO"]
+    assert [(row["name"], row["seeds"]) for row in rows] == [(name, [0, 1]) for name in names]
     assert "other operands" in (tmp_path / "algorithms" / "table.md").read_text()
     assert (tmp_path / "algorithms" / "algorithms.png").stat().st_size > 5000
 
@@ -61,7 +63,15 @@ def test_a_run_with_other_settings_is_not_passed_off(tiny, tmp_path, capsys):
         assert runner.main(command) == 1
     finally:
         tiny[1].training["contrastive_weight"] = CLIPO["contrastive_weight"]
-    assert "was made with other settings" in capsys.readouterr().err
+    assert "CLIPO/seed0 was made with other settings" in capsys.readouterr().err
+
+
+def test_a_start_with_other_settings_is_not_passed_off(tiny, tmp_path, monkeypatch):
+    """Catches: models of an earlier textbook beside results that name the present one."""
+    textbooks.start("tiny", 0, tmp_path)
+    monkeypatch.setitem(textbooks.TEXTBOOKS, "tiny", textbooks.Textbook(TINY, operations=(3, 4)))
+    with pytest.raises(ValueError, match="tiny/seed0 was made with other settings"):
+        textbooks.start("tiny", 0, tmp_path)
 
 
 def test_differences_pair_equal_seeds_of_one_textbook():
@@ -135,3 +145,16 @@ def test_the_direct_loss_with_weight_zero_would_be_grpo(tmp_path, monkeypatch):
     plain.step(), direct.step()
     for ours, theirs in zip(direct.model.parameters(), plain.model.parameters()):
         assert torch.equal(ours, theirs)
+
+
+def test_the_direct_gradient_refuses_micro_batches(tmp_path):
+    """Catches: the contrastive term counted once a micro-batch, over pairs that never meet."""
+    config = TrainConfig(**SIZE, steps=1, contrastive_weight=0.1, micro_batch_tokens=50, keep_states=0)
+    with pytest.raises(ValueError, match="micro_batch_tokens must be 0"):
+        DirectContrast(toy_model(TINY, seed=0), toy_tokenizer(), EASY, config, tmp_path).step()
+
+
+def test_the_page_has_the_tables_of_the_results():
+    """Catches: a table on the page that the committed results do not have."""
+    page = ROOT / "lessons" / "results.md"
+    assert filled(page.read_text(), ROOT / "lessons" / "results") == page.read_text()

@@ -218,7 +218,7 @@ def test_logprobs_under_equal_a_plain_forward_pass(temperature):
 @pytest.mark.parametrize("tokens", [1, 25, 60])
 def test_micro_batches_change_nothing(monkeypatch, tokens):
     """Catches: parts written to the wrong rows, rows scored twice or never, a limit that is not passed on."""
-    import minclipo.prompt_contrast as module
+    import minclipo.logprobs as module
 
     model, rollouts, calls = small_gpt(), ragged_rollouts(), []
     wanted = logprobs_under(model, rollouts, OTHERS)
@@ -389,11 +389,15 @@ def test_hand_made_completions_are_what_they_are_called(attack):
             text = attack.written(kind, [problem], 0)[0]
             assert TASK.check_outcome(problem, text, True) == (not kind.startswith("wrong")), (kind, text)
             steps = TASK.check_steps(problem, text)
+            if kind == "wrong: solution of another problem":
+                assert not all(steps)
+                continue
             wanted = {
                 "faithful": 4, "one operand made up": 3, "all operands made up": 0, "last but one total garbage": 3,
                 "shared false step (+1 in step 2)": 3, "totals before operands": 4, "no steps, # and the answer": 0,
-                "operands copied once more before #": 4, "start number before #": 4,
-            }.get(kind, sum(steps))  # fmt: skip
+                "operands copied once more before #": 4, "start number before #": 4, "start number first": 0,
+                "operands without totals": 0, "wrong: right steps, wrong answer": 4,
+            }[kind]  # fmt: skip
             assert sum(steps) == wanted, (kind, text)
             assert (len(steps) == 5) == (kind in surplus), (kind, text)
 
@@ -427,3 +431,16 @@ def test_the_attack_runs_and_goes_on(attack, tmp_path, capsys):
     sizes[sizes.index("--steps") + 1] = "2"
     assert attack.main([*sizes, "--out", str(tmp_path)]) == 1
     assert "was made with other settings" in capsys.readouterr().err
+
+
+def test_no_scoring_pass_is_larger_than_micro_batch_tokens(monkeypatch):
+    """One long completion among short ones. Catches: short rows padded to the longest of the whole batch."""
+    from minclipo.model import GPT
+
+    model, rollouts, seen, original = small_gpt(), ragged_rollouts(), [], GPT.forward
+    rollouts.mask[1:, 1:] = False
+    watch = lambda self, tokens, *rest: seen.append(tokens.numel()) or original(self, tokens, *rest)
+    monkeypatch.setattr(GPT, "forward", watch)
+    longest = max(len(prompt) for prompt in rollouts.prompts) + rollouts.mask.shape[1]
+    logprobs_under(model, rollouts, OTHERS, micro_batch_tokens=longest)
+    assert max(seen) <= longest

@@ -69,6 +69,15 @@ def test_a_picture_of_unequal_runs_is_drawn(tmp_path):
     assert (tmp_path / "x.png").stat().st_size > 5000
 
 
+def test_the_accuracy_of_dynamic_sampling_is_that_of_all_it_has_sampled(tmp_path, monkeypatch):
+    """Catches: a curve of the prompts that were kept because they fail now and then, beside other methods' of all."""
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda self, xs, ys, **_: drawn.append(list(ys)) or [])
+    run = [dict(step=1, accuracy=0.5, accuracy_sampled=0.9, hallucination_rate=0.1)]
+    plot_training({"clipo": [run]}, tmp_path / "x.png")
+    assert drawn == [[0.9], [0.1]]
+
+
 def test_contrastive_options_reach_clipo_only():
     """Catches: --contrastive-weight turning the GRPO baseline into CLIPO; the paper's setting mixed with ours."""
     given = dict(contrastive_weight=0.7, process_penalty=0.9, contrastive_level="batch", steps=84)
@@ -212,5 +221,7 @@ def test_bad_command_lines_end_at_once(tmp_path, capsys):
     assert "seed must be at most" in message_of("--seeds", "0", str(2**64), out=tmp_path / "a", capsys=capsys)
     ignored = message_of("--method", "baseline", "--head-size", "8", out=tmp_path / "a", capsys=capsys)
     assert "--head-size is an option of clipo, which --method leaves out" in ignored
+    idle = message_of("--kl-kind", "k2", out=tmp_path / "a", capsys=capsys)
+    assert "--kl-kind does nothing without --kl-weight" in idle
     train_toy.prepare_out(tmp_path / "b", {"script": "train_toy.py", "toy": {}, "training": {"steps": 5}}, resume=False)
     assert "choose another --out" in message_of("--resume", out=tmp_path / "b", capsys=capsys)

@@ -3,7 +3,7 @@
 import json
 import random
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from minclipo.trainer import Trainer
 EXPERIMENTS = Path(__file__).parent.parent / "lessons" / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 import separation  # noqa: E402
+import textbooks  # noqa: E402
 from separation import OURS, PAPERS, States, auc, cosines, mean_auc, principal_axes, signal  # noqa: E402
 
 TINY = dict(prompts_per_step=2, group_size=4)  # a training step of a moment
@@ -114,7 +115,8 @@ def out(tmp_path, monkeypatch):
     """A folder with an untrained toy model in place of the pretrained one; training steps are small."""
     folder = tmp_path / "starts" / "toy" / "seed0"
     save_model(toy_model(ToyConfig(), 0), toy_tokenizer(), folder / "model")
-    write_json(folder / "result.json", {})
+    settings = {"toy": asdict(textbooks.TEXTBOOKS["toy"].config), "operations": [4, 4]}
+    write_json(folder / "result.json", {"settings": settings})
     mapped = {name: replace(v, training=v.training | TINY) for name, v in separation.MAPPED.items()}
     monkeypatch.setattr(separation, "MAPPED", mapped)
     return tmp_path

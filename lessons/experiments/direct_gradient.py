@@ -18,6 +18,8 @@ class DirectContrast(Trainer):
 
     def contrast(self, rollouts: Rollouts, correct: Tensor) -> tuple[Tensor, Tensor]:
         """Updates the head as ever, but no rollout is paid."""
+        if self.config.micro_batch_tokens:
+            raise ValueError("micro_batch_tokens must be 0: rollouts in different micro-batches are never compared")
         self.correct = correct
         reward, loss = super().contrast(rollouts, correct)
         return torch.zeros_like(reward), loss

@@ -1,11 +1,14 @@
-"""Put the tables of lessons/results/*/table.md into lessons/results.md, so that page and results cannot differ.
+"""Copy the results of the experiments to lessons/results, and their tables into lessons/results.md.
 
-    python lessons/experiments/page.py
+    python lessons/experiments/page.py --out runs/experiments
 
-What stands in the page between <!-- table: NAME --> and <!-- end --> is replaced by lessons/results/NAME/table.md.
+What stands in the page between <!-- table: NAME --> and <!-- end --> becomes lessons/results/NAME/table.md, so that page
+and results cannot differ. Without --out nothing is copied, and the page is filled with what is there.
 """
 
+import argparse
 import re
+import shutil
 from pathlib import Path
 
 from minclipo.files import write_text
@@ -14,16 +17,36 @@ LESSONS = Path(__file__).parent.parent
 BLOCK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
+def copy(out: Path, results: Path) -> None:
+    """table.md, results.json and pictures of every experiment in `out`."""
+    for table in sorted(out.glob("*/table.md")):
+        folder = results / table.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in [table, table.with_name("results.json"), *table.parent.glob("*.png")]:
+            shutil.copyfile(path, folder / path.name)
+
+
 def filled(page: str, results: Path) -> str:
-    """The page with every table as it is in `results` now."""
+    """The page with every table as it is in `results`. Raises FileNotFoundError naming a table that is not there."""
 
     def block(found: re.Match) -> str:
-        name = found[1]
-        return f"<!-- table: {name} -->\n{(results / name / 'table.md').read_text()}<!-- end -->"
+        path = results / found[1] / "table.md"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: run the experiment, then this with --out")
+        return f"<!-- table: {found[1]} -->\n{path.read_text()}<!-- end -->"
 
     return BLOCK.sub(block, page)
 
 
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="where lessons/experiments/run.py has written")
+    arguments = parser.parse_args(argv)
+    page, results = LESSONS / "results.md", LESSONS / "results"
+    if arguments.out is not None:
+        copy(arguments.out, results)
+    write_text(page, filled(page.read_text(), results))
+
+
 if __name__ == "__main__":
-    path = LESSONS / "results.md"
-    write_text(path, filled(path.read_text(), LESSONS / "results"))
+    main()

@@ -18,11 +18,11 @@ from direct_gradient import DirectContrast
 from pictures import draw
 from tables import write_tables
 from textbooks import TEXTBOOKS, Textbook, start
-from variants import EXPERIMENTS, Variant
+from variants import EXPERIMENTS, Variant, beginning
 
 from minclipo.config import TrainConfig
 from minclipo.evaluation import evaluate
-from minclipo.files import read_json, read_lines, write_json
+from minclipo.files import read_json, write_json
 from minclipo.model import GPT
 from minclipo.tasks import Task
 from minclipo.tasks.chain import is_faithful, is_total_first
@@ -49,26 +49,29 @@ def train_config(variant: Variant, seed: int) -> TrainConfig:
 
 def run(variant: Variant, seed: int, out: Path) -> None:
     """Train and measure one variant with one seed, unless that has been done."""
-    folder, config, textbook = (
-        out / variant.folder / f"seed{seed}",
-        train_config(variant, seed),
-        TEXTBOOKS[variant.textbook],
-    )
-    settings = {"training": asdict(config), "toy": asdict(textbook.config), "direct": variant.direct}
+    folder, textbook = out / variant.folder / f"seed{seed}", TEXTBOOKS[variant.textbook]
+    config = train_config(variant, seed) if variant.steps else None
+    training = asdict(config) if config else None
+    settings = {"training": training, "toy": asdict(textbook.config), "direct": variant.direct}
     if (folder / "result.json").is_file():
         if read_json(folder / "result.json")["settings"] != settings:
             raise ValueError(f"{folder} was made with other settings: move it away, or choose another --out")
         return
     print(f"\nseed {seed}, {variant.textbook}: {variant.name}")
     model, began = start(variant.textbook, seed, out), time.perf_counter()
-    trainer = (DirectContrast if variant.direct else Trainer)(model, toy_tokenizer(), textbook.training, config, folder)
-    trainer.run(variant.name)
+    signals = train(model, variant, config, textbook, folder) if config else {}
     trained = time.perf_counter()
     found = measure(model, textbook, seed)
+    folder.mkdir(parents=True, exist_ok=True)
     seconds = {"training": trained - began, "evaluation": time.perf_counter() - trained}
-    history = read_lines(folder / "metrics.jsonl")
-    signals = {"first": means(history[:WINDOW]), "last": means(history[-WINDOW:])}
     write_json(folder / "result.json", found | {"signals": signals, "seconds": seconds, "settings": settings})
+
+
+def train(model: GPT, variant: Variant, config: TrainConfig, textbook: Textbook, folder: Path) -> dict:
+    """Train the model in place; the metrics that say what the contrast had to work with, at first and at last."""
+    trainer = (DirectContrast if variant.direct else Trainer)(model, toy_tokenizer(), textbook.training, config, folder)
+    history = trainer.run(variant.name)
+    return {"first": means(history[:WINDOW]), "last": means(history[-WINDOW:])}
 
 
 def means(history: list[dict]) -> dict[str, float]:
@@ -127,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for name in [] if arguments.report else arguments.experiments:
             for seed in seeds:  # seeds outside: what an interrupted experiment leaves can be compared
-                for variant in EXPERIMENTS[name]():
+                for variant in beginning(EXPERIMENTS[name]()):
                     run(variant, seed, out)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command does the rest")
@@ -136,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nstopped: {error}", file=sys.stderr)
         status = 1
     for name in arguments.experiments:
-        found = results(EXPERIMENTS[name](), seeds, out)
+        found = results(beginning(EXPERIMENTS[name]()), seeds, out)
         if any(by_seed for _, by_seed in found):
             write_tables(found, out / name)
             draw(name, found, out / name)

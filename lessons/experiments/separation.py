@@ -590,7 +590,7 @@ def main(argv: list[str] | None = None) -> int:
             after[seed] = signals(states, arguments.heads, seed)
         print(f"seed {seed}: parts 1 and 2 done", flush=True)
     found["map"] = make_map(seeds[0], out, steps, arguments.map_prompts)
-    found["arguments"] = {name: str(value) if name == "out" else value for name, value in vars(arguments).items()}
+    found["arguments"] = {name: value for name, value in vars(arguments).items() if name != "out"}
     text = report(found)
     write_json(out / "separation" / "results.json", found)
     write_text(out / "separation" / "table.md", text)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from minclipo.checkpoint import load_model, save_model
-from minclipo.files import write_json
+from minclipo.files import read_json, write_json
 from minclipo.model import GPT
 from minclipo.tasks import Task
 from minclipo.tasks.chain import OPERANDS
@@ -68,11 +68,15 @@ TEXTBOOKS = {
 def start(name: str, seed: int, out: Path) -> GPT:
     """The model that has read that textbook, from out/starts; it reads it now if it has not yet."""
     textbook, folder, tokenizer = TEXTBOOKS[name], out / "starts" / name / f"seed{seed}", toy_tokenizer()
-    if not (folder / "result.json").is_file():
+    settings = {"toy": asdict(textbook.config), "operations": list(textbook.operations)}
+    if (folder / "result.json").is_file():
+        if read_json(folder / "result.json")["settings"] != settings:
+            raise ValueError(f"{folder} was made with other settings: move it away, or choose another --out")
+    else:
         print(f"\nseed {seed}: reading the textbook {name!r}, {textbook.config.pretrain_steps} steps", flush=True)
         began = time.perf_counter()
         model = pretrained_toy(textbook.config, tokenizer, seed, textbook.operations)
         save_model(model, tokenizer, folder / "model")
         seconds = time.perf_counter() - began
-        write_json(folder / "result.json", {"seconds": seconds, "toy": asdict(textbook.config)})
+        write_json(folder / "result.json", {"seconds": seconds, "settings": settings})
     return load_model(folder / "model")

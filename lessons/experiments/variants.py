@@ -18,7 +18,7 @@ class Variant:
     name: str
     training: dict = field(default_factory=dict)  # options of TrainConfig
     textbook: str = "toy"
-    steps: int = BRIEF
+    steps: int = BRIEF  # 0: the model as pretraining left it
     direct: bool = False  # the contrastive loss as a gradient instead of a reward
     against: str = "GRPO"  # name of the variant that the paired differences are taken to
 
@@ -40,7 +40,7 @@ def algorithms() -> list[Variant]:
 
 
 def gspo_clip() -> list[Variant]:
-    """GSPO with a hundred times its paper's clip range, which is made for a learning rate 500 times smaller."""
+    """GSPO with a hundred times its paper's clip range; thought of when GSPO's first runs had been seen."""
     wide = ALGORITHMS["gspo"] | dict(clip_low=0.03, clip_high=0.04)
     settings = dict(steps=TOY["steps"], against="GSPO, wide clip")
     return [Variant("GSPO, wide clip", wide, **settings), Variant("GSPO, wide clip + CLIPO", wide | CLIPO, **settings)]
@@ -95,8 +95,8 @@ FRONTIER = {
     "CLIPO, weight 0.02, no std": CLIPO | dict(contrastive_weight=0.02) | NO_STD,
     "CLIPO, std + 0.1": CLIPO | dict(advantage_epsilon=0.1),
     "CLIPO, group level, weight 0.5": CLIPO | GROUP | dict(contrastive_weight=0.5),
-    "CLIPO, group level, weight 2": CLIPO | GROUP | dict(contrastive_weight=2.0, contrastive_floor=-2.0),
-    "CLIPO, paper's setting": PAPER,
+    "CLIPO, group level, weight 2, floor -2": CLIPO | GROUP | dict(contrastive_weight=2.0, contrastive_floor=-2.0),
+    "CLIPO, paper's setting, no warm-up": PAPER,
     "prompt contrast": dict(prompt_contrast_weight=0.2),
     "prompt contrast, no std": dict(prompt_contrast_weight=0.2) | NO_STD,
     "CLIPO + prompt contrast": dict(contrastive_weight=0.05, prompt_contrast_weight=0.5),
@@ -130,6 +130,13 @@ def diversity() -> list[Variant]:
 
 def generalisation() -> list[Variant]:
     return [Variant(name, FRONTIER[name], "lengths") for name in ("GRPO", "CLIPO", "prompt contrast", "oracle")]
+
+
+def beginning(variants: list[Variant]) -> list[Variant]:
+    """The variants, and before those of each textbook the model that they start from."""
+    books = dict.fromkeys(variant.textbook for variant in variants)
+    starts = [Variant("after pretraining", textbook=book, steps=0) for book in books]
+    return [variant for begin in starts for variant in (begin, *(v for v in variants if v.textbook == begin.textbook))]
 
 
 EXPERIMENTS = {
