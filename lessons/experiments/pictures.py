@@ -62,19 +62,21 @@ def dots(found: Found, path: Path) -> None:
 
 
 def lines(found: Found, path: Path, label: str, place: Callable[[str], float]) -> None:
-    """Hallucination rate and accuracy against a property of the textbook, a line a method."""
+    """Hallucination rate and accuracy against a property of the textbook: a line a method, the mean, and thin points,
+    one a seed."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, measure in zip(axes, ("hallucination_rate", "accuracy")):
-        for name in dict.fromkeys(variant.name for variant, _ in found):
-            points = [
-                (place(variant.textbook), over_seeds(list(by_seed.values()), measure))
-                for variant, by_seed in found
-                if variant.name == name and by_seed
+        for shift, name in enumerate(dict.fromkeys(variant.name for variant, _ in found)):
+            mine = [
+                (place(variant.textbook), by_seed) for variant, by_seed in found if variant.name == name and by_seed
             ]
-            xs, color = [x for x, _ in points], color_of(name)
-            axis.plot(xs, [interval.mean for _, interval in points], "o-", color=color, label=name)
-            low, high = [interval.low for _, interval in points], [interval.high for _, interval in points]
-            axis.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
+            color = "#999999" if name == "after pretraining" else color_of(name)
+            style = dict(color=color, linestyle=":" if name == "after pretraining" else "-")
+            means = [over_seeds(list(by_seed.values()), measure).mean for _, by_seed in mine]
+            axis.plot([x for x, _ in mine], means, linewidth=1.8, label=name, **style)
+            for x, by_seed in mine:
+                ys = [result[measure] for result in by_seed.values()]
+                axis.plot([x + 0.006 * (shift - 1)] * len(ys), ys, "o", markersize=3.5, alpha=0.7, color=color)
         axis.set(title=TITLES[measure], xlabel=label, ylim=(-0.02, 1.02))
         tidy(axis)
     axes[0].legend(frameon=False)
