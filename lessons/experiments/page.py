@@ -2,8 +2,8 @@
 
     python lessons/experiments/page.py --out runs/experiments
 
-What stands in the page between <!-- table: NAME --> and <!-- end --> becomes lessons/results/NAME/table.md, so that page
-and results cannot differ. Without --out nothing is copied, and the page is filled with what is there.
+What stands in the page between <!-- table: NAME --> and <!-- end --> becomes lessons/results/NAME/table.md, so that
+page and results cannot differ. Without --out nothing is copied, and the page is filled with what is there.
 """
 
 import argparse

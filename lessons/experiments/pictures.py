@@ -11,6 +11,7 @@ from minclipo.intervals import Interval, mean_interval
 from minclipo.plots import STYLES
 
 COLORS = {  # the first that a variant's name contains
+    "after pretraining": "#999999",
     "oracle": STYLES["oracle"]["color"],
     "CLIPO + prompt contrast": "#56B4E9",
     "prompt contrast": STYLES["prompt_contrast"]["color"],
@@ -70,10 +71,9 @@ def lines(found: Found, path: Path, label: str, place: Callable[[str], float]) -
             mine = [
                 (place(variant.textbook), by_seed) for variant, by_seed in found if variant.name == name and by_seed
             ]
-            color = "#999999" if name == "after pretraining" else color_of(name)
-            style = dict(color=color, linestyle=":" if name == "after pretraining" else "-")
+            color, linestyle = color_of(name), ":" if name == "after pretraining" else "-"
             means = [over_seeds(list(by_seed.values()), measure).mean for _, by_seed in mine]
-            axis.plot([x for x, _ in mine], means, linewidth=1.8, label=name, **style)
+            axis.plot([x for x, _ in mine], means, linewidth=1.8, linestyle=linestyle, color=color, label=name)
             for x, by_seed in mine:
                 ys = [result[measure] for result in by_seed.values()]
                 axis.plot([x + 0.006 * (shift - 1)] * len(ys), ys, "o", markersize=3.5, alpha=0.7, color=color)
