@@ -33,10 +33,11 @@ def over_seeds(results: list[dict], measure: str) -> Interval:
     return mean_interval(values) if len(values) > 1 else Interval(values[0], values[0], values[0])
 
 
-def error_bar(axis, x: float, y: float, interval: Interval, *, vertical: bool, color: str) -> None:
+def error_bar(axis, x: float, y: float, interval: Interval, *, vertical: bool, color: str, faint: bool = False) -> None:
     """A point with the interval of the coordinate that `vertical` names."""
-    bars = [[interval.mean - interval.low], [interval.high - interval.mean]]
-    axis.errorbar(x, y, **{"yerr" if vertical else "xerr": bars}, fmt="o", color=color, markersize=5, capsize=2)
+    bars = {"yerr" if vertical else "xerr": [[interval.mean - interval.low], [interval.high - interval.mean]]}
+    width = dict(elinewidth=0.7, capsize=0) if faint else dict(capsize=2)
+    axis.errorbar(x, y, **bars, fmt="o", color=color, markersize=5, **width)
 
 
 def tidy(axis) -> None:
@@ -91,8 +92,9 @@ def frontier(found: Found, path: Path) -> None:
     for number, name in enumerate(names, 1):
         x, y = (over_seeds(by_place[book, name], "hallucination_rate") for book in ("toy", "shared70"))
         for interval, vertical in ((x, False), (y, True)):
-            error_bar(axis, x.mean, y.mean, interval, vertical=vertical, color=color_of(name))
-        axis.annotate(str(number), (x.mean, y.mean), xytext=(5, 5), textcoords="offset points", fontsize=9)
+            error_bar(axis, x.mean, y.mean, interval, vertical=vertical, color=color_of(name), faint=True)
+        above = (5, 5) if number % 2 else (5, -11)  # neighbours' numbers apart
+        axis.annotate(str(number), (x.mean, y.mean), xytext=above, textcoords="offset points", fontsize=9)
         axis.plot([], [], "o", color=color_of(name), label=f"{number}  {name}")
     axis.set(
         xlabel="hallucination rate, made-up operands (15% a step)",
