@@ -4,7 +4,7 @@
     python lessons/experiments/run.py --help              # what there is
 
 Everything goes to OUT (default: runs/experiments). Ctrl-C keeps all runs that are finished; the same command does the
-rest. OUT/EXPERIMENT/ then holds table.md, results.json and pictures; lessons/results/ has copies.
+rest. OUT/EXPERIMENT/ then holds table.md, results.json and pictures, which page.py copies to lessons/results/.
 """
 
 import argparse
