@@ -210,13 +210,14 @@ class Trainer:
             weight=config.contrastive_weight,
             floor=config.contrastive_floor,
             constant=config.contrastive_constant,
-            loss=config.contrastive_loss,
-            level=config.contrastive_level,
-            temperature=config.contrastive_temperature,
-            similarity=config.contrastive_similarity,
-            anchors=config.contrastive_anchors,
-            generator=self.generator,
+            **self.contrastive_options(),
         )
+
+    def contrastive_options(self) -> dict:
+        """What `contrastive_loss` is told besides the embeddings and whose they are."""
+        names = ("loss", "level", "temperature", "similarity", "anchors")
+        options = {name: getattr(self.config, f"contrastive_{name}") for name in names}
+        return options | {"generator": self.generator}
 
     def prompt_contrast(self, rollouts: Rollouts) -> Tensor:
         """How much more likely each rollout is under its own prompt than under others of the batch, [N] in nats."""

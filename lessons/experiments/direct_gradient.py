@@ -31,15 +31,6 @@ class DirectContrast(Trainer):
         mask, group = rollouts.mask[rows], rollouts.group[rows]
         # These states predict the tokens, where sampling pools the states after them: one place earlier.
         pooled = mean_pool(completion_hidden(self.model, prompts, rollouts.completions[rows], mask), mask)  # [rows, D]
-        found = contrastive_loss(
-            self.head(center_by_group(pooled, group) if config.contrastive_center else pooled),
-            self.correct[rows],
-            group,
-            loss=config.contrastive_loss,
-            level=config.contrastive_level,
-            temperature=config.contrastive_temperature,
-            similarity=config.contrastive_similarity,
-            anchors=config.contrastive_anchors,
-            generator=self.generator,
-        )
+        embeddings = self.head(center_by_group(pooled, group) if config.contrastive_center else pooled)  # [rows, E]
+        found = contrastive_loss(embeddings, self.correct[rows], group, **self.contrastive_options())
         return loss + config.contrastive_weight * found.mean, metrics
