@@ -2,7 +2,7 @@
 
 CLIPO asks of a right answer how close it lies to the other right answers: it rewards agreement, and where most rollouts
 agree on the same false step it spreads that step. Prompt contrast asks how much more likely the answer is under its own
-prompt than under other prompts. A step that the prompt does not call for, made up or shared by all, is as likely under
+prompt than under other prompts. A word that the prompt does not call for, made up or shared by all, is as likely under
 any prompt and earns nothing. (Pointwise mutual information with the source, used at decoding time against hallucinated
 summaries by van der Poel et al. 2022, arXiv 2210.13210.) How a policy could earn it without merit: lessons/results.md.
 

@@ -14,6 +14,7 @@ import run as runner  # noqa: E402
 import tables  # noqa: E402
 import textbooks  # noqa: E402
 from direct_gradient import DirectContrast  # noqa: E402
+from page import copy as copy_results  # noqa: E402
 from page import filled  # noqa: E402
 from variants import CLIPO, EXPERIMENTS, Variant  # noqa: E402
 
@@ -159,3 +160,18 @@ def test_the_page_has_the_tables_of_the_results():
     """Catches: a table on the page that the committed results do not have."""
     page = ROOT / "lessons" / "results.md"
     assert filled(page.read_text(), ROOT / "lessons" / "results") == page.read_text()
+
+
+def test_a_damaged_result_or_nothing_to_report_is_said(tiny, tmp_path, capsys):
+    """Catches: a traceback, or silence, where a user has named the wrong folder or a disk has eaten a file."""
+    command = ["algorithms", "--out", str(tmp_path), "--threads", "1", "--seeds", "0", "--report"]
+    assert runner.main(command) == 0
+    assert "nothing has been finished yet" in capsys.readouterr().out
+    result = tmp_path / "tiny-2" / "CLIPO" / "seed0" / "result.json"
+    result.parent.mkdir(parents=True)
+    result.write_text("")
+    assert runner.main(command) == 1
+    said = capsys.readouterr().err
+    assert "could not be written" in said and "result.json" in said
+    with pytest.raises(FileNotFoundError, match="holds no EXPERIMENT/table.md"):
+        copy_results(tmp_path, tmp_path / "results")

@@ -18,8 +18,11 @@ BLOCK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def copy(out: Path, results: Path) -> None:
-    """table.md, results.json and pictures of every experiment in `out`."""
-    for table in sorted(out.glob("*/table.md")):
+    """table.md, results.json and pictures of every experiment in `out`; FileNotFoundError if there is none."""
+    tables = sorted(out.glob("*/table.md"))
+    if not tables:
+        raise FileNotFoundError(f"{out} holds no EXPERIMENT/table.md: is it what run.py was given as --out?")
+    for table in tables:
         folder = results / table.parent.name
         folder.mkdir(parents=True, exist_ok=True)
         for path in [table, table.with_name("results.json"), *table.parent.glob("*.png")]:
@@ -43,9 +46,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="where lessons/experiments/run.py has written")
     arguments = parser.parse_args(argv)
     page, results = LESSONS / "results.md", LESSONS / "results"
-    if arguments.out is not None:
-        copy(arguments.out, results)
-    write_text(page, filled(page.read_text(), results))
+    try:
+        if arguments.out is not None:
+            copy(arguments.out, results)
+        write_text(page, filled(page.read_text(), results))
+    except OSError as error:
+        parser.exit(1, f"page.py: {error}\n")
 
 
 if __name__ == "__main__":

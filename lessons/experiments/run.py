@@ -54,7 +54,7 @@ def run(variant: Variant, seed: int, out: Path) -> None:
     training = asdict(config) if config else None
     settings = {"training": training, "toy": asdict(textbook.config), "direct": variant.direct}
     if (folder / "result.json").is_file():
-        if read_json(folder / "result.json")["settings"] != settings:
+        if read_json(folder / "result.json").get("settings") != settings:
             raise ValueError(f"{folder} was made with other settings: move it away, or choose another --out")
         return
     print(f"\nseed {seed}, {variant.textbook}: {variant.name}")
@@ -116,6 +116,16 @@ def results(variants: list[Variant], seeds: list[int], out: Path) -> list[tuple[
     return found
 
 
+def report(name: str, seeds: list[int], out: Path) -> None:
+    """Tables and pictures of all that this experiment has finished."""
+    found = results(beginning(EXPERIMENTS[name]()), seeds, out)
+    if not any(by_seed for _, by_seed in found):
+        print(f"{name}: nothing has been finished yet in {out}")
+        return
+    write_tables(found, out / name)
+    draw(name, found, out / name)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="+", choices=list(EXPERIMENTS), help="which experiments")
@@ -138,11 +148,12 @@ def main(argv: list[str] | None = None) -> int:
     except (FloatingPointError, ValueError, OSError) as error:
         print(f"\nstopped: {error}", file=sys.stderr)
         status = 1
-    for name in arguments.experiments:
-        found = results(beginning(EXPERIMENTS[name]()), seeds, out)
-        if any(by_seed for _, by_seed in found):
-            write_tables(found, out / name)
-            draw(name, found, out / name)
+    try:
+        for name in arguments.experiments:
+            report(name, seeds, out)
+    except (ValueError, OSError) as error:
+        print(f"the report could not be written: {error}", file=sys.stderr)
+        status = 1
     return status
 
 
