@@ -123,3 +123,42 @@ def test_outcome_check(text, finished, right):
 )
 def test_step_check(text, verdicts):
     assert check_steps(PROBLEM, text) == verdicts
+
+
+def test_the_shared_false_step_stands_in_its_share_of_the_solutions():
+    """Only the second quote is touched, totals stay right. 4000 draws; 3% is 4 standard errors. Catches: another step,
+    a probability a step instead of a solution."""
+    rng, author, shared = random.Random(0), CarelessAuthor(0.0, 0.0, shared_step=0.7), 0
+    for _ in range(4000):
+        problem = ChainProblem(20, (5, 3, -4, 2))
+        words = author.solution(problem, rng).split()
+        shared += words[2] == "+1"
+        assert words[2] in ("+1", "+3") and words[:2] + words[3:] == "+5 25 28 -4 24 +2 26 # 26".split()
+    assert abs(shared / 4000 - 0.7) < 0.03
+
+
+def test_both_ways_of_writing_are_right_and_a_mixture_is_not():
+    """Catches: a second way that is written or checked step by step, or that counts as hallucinated."""
+    problem, rng, author = ChainProblem(7, (5, -3)), random.Random(0), CarelessAuthor(0.0, 0.0, total_first=0.5)
+    written = {author.solution(problem, rng) for _ in range(100)}
+    assert written == {"+5 12 -3 9 # 9", "12 +5 9 -3 # 9"}
+    assert all(is_faithful(problem, text) for text in written)
+    assert check_steps(problem, "12 +5 -3 9 # 9") == [True, False]
+    assert check_steps(problem, "12 +4 9 -3 # 9") == [False, True]
+
+
+def test_the_toys_textbook_has_not_changed():
+    """A probability of 0 draws no random number: words from before there were such probabilities. Catches: another
+    textbook, and so other results, from the same seed."""
+    rng = random.Random(3)
+    assert random_problem(rng).prompt == "30 , +9 , -5 , +3 , +7 ="
+    assert CarelessAuthor().solution(random_problem(rng), rng) == "-7 73 -9 64 +7 71 -1 70 # 70"
+
+
+def test_chains_keep_to_their_lengths_and_operands():
+    """Catches: a longest chain that never comes, operands that were left out."""
+    rng = random.Random(0)
+    problems = [random_problem(rng, (3, 5), (-7, 4)) for _ in range(300)]
+    assert {len(problem.operands) for problem in problems} == {3, 4, 5}
+    assert {n for problem in problems for n in problem.operands} == {-7, 4}
+    assert all(0 <= total <= 99 for problem in problems for total in problem.totals)
