@@ -1,0 +1,164 @@
+# %% [markdown]
+# # 5. GRPO: compare with your own group, and do not move too far
+#
+# **Question.** Lesson 4's policy gradient wants a fresh sample for every update, and a baseline from somewhere. How do
+# you take several steps on one sample, and where does the baseline come from?
+#
+# You need lesson 4. Here come four things: an advantage from the group, a ratio that corrects for the policy having
+# moved, a clip that stops it from moving far, and a KL penalty that ties it to its start.
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+from common import METHODS, show, tidy
+
+from minclipo.grpo import group_advantages, kl_penalty, policy_loss
+
+# %% [markdown]
+# ## The group is the baseline
+#
+# Two prompts, four rollouts each. A reward is 1 for a right answer, else 0. GRPO (Shao et al. 2024, arXiv 2402.03300,
+# section 4.1.2) asks how much better a rollout was than the others *of its own prompt*, in units of that prompt's
+# spread:
+#
+# $$A_i = \frac{R_i - \mathrm{mean}(R_g)}{\mathrm{std}(R_g) + 10^{-6}}$$
+
+# %%
+rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0])  # [N] = [B * G], B = 2 prompts of G = 4 rollouts
+
+groups = rewards.view(2, 4)  # [B, G]
+advantages = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)
+print(advantages)
+
+# %% [markdown]
+# The first prompt is hard: its one right rollout stands out and gets 1.5. The second is easy: there being right is
+# nothing special, and being wrong is what stands out. The advantages of a group always sum to 0.
+#
+# Now a prompt that is always solved:
+
+# %%
+print(group_advantages(torch.tensor([1.0, 1.0, 1.0, 1.0]), group_size=4))
+
+# %% [markdown]
+# Nothing to compare, nothing to learn: such a group has no signal, and neither has one that is always wrong. If a
+# rollout is right with probability $p$, a group of $G$ teaches nothing with probability $p^G + (1-p)^G$.
+
+# %%
+share_right = torch.linspace(0, 1, 201)
+figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+for group_size, linestyle in ((4, ":"), (8, "--"), (16, "-")):
+    without = share_right**group_size + (1 - share_right) ** group_size
+    axis.plot(share_right, without, color=METHODS["baseline"], linestyle=linestyle, label=f"G = {group_size}")
+axis.legend(frameon=False)
+tidy(axis, "share of right rollouts", "probability of no signal", "A group that is all right or all wrong")
+show(figure, "05_no_signal", "How often a group teaches nothing, against the accuracy")
+print(f"at 95% right, {0.95**16 + 0.05**16:.2f} of the groups of 16 teach nothing")
+
+# %% [markdown]
+# > **You should know.** In float32 the mean of sixteen rewards of 0.9 is not 0.9, and a difference of rounding divided
+# > by a standard deviation of rounding is not small. `group_advantages` checks for equal rewards and gives exactly 0;
+# > the plain formula does not:
+
+# %%
+equal = torch.full((16,), 0.9)
+plain = (equal - equal.mean()) / (equal.std() + 1e-6)
+print(f"plain formula: {plain[0]:.3f}   group_advantages: {group_advantages(equal, 16)[0]:.3f}")
+
+# %% [markdown]
+# ## The ratio: a sample of yesterday's policy, corrected
+#
+# After one update the rollouts come from a policy that no longer exists. The ratio $r = \pi/\pi_{\text{old}}$ reweights
+# each token by how much likelier it has become. Its gradient at $r=1$ is lesson 4's: $\nabla r = r \nabla\log\pi$.
+#
+# The further $r$ is from 1, the less the old sample says about the new policy. So PPO (Schulman et al. 2017, eq. 7)
+# stops paying for moves beyond $1\pm\epsilon$:
+#
+# $$L_t = \max\big(-A r_t, -A \mathrm{clip}(r_t, 1-\epsilon, 1+\epsilon)\big)$$
+
+
+# %%
+def clipped_loss(logprobs, old_logprobs, advantages, mask, clip=0.2):
+    """Mean over the real tokens of max(-A r, -A clip(r)); [N, T] three times, advantages [N]."""
+    ratio = (logprobs - old_logprobs).exp()  # [N, T]
+    A = advantages[:, None]  # [N, 1]
+    token_loss = torch.maximum(-A * ratio, -A * ratio.clamp(1 - clip, 1 + clip))
+    return token_loss[mask].mean()
+
+
+log_ratio = torch.linspace(-1, 1, 401, requires_grad=True)
+figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+for axis, A in zip(axes, (1.0, -1.0)):
+    loss = torch.maximum(-A * log_ratio.exp(), -A * log_ratio.exp().clamp(0.8, 1.2))
+    (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
+    ratio = log_ratio.detach().exp()
+    axis.plot(ratio, loss.detach(), color=METHODS["baseline"], label="loss of the token")
+    axis.plot(ratio, gradient, color="black", linestyle=":", label="its gradient with respect to the log-prob")
+    axis.axvspan(0.8, 1.2, color="black", alpha=0.07, linewidth=0)
+    tidy(axis, "ratio", "loss, gradient", f"advantage {A:+.0f}")
+axes[1].legend(frameon=False, fontsize=9, loc="upper left")
+show(figure, "05_clip", "The clipped loss and its gradient; grey: within the clip range")
+
+# %% [markdown]
+# Read the dotted lines. A good token ($A=+1$) is pushed up until it has become 1.2 times as likely, then the gradient
+# is 0: enough for this sample. A bad one is pushed down until 0.8. On the *other* side nothing is cut off: a good token
+# that has become less likely is still pulled back with full force. That is what the max is for.
+#
+# ## "Why is my loss 0?"
+
+# %%
+generator = torch.Generator().manual_seed(0)
+old_logprobs = -torch.rand(8, 5, generator=generator)  # [N, T]
+mask = torch.ones(8, 5, dtype=torch.bool)
+logprobs = old_logprobs.clone().requires_grad_()  # the policy has not moved yet: every ratio is 1
+loss = clipped_loss(logprobs, old_logprobs, group_advantages(rewards, 4), mask)
+loss.backward()
+print(f"loss {abs(loss.item()):.4f}   norm of its gradient {logprobs.grad.norm():.4f}")
+
+# %% [markdown]
+# On the first mini-batch of every step the ratio is 1 for all tokens, so the loss is minus the mean advantage: 0. Its
+# *gradient* is what moves the policy. The loss is not a metric; look at the reward.
+#
+# ## Three ways to estimate a KL divergence
+#
+# A penalty keeps the policy near a reference, usually the model that training started from. From tokens that the policy
+# has drawn, with $d=\log\pi-\log\pi_{\text{ref}}$ (Schulman 2020, a note on approximating KL):
+#
+# $$k_1 = d \qquad k_2 = d^2/2 \qquad k_3 = e^{-d} + d - 1$$
+
+# %%
+policy, reference = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.4, 0.25, 0.35])
+d = (policy / reference).log()
+true_kl = (policy * d).sum()
+for name, estimate in (("k1", d), ("k2", d**2 / 2), ("k3", torch.exp(-d) + d - 1)):
+    mean = (policy * estimate).sum()  # by enumeration, no sampling
+    spread = (policy * (estimate - mean) ** 2).sum().sqrt()
+    print(f"{name}: mean {mean:.4f}   spread of a single token {spread:.4f}   smallest {estimate.min():+.4f}")
+print(f"true KL   {true_kl:.4f}")
+
+# %% [markdown]
+# k1 and k3 have the right mean; k3 is never negative and scatters far less, which is why GRPO took it. k2's mean is
+# only close.
+#
+# > **You should know.** As a *loss* the order is another one: the gradient of k1 is 0 on average (lesson 4: the mean of
+# > $\nabla\log\pi$ is 0), so a k1 penalty in the loss does nothing but add noise; the gradient of k2 is that of the
+# > true KL.
+#
+# ## The same in minclipo
+#
+# `minclipo/grpo.py` holds these functions with checks and a few more choices. They agree:
+
+# %%
+moved = old_logprobs + 0.4 * torch.randn(8, 5, generator=generator)  # [N, T], beyond the clip range here and there
+ours = clipped_loss(moved, old_logprobs, group_advantages(rewards, 4), mask)
+found = policy_loss(moved, old_logprobs, group_advantages(rewards, 4), mask)
+assert torch.allclose(ours, found.loss)
+assert torch.allclose(advantages.flatten(), group_advantages(rewards, 4), atol=1e-5)
+assert torch.allclose(torch.exp(-d) + d - 1, kl_penalty(policy.log(), reference.log(), "k3"), atol=1e-6)
+print(f"they agree; the clip has cut off {found.clip_fraction:.0%} of these tokens")
+
+# %% [markdown]
+# **Exercise.** `python lessons/exercises/05_grpo.py`: write the three formulas so that they survive padding and equal
+# rewards.
+#
+# **What to try next.** Set `clip=0.01` above and count again what is cut off. Then read `policy_loss` in
+# `minclipo/grpo.py`, and `Trainer.update_on` in `minclipo/trainer.py`, where it is called. Lesson 6 trains with it.

@@ -1,0 +1,90 @@
+"""What the lessons share and none of them teaches: the toy's two pretrained models, colours, pictures, training runs.
+
+Run a lesson as a script and its pictures go to runs/lessons/; open it as a notebook and they appear in place.
+"""
+
+import builtins
+import contextlib
+import copy
+import io
+import os
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # draw to files: there may be no screen
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+
+from minclipo.checkpoint import load_model
+from minclipo.model import GPT
+from minclipo.plots import STYLES
+from minclipo.sampler import Rollouts
+from minclipo.tasks.chain import ChainProblem, check_outcome, is_faithful
+from minclipo.toy import TASK, TOY, toy_tokenizer
+from minclipo.trainer import TrainConfig, Trainer
+
+LESSONS = Path(__file__).parent
+RUNS = LESSONS.parent / "runs" / "lessons"
+METHODS = {name: style["color"] for name, style in STYLES.items()}  # one colour a method, everywhere
+KINDS = {"faithful": "#56B4E9", "hallucinated": "#E69F00", "wrong": "#999999"}  # what a rollout can be, everywhere
+
+torch.set_num_threads(min(2, torch.get_num_threads()))  # small models: more threads only wait for each other
+
+
+def pretrained(name: str) -> GPT:
+    """A toy model that has read a textbook, "careless" or "shared_step": see lessons/models/README.md."""
+    return load_model(LESSONS / "models" / name)
+
+
+def problems_of(stream: str, count: int) -> list[ChainProblem]:
+    """The first problems of a stream. Equal names give equal problems; no other stream holds the same ones."""
+    return [TASK.draw(stream, index) for index in range(count)]
+
+
+def verdicts(problems: list[ChainProblem], rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+    """(is the answer right? [N] bool, is every step right? [N] bool) of the toy's rollouts, as in lesson 3."""
+    texts, G = toy_tokenizer().decode_batch(rollouts.completion_ids()), rollouts.group_size
+    rows = [(problems[i // G], text, finished) for i, (text, finished) in enumerate(zip(texts, rollouts.finished))]
+    correct = torch.tensor([check_outcome(problem, text, bool(finished)) for problem, text, finished in rows])
+    return correct, torch.tensor([is_faithful(problem, text) for problem, text, _ in rows])
+
+
+def training_steps(steps: int) -> int:
+    """As many steps as the lesson wants, or LESSON_STEPS where that is set (the tests set it to 2)."""
+    return int(os.environ.get("LESSON_STEPS", steps))
+
+
+def train(name: str, start: GPT, *, steps: int = 100, **options) -> tuple[GPT, list[dict]]:
+    """Train a copy of `start` on the toy; (the trained model, the metrics of each step).
+
+    options: those of TrainConfig, else the toy's. The run's files go to runs/lessons/NAME.
+    """
+    config = TrainConfig(**TOY | {"keep_states": 0} | options | {"steps": training_steps(steps)})
+    trainer = Trainer(copy.deepcopy(start), toy_tokenizer(), TASK, config, RUNS / name)
+    with contextlib.redirect_stdout(io.StringIO()):  # a line a step; the progress bar stays
+        history = trainer.run(name)
+    return trainer.model, history
+
+
+def show(figure: plt.Figure, name: str, caption: str) -> None:
+    """Save a picture as NAME.png and show it: in the notebook, as a link in the rendered page, else as its path."""
+    folder = Path(os.environ.get("LESSON_PICTURES", RUNS))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    if not hasattr(builtins, "__IPYTHON__"):
+        print(f"picture: {path}")
+        return
+    from IPython.display import Image, Markdown, display  # there if and only if a notebook is
+
+    display(Markdown(f"![{caption}]({folder.name}/{path.name})") if "LESSON_PICTURES" in os.environ else Image(path))
+
+
+def tidy(axis: plt.Axes, xlabel: str, ylabel: str, title: str = "") -> None:
+    """Names for the axes, a faint grid, no box."""
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,63 @@
+"""Run lessons as notebooks and write each with its outputs and pictures to lessons/pages/NAME.md.
+
+    pip install -e ".[lessons]"              # jupytext and nbconvert
+    python lessons/render.py                 # all of them, one after the other: a few minutes
+    python lessons/render.py 05_grpo         # one
+
+A page's first line holds a fingerprint of the lesson it was made from; tests/test_lessons.py tells when the two no
+longer belong together.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+
+LESSONS = Path(__file__).parent
+PAGES = LESSONS / "pages"
+
+
+def fingerprint(lesson: Path) -> str:
+    """What a page made from this lesson begins with."""
+    return (
+        f"<!-- made by lessons/render.py from {lesson.name}, {hashlib.sha256(lesson.read_bytes()).hexdigest()[:16]} -->"
+    )
+
+
+def render(lesson: Path) -> str:
+    """The lesson as Markdown, run from top to bottom. Its pictures go to lessons/pages/pictures."""
+    import jupytext
+    from nbconvert import MarkdownExporter
+    from nbconvert.preprocessors import ExecutePreprocessor
+
+    notebook = jupytext.read(lesson)
+    ExecutePreprocessor(timeout=None, kernel_name="python3").preprocess(notebook, {"metadata": {"path": str(LESSONS)}})
+    for cell in notebook.cells:  # warnings of a machine, progress bars: not part of a lesson
+        cell["outputs"] = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+    text, _ = MarkdownExporter().from_notebook_node(notebook)
+    return f"{fingerprint(lesson)}\n\n{text.strip()}\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lessons", nargs="*", help="names such as 05_grpo; default: all")
+    names = parser.parse_args(argv).lessons
+    lessons = [LESSONS / f"{name}.py" for name in names] or sorted(LESSONS.glob("[0-9]*.py"))
+    if missing := [lesson for lesson in lessons if not lesson.is_file()]:
+        parser.exit(1, f"render.py: {missing[0]} does not exist\n")
+    try:
+        import jupytext  # noqa: F401
+        import nbconvert  # noqa: F401
+    except ImportError as error:
+        parser.exit(1, f'render.py: {error}. It comes with: pip install -e ".[lessons]"\n')
+    os.environ["LESSON_PICTURES"] = str(PAGES / "pictures")
+    for lesson in lessons:
+        started = time.perf_counter()
+        (PAGES / f"{lesson.stem}.md").write_text(render(lesson), encoding="utf-8")
+        print(f"{lesson.stem}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""The lessons run, say what their pages say, and their exercises tell right from wrong."""
+
+import contextlib
+import io
+import math
+import os
+import re
+import runpy
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LESSONS = ROOT / "lessons"
+sys.path[:0] = [str(LESSONS), str(LESSONS / "exercises")]
+import common  # noqa: E402
+from checking import grade  # noqa: E402
+from render import PAGES, fingerprint  # noqa: E402
+
+NUMBERED = sorted(LESSONS.glob("[0-9]*.py"))
+EXERCISES = sorted((LESSONS / "exercises").glob("[0-9]*.py"))
+each_lesson = pytest.mark.parametrize("lesson", NUMBERED, ids=lambda path: path.stem)
+each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda path: path.stem)
+NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
+
+
+def markdown_and_code(lesson: Path) -> tuple[str, str]:
+    """The lesson's prose, without its comment signs, and its code."""
+    cells = re.split(r"^# %%(.*)\n", lesson.read_text(), flags=re.MULTILINE)[1:]
+    prose = [re.sub(r"^# ?", "", text, flags=re.MULTILINE) for kind, text in zip(cells[::2], cells[1::2]) if kind]
+    code = [text for kind, text in zip(cells[::2], cells[1::2]) if not kind]
+    return "\n".join(prose), "\n".join(code)
+
+
+def printed_on(page: Path) -> list[str]:
+    """The lines that the lesson's code printed when the page was made: they stand indented, outside fences."""
+    outside = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return comparable([line.removeprefix("    ") for line in outside.split("\n") if line.startswith("    ")])
+
+
+def comparable(lines: list[str]) -> list[str]:
+    """What should be equal every time: no empty lines, no times, no places of pictures."""
+    return [line.rstrip() for line in lines if line.strip() and "seconds" not in line and "picture:" not in line]
+
+
+def agree(found: str, expected: str) -> bool:
+    """The same words, and the same numbers but for rounding: two units of the last digit shown."""
+    if NUMBER.sub("#", " ".join(found.split())) != NUMBER.sub("#", " ".join(expected.split())):
+        return found.split() == expected.split()  # only a sign that rounding has turned can differ otherwise
+    for mine, theirs in zip(NUMBER.findall(found), NUMBER.findall(expected)):
+        digits = len(theirs.partition(".")[2].partition("e")[0])
+        if not math.isclose(float(mine), float(theirs), abs_tol=2.01 * 10.0**-digits, rel_tol=1e-3) and digits:
+            return False
+        if not digits and mine != theirs:
+            return False
+    return True
+
+
+@each_lesson
+def test_a_lesson_runs_and_prints_what_its_page_says(lesson, tmp_path, monkeypatch):
+    """Catches: a lesson that a change of the package has broken, and a page whose numbers are not those of the code.
+
+    The two steps of a training say nothing about the numbers after a hundred: such lessons only have to run.
+    """
+    monkeypatch.setenv("LESSON_STEPS", "2")
+    monkeypatch.setenv("LESSON_PICTURES", str(tmp_path / "pictures"))
+    monkeypatch.setattr(common, "RUNS", tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        runpy.run_path(str(lesson), run_name="__main__")
+    assert list((tmp_path / "pictures").glob(f"{lesson.stem[:2]}_*.png"))
+    if re.search(r"\b(train|training_steps)\(", markdown_and_code(lesson)[1]):
+        return
+    found, expected = comparable(printed.getvalue().split("\n")), printed_on(PAGES / f"{lesson.stem}.md")
+    for mine, theirs in zip(found, expected):
+        assert agree(mine, theirs), f"the page says:\n{theirs}\nthe lesson prints:\n{mine}"
+    assert len(found) == len(expected)
+
+
+@each_lesson
+def test_a_page_is_made_from_its_lesson(lesson):
+    """Catches: a lesson edited after its page was rendered; a picture that was not committed."""
+    page = PAGES / f"{lesson.stem}.md"
+    assert page.is_file() and page.read_text().startswith(fingerprint(lesson)), (
+        f"{page.name} is stale: python lessons/render.py {lesson.stem}"
+    )
+    for picture in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text()):
+        assert (PAGES / picture).is_file(), picture
+
+
+@each_lesson
+def test_numbers_in_prose_are_those_of_the_code(lesson):
+    """Catches: a number that somebody remembered. Those with two decimals or more are printed, or in the code."""
+    prose, code = markdown_and_code(lesson)
+    prose = re.sub(r"\d{4}\.\d{5}|https?://\S+", "", prose)  # arXiv numbers, addresses
+    shown = code + "\n".join(printed_on(PAGES / f"{lesson.stem}.md"))
+    missing = [number for number in re.findall(r"\d+\.\d\d+", prose) if number not in shown]
+    assert not missing
+
+
+@each_lesson
+def test_formulas_render_where_they_are_read(lesson):
+    """Catches: TeX that GitHub refuses (operatorname) or takes for an escape of Markdown (backslash, comma)."""
+    prose, _ = markdown_and_code(lesson)
+    for formula in re.findall(r"\$\$.+?\$\$|\$[^$\n]+\$", prose, flags=re.DOTALL):
+        assert not re.search(r"\\operatorname|\\[^a-zA-Z]", formula), formula
+
+
+@each_lesson
+def test_every_lesson_has_question_surprise_exercise_and_a_place_in_the_list(lesson):
+    """Catches: a lesson that nobody can find, or without one of its parts."""
+    prose, code = markdown_and_code(lesson)
+    for part in ("**Question.**", "You should know", "**Exercise.**", "**What to try next.**", "same in minclipo"):
+        assert part in prose, part
+    assert "assert" in code
+    assert f"pages/{lesson.stem}.md" in (LESSONS / "README.md").read_text()
+    names = {path.name for path in EXERCISES}
+    assert any(name.startswith(lesson.stem[:3]) and name.removesuffix(".py") in prose for name in names)
+
+
+@each_exercise
+def test_an_exercise_as_handed_out_is_not_solved(exercise):
+    """Catches: checks that nothing can fail; a suspect of lesson 13 without its bug."""
+    handed_out = runpy.run_path(str(exercise))
+    results = grade(handed_out, handed_out)
+    assert len(results) >= 1
+    if exercise.stem.startswith("13"):
+        assert any(verdict == "wrong" for _, verdict, _ in results)
+        assert all(verdict != "not yet" for _, verdict, _ in results)
+    else:
+        assert all(verdict == "not yet" for _, verdict, _ in results)
+
+
+@each_exercise
+def test_the_solution_is_right(exercise):
+    """Catches: a check that refuses the right answer, or a solution that is none."""
+    solution = runpy.run_path(str(LESSONS / "solutions" / exercise.name))
+    assert [result for result in grade(runpy.run_path(str(exercise)), solution) if result[1] != "right"] == []
+
+
+def test_no_solution_is_without_exercise():
+    assert {path.name for path in EXERCISES} == {path.name for path in (LESSONS / "solutions").glob("[0-9]*.py")}
+
+
+@pytest.mark.parametrize("solution, rc, said", [(False, 1, "not yet  advantages"), (True, 0, "3 of 3 right")])
+def test_an_exercise_is_run_from_anywhere(tmp_path, solution, rc, said):
+    """Catches: a path that only works in the repository's root; an exit status that hides a wrong answer."""
+    command = [sys.executable, LESSONS / "exercises" / "05_grpo.py", *["--solution"] * solution]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert found.returncode == rc and said in found.stdout
+
+
+def test_wrong_answers_are_told_from_missing_ones():
+    """Catches: a crash of the reader's code that ends the report, and a None that passes."""
+    exercise = runpy.run_path(str(LESSONS / "exercises" / "05_grpo.py"))
+    answers = exercise | {"advantages": lambda rewards, group_size: None, "k3": lambda policy, reference: 1 / 0}
+    found = {name: (verdict, why) for name, verdict, why in grade(exercise, answers)}
+    assert found["advantages"] == ("wrong", "one right, one wrong: the function returned None; is a return missing?")
+    assert found["k3"][0] == "wrong" and "ZeroDivisionError" in found["k3"][1] and "test_lessons.py" in found["k3"][1]
+    assert found["clipped_loss"][0] == "not yet"
+
+
+def blocks(path: Path, lines: int = 5) -> set[tuple[str, ...]]:
+    """Every run of that many lines of code; what says nothing (imports, brackets, short lines) does not count."""
+    code = markdown_and_code(path)[1] if path.parent == LESSONS else path.read_text()
+    code = [line.strip() for line in code.split("\n")]
+    code = [line for line in code if len(line) > 12 and not line.startswith(("import ", "from ", "#"))]
+    return {tuple(code[i : i + lines]) for i in range(len(code) - lines + 1)}
+
+
+def test_no_code_is_copied_between_lessons_or_from_the_package():
+    """Catches: a lesson that carries a second copy of what another one, or the package, has."""
+    sources = {path: blocks(path) for path in [*NUMBERED, *(ROOT / "minclipo").rglob("*.py")]}
+    for one, other in combinations(sources, 2):
+        if LESSONS in (one.parent, other.parent):
+            assert not sources[one] & sources[other], f"{one.name} and {other.name}"
