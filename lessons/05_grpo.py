@@ -109,10 +109,10 @@ show(figure, "05_clip", "The clipped loss and its gradient; grey: within the cli
 generator = torch.Generator().manual_seed(0)
 old_logprobs = -torch.rand(8, 5, generator=generator)  # [N, T]
 mask = torch.ones(8, 5, dtype=torch.bool)
-logprobs = old_logprobs.clone().requires_grad_()  # the policy has not moved yet: every ratio is 1
-loss = clipped_loss(logprobs, old_logprobs, group_advantages(rewards, 4), mask)
+unmoved = old_logprobs.clone().requires_grad_()  # the policy has not moved yet: every ratio is 1
+loss = clipped_loss(unmoved, old_logprobs, group_advantages(rewards, 4), mask)
 loss.backward()
-print(f"loss {abs(loss.item()):.4f}   norm of its gradient {logprobs.grad.norm():.4f}")
+print(f"loss {abs(loss.item()):.4f}   norm of its gradient {unmoved.grad.norm():.4f}")
 
 # %% [markdown]
 # On the first mini-batch of every step the ratio is 1 for all tokens, so the loss is minus the mean advantage: 0. Its
@@ -125,11 +125,17 @@ print(f"loss {abs(loss.item()):.4f}   norm of its gradient {logprobs.grad.norm()
 #
 # $$k_1 = d \qquad k_2 = d^2/2 \qquad k_3 = e^{-d} + d - 1$$
 
+
 # %%
-policy, reference = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.4, 0.25, 0.35])
-d = (policy / reference).log()
-true_kl = (policy * d).sum()
-for name, estimate in (("k1", d), ("k2", d**2 / 2), ("k3", torch.exp(-d) + d - 1)):
+def estimates(logprobs, ref_logprobs):
+    """The three estimates of each token; same shape in and out."""
+    d = logprobs - ref_logprobs
+    return {"k1": d, "k2": d**2 / 2, "k3": torch.exp(-d) + d - 1}
+
+
+policy, reference = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.4, 0.25, 0.35])  # [V] each
+true_kl = (policy * (policy / reference).log()).sum()
+for name, estimate in estimates(policy.log(), reference.log()).items():
     mean = (policy * estimate).sum()  # by enumeration, no sampling
     spread = (policy * (estimate - mean) ** 2).sum().sqrt()
     print(f"{name}: mean {mean:.4f}   spread of a single token {spread:.4f}   smallest {estimate.min():+.4f}")
@@ -139,9 +145,24 @@ print(f"true KL   {true_kl:.4f}")
 # k1 and k3 have the right mean; k3 is never negative and scatters far less, which is why GRPO took it. k2's mean is
 # only close.
 #
-# > **You should know.** As a *loss* the order is another one: the gradient of k1 is 0 on average (lesson 4: the mean of
-# > $\nabla\log\pi$ is 0), so a k1 penalty in the loss does nothing but add noise; the gradient of k2 is that of the
-# > true KL.
+# As a *loss* they rank otherwise, because there only the gradient counts. The tokens are drawn and stay fixed; what is
+# differentiated is the estimate. Averaged over all tokens, again by enumeration:
+
+# %%
+logits = policy.log().requires_grad_()
+logprobs = logits.log_softmax(0)  # [V]
+penalties = estimates(logprobs, reference.log())
+losses = {name: (policy * penalty).sum() for name, penalty in penalties.items()}  # policy: a constant, it only drew
+losses["KL(policy || reference)"] = (logprobs.exp() * penalties["k1"]).sum()
+losses["KL(reference || policy)"] = (reference * -penalties["k1"]).sum()
+gradients = {name: torch.autograd.grad(loss, logits, retain_graph=True)[0] for name, loss in losses.items()}
+for name, gradient in gradients.items():
+    print(f"{name:24}" + " ".join(f"{value + 0.0:+.4f}" for value in gradient.round(decimals=6)))
+
+# %% [markdown]
+# > **You should know.** A k1 penalty in the loss does nothing on average (lesson 4: the mean of $\nabla\log\pi$ is 0),
+# > whatever its weight. k2 has the gradient of the true KL. And k3, GRPO's choice, the best of the three as an
+# > *estimate*, has the gradient of the KL the other way round.
 #
 # ## The same in minclipo
 #
@@ -153,7 +174,8 @@ ours = clipped_loss(moved, old_logprobs, group_advantages(rewards, 4), mask)
 found = policy_loss(moved, old_logprobs, group_advantages(rewards, 4), mask)
 assert torch.allclose(ours, found.loss)
 assert torch.allclose(advantages.flatten(), group_advantages(rewards, 4), atol=1e-5)
-assert torch.allclose(torch.exp(-d) + d - 1, kl_penalty(policy.log(), reference.log(), "k3"), atol=1e-6)
+for name, penalty in penalties.items():
+    assert torch.allclose(penalty, kl_penalty(logprobs, reference.log(), name), atol=1e-6)
 print(f"they agree; the clip has cut off {found.clip_fraction:.0%} of these tokens")
 
 # %% [markdown]

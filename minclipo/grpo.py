@@ -189,7 +189,8 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tens
 
         k1   d                   unbiased, may be negative. As a loss it teaches nothing: its gradient is 0 on average
         k2   d^2 / 2             biased value, but its gradient is the gradient of the true KL
-        k3   exp(-d) + d - 1     unbiased, never negative; GRPO's choice (DeepSeekMath eq. 4)
+        k3   exp(-d) + d - 1     unbiased, never negative; GRPO's choice (DeepSeekMath eq. 4). As a loss its gradient is
+                                 on average that of KL(reference || policy)
     """
     check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs)
     d = logprobs - ref_logprobs.detach()

@@ -211,8 +211,8 @@ def test_kl_estimators_are_unbiased_by_enumeration(kind):
     torch.testing.assert_close(expected, (policy.exp() * (policy - reference)).sum())
 
 
-def test_the_gradient_of_k2_is_the_gradient_of_the_kl():
-    """...and that of k1 is 0 on average: as a loss it does nothing. Both by enumeration."""
+def test_the_gradients_of_the_kl_estimators_by_enumeration():
+    """k2's is that of the KL, k1's is 0 on average (as a loss it does nothing), k3's that of the KL the other way."""
     logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
     reference = categorical(1)
 
@@ -225,6 +225,8 @@ def test_the_gradient_of_k2_is_the_gradient_of_the_kl():
     (true,) = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits)
     torch.testing.assert_close(expected_gradient("k2"), true)
     torch.testing.assert_close(expected_gradient("k1"), torch.zeros(7, dtype=torch.float64))
+    (reverse,) = torch.autograd.grad((reference.exp() * (reference - logits.log_softmax(0))).sum(), logits)
+    torch.testing.assert_close(expected_gradient("k3"), reverse)
 
 
 def test_k3_does_not_lose_small_differences():
