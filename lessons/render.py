@@ -33,7 +33,8 @@ def render(lesson: Path) -> str:
     from nbconvert.preprocessors import ExecutePreprocessor
 
     notebook = jupytext.read(lesson)
-    ExecutePreprocessor(timeout=None, kernel_name="python3").preprocess(notebook, {"metadata": {"path": str(LESSONS)}})
+    kernel = dict(kernel_name="python3", extra_arguments=["--log-level=ERROR"])
+    ExecutePreprocessor(timeout=None, **kernel).preprocess(notebook, {"metadata": {"path": str(LESSONS)}})
     for cell in notebook.cells:  # warnings of a machine, progress bars: not part of a lesson
         cell["outputs"] = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
     text, _ = MarkdownExporter().from_notebook_node(notebook)

@@ -19,6 +19,7 @@ sys.path[:0] = [str(LESSONS), str(LESSONS / "exercises")]
 import common  # noqa: E402
 from checking import grade  # noqa: E402
 from render import PAGES, fingerprint  # noqa: E402
+from render import main as render  # noqa: E402
 
 NUMBERED = sorted(LESSONS.glob("[0-9]*.py"))
 EXERCISES = sorted((LESSONS / "exercises").glob("[0-9]*.py"))
@@ -89,6 +90,19 @@ def test_a_page_is_made_from_its_lesson(lesson):
     )
     for picture in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text()):
         assert (PAGES / picture).is_file(), picture
+
+
+@pytest.mark.parametrize(
+    "name, missing, said", [("99_none", "", "99_none.py does not exist"), ("05_grpo", "jupytext", "[lessons]")]
+)
+def test_what_cannot_be_rendered_is_said(name, missing, said, monkeypatch, capsys):
+    """Catches: a traceback for a misspelt name, or for a reader without the optional packages."""
+    monkeypatch.setitem(sys.modules, missing, None)  # importing it fails
+    before = {path: path.stat().st_mtime_ns for path in PAGES.iterdir()}
+    with pytest.raises(SystemExit, match="1"):
+        render([name])
+    assert said in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in PAGES.iterdir()} == before
 
 
 @each_lesson
