@@ -5,7 +5,7 @@
                         --eval-data openai/gsm8k:main/test-*                          # one GPU
     python train_llm.py --preset track1                                               # the paper's first recipe
     python train_llm.py --preset track2 --algorithm gspo --mini-batches 4             # its second, under GSPO
-    python train_llm.py --model runs/toy/seed0/pretrained/model --data chain          # the toy's own model
+    python train_llm.py --model runs/toy/seed0/pretrained/model --data chain --max-new-tokens 16    # the toy's own model
     python train_llm.py --model runs/llm/model --eval-only --data ...                 # how good is it?
 
 --data and --eval-data take a .jsonl or .parquet file, ORGANISATION/NAME:PATTERN (files of a dataset on the Hugging Face

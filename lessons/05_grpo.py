@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 5. GRPO: compare with your own group, and do not move too far
 #
-# **Question.** Lesson 4's policy gradient wants a fresh sample for every update, and a baseline from somewhere. How do
-# you take several steps on one sample, and where does the baseline come from?
+# **Question.** Lesson 4's policy gradient is good for one update: then the policy is another one, and the sample is stale.
+# But sampling is what takes the time. How do you take several steps on one sample without going astray?
 #
-# You need lesson 4. Here come four things: an advantage from the group, a ratio that corrects for the policy having
-# moved, a clip that stops it from moving far, and a KL penalty that ties it to its start.
+# You need lesson 4. Here come four things: an advantage in units of the group's own spread, a ratio that corrects for the
+# policy having moved, a clip that stops it from moving far, and a KL penalty that ties it to its start.
 
 # %%
 import matplotlib.pyplot as plt
@@ -17,9 +17,9 @@ from minclipo.grpo import group_advantages, kl_penalty, policy_loss
 # %% [markdown]
 # ## The group is the baseline
 #
-# Two prompts, four rollouts each. A reward is 1 for a right answer, else 0. GRPO (Shao et al. 2024, arXiv 2402.03300,
-# section 4.1.2) asks how much better a rollout was than the others *of its own prompt*, in units of that prompt's
-# spread:
+# Two prompts, four rollouts each. A reward is 1 for a right answer, else 0. As in lesson 4, a rollout is compared with the
+# mean *of its own prompt's* group. GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1.2) measures the difference in
+# units of that group's spread:
 #
 # $$A_i = \frac{R_i - \mathrm{mean}(R_g)}{\mathrm{std}(R_g) + 10^{-6}}$$
 

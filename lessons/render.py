@@ -31,12 +31,14 @@ def render(lesson: Path) -> str:
     import jupytext
     from nbconvert import MarkdownExporter
     from nbconvert.preprocessors import ExecutePreprocessor
+    from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
     notebook = jupytext.read(lesson)
     kernel = dict(kernel_name="python3", extra_arguments=["--log-level=ERROR"])
     ExecutePreprocessor(timeout=None, **kernel).preprocess(notebook, {"metadata": {"path": str(LESSONS)}})
     for cell in notebook.cells:  # warnings of a machine, progress bars: not part of a lesson
         cell["outputs"] = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})  # what came in two parts is one again
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     return f"{fingerprint(lesson)}\n\n{text.strip()}\n"
 
