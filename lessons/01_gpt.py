@@ -34,8 +34,8 @@ print(vocabulary, tokens.tolist())
 
 followers = {word: [after for before, after in zip(line, line[1:]) if before == word] for word in vocabulary[:-1]}
 print(followers)
-guesses = [math.log(len(after) / after.count(word)) for after in followers.values() for word in after]
-print(f"loss of who knows nothing {math.log(V):.3f}, of who knows the last word only {sum(guesses) / 10:.3f}")
+losses = [math.log(len(after) / after.count(word)) for after in followers.values() for word in after]
+print(f"loss of a guesser who knows nothing {math.log(V):.3f}, of one who knows the last word {sum(losses) / 10:.3f}")
 
 # %% [markdown]
 # The *loss* of a guess is minus the logarithm of the probability that it gave to the word that came, in nats (natural
@@ -64,16 +64,16 @@ print(attention @ torch.tensor([8.0, 4.0, 0.0]))  # the values 8, 4, 0, mixed
 
 # %% [markdown]
 # Since $e^{-\infty}=0$, the high scores of 7 above the diagonal count for nothing. The last place weighs 1 : 1 : 2 and
-# gets $(8+4+2\cdot 0)/4=3$. Why divide by $\sqrt{C}$? With $C$ random numbers of size 1 in each, a dot product is of
-# that size, and a softmax of large scores puts all weight on one place before anything is learned.
+# gets $(8+4+2\cdot 0)/4=3$. Why divide by $\sqrt{C}$? The dot product of two vectors of $C$ random numbers of size 1 is
+# of size $\sqrt{C}$, and a softmax of large scores puts all weight on one place before anything is learned.
 #
 # ## Where a word stands: rotation
 #
 # Nothing in that sum changes if the earlier words change places. The remedy (RoFormer, Su et al. 2021, arXiv
 # 2104.09864, section 3.2): take the channels of queries and keys in pairs, and turn each pair like the hand of a clock,
 # by an angle proportional to its position. Each of the $C/2$ pairs has its own speed, $\theta^{-2c/C}$ radians a place
-# for $c=0,1,\dots$, with $\theta=10000$: fast hands tell neighbours apart, slow ones far places. In Llama, channel $c$
-# is paired with channel $c+C/2$.
+# for $c=0,1,\dots$, with $\theta=10000$: fast hands tell neighbours apart, slow ones far places. RoFormer pairs
+# neighbours; Hugging Face's checkpoints, and so we, pair channel $c$ with channel $c+C/2$.
 
 
 # %%
@@ -105,12 +105,12 @@ show(figure, "01_rotation", "One query and one key at growing distance, in three
 # ## The page
 #
 # Two more parts. RMSNorm brings a vector to root mean square 1 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4; $g$ is
-# learned). A gated MLP computes at each place by itself (Shazeer 2020, arXiv 2002.05202, eq. 6;
-# $\mathrm{silu}(z) = z/(1+e^{-z})$):
+# learned; $\odot$, like $g x$, multiplies number by number). A gated MLP computes at each place by itself (Shazeer
+# 2020, arXiv 2002.05202, eq. 6; $\mathrm{silu}(z) = z/(1+e^{-z})$):
 #
 # $$
 # \mathrm{norm}(x) = \frac{g x}{\sqrt{\mathrm{mean}(x^2) + 10^{-5}}} \qquad
-# \mathrm{mlp}(x) = W_{\mathrm{down}} (\mathrm{silu}(W_{\mathrm{gate}} x) \cdot W_{\mathrm{up}} x)
+# \mathrm{mlp}(x) = W_{\mathrm{down}} (\mathrm{silu}(W_{\mathrm{gate}} x) \odot W_{\mathrm{up}} x)
 # $$
 #
 # Nothing overwrites $x$: attention and MLP read a normalised copy and *add* what they found. What runs through all
@@ -218,7 +218,7 @@ for i, axis in enumerate(axes):
     axis.set_yticks(range(10), line[:10], fontsize=9)
     axis.set_title(f"layer {i // 2 + 1}, head {i % 2 + 1}", fontsize=10)
     axis.set_xlabel("looks at")
-axes[0].set_ylabel("the place of")
+axes[0].set_ylabel("place that looks")
 show(figure, "01_attention", "Attention weights after learning; black: all of the weight")
 
 # %% [markdown]
@@ -268,6 +268,7 @@ print(f"logits of 16 lines of 1024 words, V = 151936, in float32: {16 * 1024 * 1
 # **Exercise.** `python lessons/exercises/01_gpt.py`: norm, rotation and attention as real checkpoints need them: in
 # half precision, with rows at different positions, with shared heads.
 #
-# **What to try next.** Take both `rotate` out of `forward`: it learns the line all the same, a little later. For the
-# mask tells places apart too: the first sees one word, the second two. Move the places by `10**8` instead of 100:
+# **What to try next.** Take both `rotate` out of `forward`: it learns the line all the same, a little later, for the
+# mask tells places apart too: the first sees one word, the second two. Now even places twice as far apart change
+# nothing (and the last assertion fails, since minclipo still rotates). Move the places by `10**8` instead of 100:
 # float32 has run out of digits. Then read `minclipo/model.py`. Lesson 2 draws words instead of taking the likeliest.

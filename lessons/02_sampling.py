@@ -3,7 +3,7 @@
 #
 # **Question.** How does a model write, and why is the naive way so slow?
 #
-# You need lesson 1. Here come: how a word is drawn, how likely exactly what was drawn is, where a completion ends, and
+# You need lesson 1. Here come: how a word is drawn, which log-prob belongs to the draw, where a completion ends, and
 # a cache that computes every word once.
 
 # %%
@@ -108,7 +108,8 @@ print(f"loss {loss.item():.2f}: not 0, nobody can know which end comes")
 # %% [markdown]
 # ## The naive way to write
 #
-# Run the model on all that is there, draw from the logits of the last place, append, again. G rows at the same time:
+# Run the model on all that is there, draw from the logits of the last place, append, again. G rows at the same time, a
+# *group* of completions of one prompt, which has P words (and from here on T counts the words written):
 
 
 # %%

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 3. Right answers for wrong reasons
 #
-# **Question.** A reward has to say which rollouts are good. What is a right answer, and what is a right way to it?
+# **Question.** A reward is a number that says how good a completion is. (One that the model has drawn itself is called
+# a *rollout*.) What is a right answer, and what is a right way to it?
 #
 # You need lessons 1 and 2: a GPT, and sampling from it. Here come a task so small that every word of a solution can
 # be checked, the two checks that the rest of this course lives on, and the mistakes that a model learns by reading.
@@ -192,9 +193,9 @@ for name, operands in (("the prompt's", [problem.operands[0]] * 17), ("the quote
 
 # %% [markdown]
 # > **You should know.** What the model writes is not what it computes with. The total comes from the prompt, whatever
-# > the step says, so a right answer tells next to nothing about the steps before it. Larger models have been tested
-# > like this: Lanham et al. 2023 (arXiv 2307.13702) put mistakes into their reasoning, and in some tasks few answers
-# > changed.
+# > the step says, so a right answer tells next to nothing about the operands quoted on the way to it. Larger models
+# > have been tested like this: Lanham et al. 2023 (arXiv 2307.13702) put mistakes into their reasoning, and in some
+# > tasks few answers changed.
 #
 # ## All alike, or each in its own way
 #

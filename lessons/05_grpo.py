@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 5. GRPO: compare with your own group, and do not move too far
 #
-# **Question.** Lesson 4's policy gradient is good for one update: then the policy is another one, and the sample is stale.
-# But sampling is what takes the time. How do you take several steps on one sample without going astray?
+# **Question.** Lesson 4's policy gradient is good for one update: then the policy is another one, and the sample is
+# stale. But sampling is what takes the time. How do you take several steps on one sample without going astray?
 #
-# You need lesson 4. Here come four things: an advantage in units of the group's own spread, a ratio that corrects for the
-# policy having moved, a clip that stops it from moving far, and a KL penalty that ties it to its start.
+# You need lesson 4. Here come four things: an advantage in units of the group's own spread, a ratio that corrects for
+# the policy having moved, a clip that stops paying for moving far, and a KL penalty that ties it to its start.
 
 # %%
 import matplotlib.pyplot as plt
@@ -17,11 +17,13 @@ from minclipo.grpo import group_advantages, kl_penalty, policy_loss
 # %% [markdown]
 # ## The group is the baseline
 #
-# Two prompts, four rollouts each. A reward is 1 for a right answer, else 0. As in lesson 4, a rollout is compared with the
-# mean *of its own prompt's* group. GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1.2) measures the difference in
-# units of that group's spread:
+# Two prompts, four rollouts each. A reward is 1 for a right answer, else 0. As in lesson 4, a rollout is compared with
+# the mean *of its own prompt's* group. GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1.2) measures the difference
+# in units of that group's spread:
 #
 # $$A_i = \frac{R_i - \mathrm{mean}(R_g)}{\mathrm{std}(R_g) + 10^{-6}}$$
+#
+# (The $10^{-6}$ is there against 0/0. The std divides by $G-1$.)
 
 # %%
 rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0])  # [N] = [B * G], B = 2 prompts of G = 4 rollouts
@@ -55,9 +57,9 @@ show(figure, "05_no_signal", "How often a group teaches nothing, against the acc
 print(f"at 95% right, {0.95**16 + 0.05**16:.2f} of the groups of 16 teach nothing")
 
 # %% [markdown]
-# > **You should know.** In float32 the mean of sixteen rewards of 0.9 is not 0.9, and a difference of rounding divided
-# > by a standard deviation of rounding is not small. `group_advantages` checks for equal rewards and gives exactly 0;
-# > the plain formula does not:
+# > **You should know.** In float32 the mean of sixteen rewards of 0.9 is not 0.9, and a difference of rounding is not
+# > small any more once it is divided by little more than $10^{-6}$. `group_advantages` checks for equal rewards and
+# > gives exactly 0; the plain formula does not:
 
 # %%
 equal = torch.full((16,), 0.9)
@@ -68,10 +70,11 @@ print(f"plain formula: {plain[0]:.3f}   group_advantages: {group_advantages(equa
 # ## The ratio: a sample of yesterday's policy, corrected
 #
 # After one update the rollouts come from a policy that no longer exists. The ratio $r = \pi/\pi_{\text{old}}$ reweights
-# each token by how much likelier it has become. Its gradient at $r=1$ is lesson 4's: $\nabla r = r \nabla\log\pi$.
+# each token by how much likelier it has become. (Exact would be the ratio of the whole completion; lesson 11 comes back
+# to it.) Its gradient at $r=1$ is lesson 4's: $\nabla r = r \nabla\log\pi$.
 #
-# The further $r$ is from 1, the less the old sample says about the new policy. So PPO (Schulman et al. 2017, eq. 7)
-# stops paying for moves beyond $1\pm\epsilon$:
+# The further $r$ is from 1, the less the old sample says about the new policy. So PPO (Schulman et al. 2017, arXiv
+# 1707.06347, eq. 7) stops paying for moves beyond $1\pm\epsilon$:
 #
 # $$L_t = \max\big(-A r_t, -A \mathrm{clip}(r_t, 1-\epsilon, 1+\epsilon)\big)$$
 
@@ -92,16 +95,16 @@ for axis, A in zip(axes, (1.0, -1.0)):
     (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
     ratio = log_ratio.detach().exp()
     axis.plot(ratio, loss.detach(), color=METHODS["baseline"], label="loss of the token")
-    axis.plot(ratio, gradient, color="black", linestyle=":", label="its gradient with respect to the log-prob")
+    axis.plot(ratio, gradient, color="black", linestyle=":", label="its gradient in the log-prob")
     axis.axvspan(0.8, 1.2, color="black", alpha=0.07, linewidth=0)
     tidy(axis, "ratio", "loss, gradient", f"advantage {A:+.0f}")
-axes[1].legend(frameon=False, fontsize=9, loc="upper left")
+axes[1].legend(frameon=False, fontsize=9, loc="lower right")
 show(figure, "05_clip", "The clipped loss and its gradient; grey: within the clip range")
 
 # %% [markdown]
 # Read the dotted lines. A good token ($A=+1$) is pushed up until it has become 1.2 times as likely, then the gradient
 # is 0: enough for this sample. A bad one is pushed down until 0.8. On the *other* side nothing is cut off: a good token
-# that has become less likely is still pulled back with full force. That is what the max is for.
+# that has become less likely is still pulled back. That is what the max is for.
 #
 # ## "Why is my loss 0?"
 
@@ -115,13 +118,17 @@ loss.backward()
 print(f"loss {abs(loss.item()):.4f}   norm of its gradient {unmoved.grad.norm():.4f}")
 
 # %% [markdown]
-# On the first mini-batch of every step the ratio is 1 for all tokens, so the loss is minus the mean advantage: 0. Its
-# *gradient* is what moves the policy. The loss is not a metric; look at the reward.
+# A sample is cut into mini-batches, with an optimizer step for each. On the first of them the ratio is 1 for all
+# tokens, so the loss is a mean of $-A$: 0 where all completions are equally long, as here. (GRPO as published takes the
+# mean of each rollout first: then it is 0 whatever the lengths, if the mini-batch holds whole groups. In a mean over
+# tokens long rollouts count more, and the first loss is some other number, which says as little.) Its *gradient* is
+# what moves the policy. Look at the reward.
 #
 # ## Three ways to estimate a KL divergence
 #
 # A penalty keeps the policy near a reference, usually the model that training started from. From tokens that the policy
-# has drawn, with $d=\log\pi-\log\pi_{\text{ref}}$ (Schulman 2020, a note on approximating KL):
+# has drawn, with $d=\log\pi-\log\pi_{\text{ref}}$ (Schulman 2020, a note on [approximating
+# KL](http://joschu.net/blog/kl-approx.html)):
 #
 # $$k_1 = d \qquad k_2 = d^2/2 \qquad k_3 = e^{-d} + d - 1$$
 
@@ -142,8 +149,8 @@ for name, estimate in estimates(policy.log(), reference.log()).items():
 print(f"true KL   {true_kl:.4f}")
 
 # %% [markdown]
-# k1 and k3 have the right mean; k3 is never negative and scatters far less, which is why GRPO took it. k2's mean is
-# only close.
+# k1 and k3 have the right mean; k3 is never negative, the reason that GRPO's authors give for it, and scatters far less
+# than k1. k2's mean is only close.
 #
 # As a *loss* they rank otherwise, because there only the gradient counts. The tokens are drawn and stay fixed; what is
 # differentiated is the estimate. Averaged over all tokens, again by enumeration:
@@ -164,6 +171,10 @@ for name, gradient in gradients.items():
 # > whatever its weight. k2 has the gradient of the true KL. And k3, GRPO's choice, the best of the three as an
 # > *estimate*, has the gradient of the KL the other way round.
 #
+# Together this is GRPO: draw a sample, compare within groups, cut the sample into mini-batches, and on each take a step
+# against the gradient of $\mathrm{mean}(L_t + \beta k_{3,t})$. The ratio and the clip make the later of these steps
+# safer; $\beta$ is small, and often 0, as in lesson 6.
+#
 # ## The same in minclipo
 #
 # `minclipo/grpo.py` holds these functions with checks and a few more choices. They agree:
@@ -182,5 +193,7 @@ print(f"they agree; the clip has cut off {found.clip_fraction:.0%} of these toke
 # **Exercise.** `python lessons/exercises/05_grpo.py`: write the three formulas so that they survive padding and equal
 # rewards.
 #
-# **What to try next.** Set `clip=0.01` above and count again what is cut off. Then read `policy_loss` in
-# `minclipo/grpo.py`, and `Trainer.update_on` in `minclipo/trainer.py`, where it is called. Lesson 6 trains with it.
+# **What to try next.** Give `clipped_loss` above `clip=0.01` and `policy_loss` `clip_low=0.01, clip_high=0.01`: nearly
+# all ratios lie outside, yet only half of the tokens are cut off. Why? (On which side of 1 does the clip act?) Then
+# read `policy_loss` in `minclipo/grpo.py`, and `Trainer.update_on` in `minclipo/trainer.py`, where it is called. Lesson
+# 6 trains with it.

@@ -33,6 +33,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     q [B, H, T, C]; k and v [B, K, S, C]. H is a multiple of K: the first H / K query heads use key and value head 0,
     the next H / K head 1, and so on. S is at least T: there are keys of S places, the queries are those of the last T.
+    (Lesson 2 will need that: it keeps the keys of earlier places.)
     """
     raise NotImplementedError("Which places does query 0 see if S is T + 2?")
 
@@ -51,6 +52,8 @@ def check_rms_norm(rms_norm):
     half = rms_norm(torch.tensor([300.0, 300.0], dtype=torch.float16), one.half(), 1e-5)
     expect(half, [1.0, 1.0], "(300, 300) in float16: compute in float32", tolerance=1e-3)
     expect_true(half.dtype == torch.float16, f"the result for float16 should be float16, found {half.dtype}")
+    brief = rms_norm(torch.tensor([1.0, 17.0]).bfloat16(), one.bfloat16(), 1e-5)
+    expect(brief, [0.08301, 1.4141], "(1, 17) in bfloat16: compute in float32", tolerance=2e-4)
     double = rms_norm(torch.tensor([3.0, 4.0]).double(), one.double(), 0.0)
     third = torch.tensor([3.0, 4.0]).double() / math.sqrt(12.5)
     expect(double, third, "float64 should not lose digits on the way", tolerance=1e-12)
@@ -83,9 +86,7 @@ def check_rotate(rotate):
 def check_causal_attention(causal_attention):
     column = lambda *numbers: torch.tensor(numbers, dtype=torch.float32).view(1, 1, -1, 1)  # [1, 1, T, 1]
     values, zeros = column(8, 4, 0), column(0, 0, 0)
-    expect(
-        causal_attention(zeros, zeros, values).flatten(), [8, 6, 4], "equal scores: the mean of what has been so far"
-    )
+    expect(causal_attention(zeros, zeros, values), column(8, 6, 4), "equal scores: the mean of what has been so far")
     keys = torch.cat([column(0, math.log(3), math.log(2)), torch.zeros(1, 1, 3, 3)], -1)  # [1, 1, 3, 4]
     mixed = causal_attention(torch.full((1, 1, 3, 4), 2.0), keys, values.expand(1, 1, 3, 4))[..., 0].flatten()
     expect(mixed, [8, 5, 20 / 6], "C = 4: after division by 2 the weights should be 1, then 1 : 3, then 1 : 3 : 2")

@@ -42,12 +42,8 @@ def completion_mask(completions: Tensor, eos_ids: list[int]) -> Tensor:
 
 def check_next_word(next_word):
     logits = torch.tensor([[0.1, 0.5, 0.05, 0.2, 0.15]]).log()  # [1, 5]; the likeliest first: 1, 3, 4, 0, 2
-    after = lambda *knobs: next_word(logits, *knobs).exp()
-    expect(
-        after(1.0, None, None),
-        [[0.1, 0.5, 0.05, 0.2, 0.15]],
-        "temperature 1, no cuts: exp of the result is the softmax",
-    )
+    after = lambda *knobs: next_word(logits.clone(), *knobs).exp()
+    expect(next_word(logits.clone(), 1.0, None, None), logits, "temperature 1, no cuts: the log-softmax")
     expect(after(0.5, None, None), [[0.030769, 0.769231, 0.007692, 0.123077, 0.069231]], "temperature 0.5: squares")
     expect(after(1.0, 2, None), [[0, 0.714286, 0, 0.285714, 0]], "top-k 2: two stay and sum to 1")
     expect(after(1.0, 9, None), [[0.1, 0.5, 0.05, 0.2, 0.15]], "top-k 9 of five words: all stay")
@@ -60,11 +56,15 @@ def check_next_word(next_word):
     expect(after(1.0, 2, 0.7), [[0, 1, 0, 0, 0]], "top-k 2, top-p 0.7: after top-k the first has 0.714 and is enough")
     two = next_word(torch.tensor([[0.1, 0.6, 0.3], [0.7, 0.1, 0.2]]).log(), 1.0, None, 0.65).exp()
     expect(two, [[0, 2 / 3, 1 / 3], [1, 0, 0]], "two rows in different orders, top-p 0.65: each row is cut by itself")
-    found = next_word(logits, 1.0, 2, None)
+    found = next_word(logits.clone(), 1.0, 2, None)
     expect(found, [[-torch.inf, -0.336472, -torch.inf, -1.252763, -torch.inf]], "log-probs, with -inf for what is cut")
     greedy = [[-torch.inf, 0, -torch.inf, -torch.inf, -torch.inf]]
-    expect(next_word(logits, 0, None, None), greedy, "temperature 0: log-prob 0 for the likeliest, -inf for the others")
-    expect(next_word(logits, 0, 3, 0.9), greedy, "temperature 0 with cuts: the same")
+    expect(
+        next_word(logits.clone(), 0, None, None),
+        greedy,
+        "temperature 0: log-prob 0 for the likeliest, -inf for the others",
+    )
+    expect(next_word(logits.clone(), 0, 3, 0.9), greedy, "temperature 0 with cuts: the same")
     expect(
         next_word(torch.tensor([[900.0, 0.0]]), 0.1, None, None).exp(), [[1, 0]], "logits 9000 apart: no inf, no NaN"
     )
@@ -74,7 +74,7 @@ def check_draw(draw):
     third = torch.tensor([0.2, 0.5, 0.3]).log()
     found = draw(third.expand(5, 3), torch.tensor([0.1, 0.25, 0.65, 0.75, 0.99]))
     expect(found, [0, 1, 1, 2, 2], "probabilities 0.2, 0.5, 0.3, uniform 0.1, 0.25, 0.65, 0.75, 0.99")
-    expect_true(not found.is_floating_point(), "words are whole numbers")
+    expect_true(not torch.as_tensor(found).is_floating_point(), "words are whole numbers")
     rows = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
     expect(draw(rows, torch.tensor([0.5, 0.5])), [0, 1], "two rows: each has its own distribution")
     gap = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).log()
@@ -85,7 +85,12 @@ def check_draw(draw):
         draw(short, torch.tensor([0.99995])), [1], "a sum of 0.9999, uniform 0.99995: the last word that can be drawn"
     )
     many = draw(third.expand(3000, 3), torch.linspace(0, 0.9999, 3000))
-    expect(many.bincount(minlength=3) / 3000, [0.2, 0.5, 0.3], "as often as its probability says", tolerance=0.01)
+    expect(
+        torch.as_tensor(many).bincount(minlength=3) / 3000,
+        [0.2, 0.5, 0.3],
+        "as often as its probability says",
+        tolerance=0.01,
+    )
 
 
 def check_completion_mask(completion_mask):

@@ -28,6 +28,7 @@ def steps(start: int, operands: list[int], completion: str) -> list[bool]:
 
     Steps end at the first word #, or with the text. A missing step is False. A step after a total that is no number is
     False: there is nothing to add to. Words too many before # add one False at the end. Any text may come.
+    Compare words: neither "012" nor "+12" is "12".
     """
     raise NotImplementedError("Keep the total that was written, not the true one.")
 
@@ -80,13 +81,15 @@ def check_steps(steps):
         ("+5 12 +3 9 # 9", [True, False], "a made-up operand with the right total"),
         ("+5 13 -3 10 # 10", [False, True], "a slip in step 1; step 2 adds rightly to 13"),
         ("+5 13 -3 9 # 9", [False, False], "two slips that cancel: 13 - 3 is not 9"),
+        ("+5 -2 -3 -5 # -5", [False, True], "a slip to -2; step 2 adds rightly to it"),
         ("+5 12 # 12", [True, False], "a missing step"),
         ("+5 12 -3 # 9", [True, False], "a step without its total"),
         ("+5 12 -3 9 +1 10 # 10", [True, True, False], "a step too many"),
         ("+5 12 -3 9", [True, True], "no #, but every step"),
         ("5 12 -3 9 # 9", [False, True], "an operand is written with its sign"),
         ("12 +5 9 -3 # 9", [False, False], "totals before operands"),
-        ("+5 twelve -3 9 # 9", [False, False], "a total that is no number"),
+        ("+5 012 -3 9 # 9", [False, True], '"012" is another word than "12"'),
+        ("+5 twelve -3 4 # 4", [False, False], "a total that is no number: step 2 has nothing to add to"),
         ("# 9", [False, False], "an answer without steps"),
         ("", [False, False], "the empty text"),
     ):
@@ -96,10 +99,9 @@ def check_steps(steps):
 
 def check_rates(rates):
     yes, no = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
-    correct, faithful = torch.tensor([True, True, False, True]), torch.tensor([True, False, True, False])
-    expect(
-        rates(correct, faithful), (3 / 4, 2 / 3, 1 / 4), "one faithful, two hallucinated, one wrong with right steps"
-    )
+    correct, faithful = torch.tensor([True, True, False, True, False]), torch.tensor([True, False, True, False, False])
+    what = "one faithful, two hallucinated, two wrong, one of these with right steps"
+    expect(rates(correct, faithful), (3 / 5, 2 / 3, 1 / 5), what)
     expect(rates(yes, no), (1.0, 1.0, 0.0), "all right, none faithful")
     expect(rates(yes, yes), (1.0, 0.0, 1.0), "all faithful")
     expect(rates(no, yes), (0.0, 0.0, 0.0), "no right answer at all")
@@ -119,6 +121,9 @@ def check_careless_step(careless_step):
     expect_true(all(operand == 2 for operand, _ in slips), "a slip must leave the quoted operand right")
     totals, expected = sorted({total for _, total in slips}), [n for n in range(88, 100) if n != 97]
     expect_true(totals == expected, f"slips from 95 + 2: expected all of {expected}, found {totals}")
+
+    share = sum(total == 99 for _, total in slips) / len(slips)
+    expect(share, 1 / 11, "slips from 95 + 2: share of 99, one of eleven equally likely totals", tolerance=0.04)
 
     outside = sorted({careless_step(97, 9, 0.0, 0.0, rng)[1] for _ in range(200)})
     expect_true(outside == [97, 98, 99], f"97 + 9 leads out of 0..99: expected totals 97, 98 and 99, found {outside}")

@@ -64,7 +64,8 @@ def expect(found, expected, what: str, *, tolerance: float = 1e-5) -> None:
         raise Wrong(f"{what}: expected shape {tuple(expected.shape)}, found {tuple(found.shape)}")
     wide = torch.promote_types(torch.promote_types(found.dtype, expected.dtype), torch.float32)
     if not torch.allclose(found.detach().to(wide), expected.detach().to(wide), rtol=tolerance, atol=tolerance):
-        raise Wrong(f"{what}: expected {shown(expected)}, found {shown(found)}")
+        digits = next((n for n in (4, 8) if shown(expected, n) != shown(found, n)), 16)  # enough to see a difference
+        raise Wrong(f"{what}: expected {shown(expected, digits)}, found {shown(found, digits)}")
 
 
 def expect_true(condition: bool, what: str) -> None:
@@ -73,8 +74,8 @@ def expect_true(condition: bool, what: str) -> None:
         raise Wrong(what)
 
 
-def shown(tensor: torch.Tensor) -> str:
-    """A tensor in one line, four digits a number, at most a dozen numbers."""
+def shown(tensor: torch.Tensor, digits: int) -> str:
+    """A tensor in one line, with so many digits a number, at most a dozen numbers."""
     numbers = tensor.detach().flatten().tolist()
-    texts = [f"{number:.4g}" if isinstance(number, float) else str(number) for number in numbers[:12]]
+    texts = [f"{number:.{digits}g}" if isinstance(number, float) else str(number) for number in numbers[:12]]
     return texts[0] if tensor.ndim == 0 else "[" + ", ".join(texts) + (", ...]" if len(numbers) > 12 else "]")

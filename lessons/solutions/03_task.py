@@ -17,7 +17,7 @@ def steps(start: int, operands: list[int], completion: str) -> list[bool]:
     verdicts, before = [], str(start)
     for i, operand in enumerate(operands):
         quoted, total = (body[2 * i : 2 * i + 2] + ["", ""])[:2]  # empty words where the text is too short
-        adds_up = before.isdecimal() and total == str(int(before) + operand)
+        adds_up = before.removeprefix("-").isdecimal() and total == str(int(before) + operand)
         verdicts.append(quoted == f"{operand:+d}" and adds_up)
         before = total  # as it was written, right or not
     return verdicts + [False] * (len(body) > 2 * len(operands))
