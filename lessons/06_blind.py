@@ -13,7 +13,7 @@ import json
 
 import matplotlib.pyplot as plt
 import torch
-from common import KINDS, LESSONS, METHODS, RUNS, pretrained, problems_of, show, tidy, train, verdicts
+from common import KINDS, LESSONS, METHODS, RUNS, pretrained, problems_of, show, show_training, tidy, train, verdicts
 
 from minclipo.grpo import group_advantages, policy_loss
 from minclipo.logprobs import completion_logprobs
@@ -99,9 +99,9 @@ for name, reward in rewards.items():
 # ## A training step
 #
 # Nearly everything in it is known by now. `completion_logprobs` gives the log-probs of given completions, [N, T], as
-# lesson 1 took them from a GPT. Half of the rollouts, in random order, go into each of two optimizer steps; at the
-# second one the policy has moved, and lesson 5's ratio has something to do. A gradient longer than 1 is scaled down
-# to 1.
+# lesson 2's `score` did for one completion. Half of the rollouts, in random order, go into each of two optimizer steps;
+# at the second one the policy has moved, and lesson 5's ratio has something to do. A gradient longer than 1 is scaled
+# down to 1.
 
 
 # %%
@@ -153,21 +153,13 @@ for name, history in histories.items():
     for metrics in history[::20] + history[-1:]:
         print(f"{labels[name]:6}   step {metrics['step']:3}", *(f"  {key} {metrics[key]:.2f}" for key in watched))
 
-figure, axes = plt.subplots(1, 3, figsize=(9, 3), layout="constrained", sharey=True)
-for axis, key in zip(axes, watched):
-    for (name, history), linestyle in zip(histories.items(), ("-", ":")):
-        values = [metrics[key] for metrics in history]
-        axis.plot(range(1, len(values) + 1), values, color=METHODS[name], linestyle=linestyle, label=labels[name])
-    tidy(axis, "training step", "share", key.replace("_", " "))
-    axis.set_ylim(0, 1.02)
-axes[1].legend(frameon=False, loc="upper right")
-show(figure, "06_training", "GRPO and the oracle, from the same start")
+show_training(histories, "06_training", "GRPO and the oracle, from the same start", watched)
 
 # %% [markdown]
 # Left: both learn to answer. Middle: GRPO's right answers keep their made-up steps, the oracle's lose them. So the
-# model *can* learn to quote; what it lacks is somebody who tells it to. Right: the outcome signal, the share of
-# groups with both right and wrong rollouts, falls as the answers get better. A group that is all right teaches
-# nothing (lesson 5), however much it has made up.
+# model *can* learn to quote; what it lacks is somebody who tells it to. Right: the outcome signal, the share of groups
+# with both right and wrong rollouts, falls as the answers get better. Under GRPO a group that is all right teaches
+# nothing (lesson 5), however much it has made up; the oracle's reward still tells its rollouts apart.
 #
 # One run says little about a quantity that nothing holds. The README has five seeds, each with a pretraining of its
 # own and 2000 fresh problems; in brackets the 95% interval of the mean:
@@ -179,8 +171,8 @@ for name, label in ({"pretrained": "before"} | labels).items():
     print(f"{label:6}   hallucination rate {mean:.3f} [{low:.3f}, {high:.3f}]")
 
 # %% [markdown]
-# On the mean the rate stays where it was; run by run it goes anywhere: the interval is seven times as wide as at the
-# start.
+# On the mean, five seeds show no change; run by run it ends anywhere between 43% and 62%: the interval is seven times
+# as wide as at the start.
 #
 # ## What drift looks like
 #
@@ -212,20 +204,20 @@ show(figure, "06_drift", "How often each operand is quoted falsely")
 
 # %% [markdown]
 # The author made up all operands equally often, and so did the model at the start. After GRPO some are quoted better
-# than before, and one hardly at all. Which one is chance: from the same start, seed 1 has lost another. Biology calls
-# this genetic drift: without selection the share of a variant stays the same on the mean, and in each single case
-# wanders until it is nothing or all.
+# than before, and one, -9, falsely most of the time. Which one, if any, is chance: of four seeds from this start two
+# lost an operand for good, each another one. Biology calls this genetic drift: without selection the share of a variant
+# stays the same on the mean, and in each single case wanders until it is nothing or all.
 #
-# > **You should know.** Look at temperature 0, where each word is the likeliest. The start was perfect there, since
-# > any single made-up operand was unlikely. After GRPO there are operands for which a made-up one is the *likeliest*,
-# > and some of the solutions at temperature 0 have a false step, at full accuracy. No curve of rewards shows it. What
-# > a reward does not hold in place, training with it does not leave alone.
+# > **You should know.** Look at temperature 0, where each word is the likeliest. The start was perfect there, since any
+# > single made-up operand was unlikely. After GRPO there is an operand for which a made-up one is the *likeliest*, and
+# > some of the solutions at temperature 0 have a false step, at full accuracy. No curve of rewards shows it. What a
+# > reward does not hold in place, training with it does not leave alone.
 #
 # **Exercise.** `python lessons/exercises/06_blind.py`: an oracle that counts the wrong steps, the share of groups
 # with a signal, and the table of mean advantages.
 #
-# **What to try next.** Train with `train("06_seed1", start, seed=1)` and find the operand that it loses. How far does
-# noise alone carry a model? In `grpo_step` put coins in the place of answers, `(torch.rand(len(correct),
-# generator=generator) < 0.7).float()`, and take a hundred steps: with both seeds that we tried the accuracy ended
-# below a tenth. Then read `Trainer.step`. Lesson 7 looks for made-up steps where a reward cannot: in the hidden
-# states.
+# **What to try next.** Train with `train("06_seed1", start, seed=1)`, then with seeds 2 and 3: which operands does each
+# lose, if any? How far does noise alone carry a model? In `grpo_step` put coins in the place of answers,
+# `(torch.rand(len(correct), generator=generator) < 0.7).float()`, and take a hundred steps: with both seeds that we
+# tried the accuracy fell from seven tenths to below a fifth. Then read `Trainer.step`. Lesson 7 looks for made-up steps
+# where a reward cannot: in the hidden states.

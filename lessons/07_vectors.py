@@ -20,7 +20,7 @@ from minclipo.sampler import sample
 # %% [markdown]
 # ## One vector from many states
 #
-# The model turns each token into a state: the output of its final norm, from which the next token is predicted. A
+# The model turns each token into a state $u_t$: the output of its final norm, from which the next token is predicted. A
 # rollout of $T$ tokens has $T$ of them. CLIPO (arXiv 2603.10101) takes their mean, over the completion's own tokens
 # and no others:
 #
@@ -36,7 +36,7 @@ print(means)
 
 # %% [markdown]
 # > **You should know.** Large models compute in bfloat16, which has 8 significant bits. A sum that is kept in it stops
-# > growing as soon as the next term is no more than half of its last bit. Add states up in float32.
+# > growing early: from 256 on it knows even numbers only, and 256 + 1 is rounded back to 256. Add states up in float32.
 
 # %%
 total = torch.zeros((), dtype=torch.bfloat16)
@@ -113,8 +113,8 @@ three = torch.tensor([[10.0, 1.0], [10.0, 1.0], [10.0, -2.0]])
 print("as they are", cosines(three)[0], "  centred", cosines(three - three.mean(0))[0])
 
 # %% [markdown]
-# Centred vectors sum to 0, so they cannot all agree: who differs from the majority now points away from it. The same
-# for the rollouts, each minus the mean of its own prompt's sixteen, right or wrong:
+# Centred vectors sum to 0, so they cannot all agree: whoever lies furthest from the rest now points away from it. The
+# same for the rollouts, each minus the mean of its own prompt's sixteen, right or wrong:
 
 # %%
 groups = rollouts.pooled.view(64, 16, -1)  # [B, G, D]
@@ -140,8 +140,8 @@ show(figure, "07_cosines", "Cosines of pairs of rollouts by kind, before and aft
 # ## A map
 #
 # 64 dimensions do not fit on paper. For each of the first three prompts we take the plane in which its sixteen centred
-# vectors, each scaled to length 1, lose least of their length; the singular value decomposition finds it (this is PCA:
-# principal components). The closer a point to the circle, the less of it is lost.
+# vectors, each scaled to length 1, lose least of their squared length; the singular value decomposition finds it. (PCA
+# does the same after taking off the mean once more.) The closer a point to the circle, the less of it is lost.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(8, 3.3), layout="constrained")
@@ -160,8 +160,8 @@ figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", 
 show(figure, "07_map", "The rollouts of three prompts; a marker's area says how many coincide")
 
 # %% [markdown]
-# The large marker is the faithful text, written several times over. The hallucinated ones lie between it and the wrong
-# ones, each in a place of its own.
+# The large marker is the faithful text, written several times over. The hallucinated ones lie off it, most of them on
+# its side of the circle, each in a place of its own.
 #
 # ## A number for it
 #

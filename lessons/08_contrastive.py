@@ -66,7 +66,7 @@ print("p", [f"{x:.3f}" for x in log_p(q, A)[1:].exp()])
 
 
 # %%
-def infonce(q, P, A, drawn):
+def infonce(q, A, drawn):
     return -log_p(q, A)[..., drawn]
 
 
@@ -82,7 +82,7 @@ def soft_nn(q, P, A):
     return -log_p(q, A).masked_fill(~P, -torch.inf).logsumexp(-1)
 
 
-draws = torch.stack([infonce(q, P, A, j) for j in (1, 2, 3)])
+draws = torch.stack([infonce(q, A, j) for j in (1, 2, 3)])
 print("InfoNCE, by the positive drawn:", [f"{x:.3f}" for x in draws], f" mean {draws.mean():.3f}")
 for loss in (supcon_out, supcon_in, soft_nn):
     print(f"{loss.__name__:10} {loss(q, P, A):.3f}")
@@ -110,7 +110,7 @@ left.legend(frameon=False, fontsize=9, loc="center")
 left.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
 left.axis("off")
 for j in (1, 2, 3):
-    right.plot(turn, infonce(scores, P, A, j), ":", color=COLORS["infonce"], label="infonce" if j == 1 else None)
+    right.plot(turn, infonce(scores, A, j), ":", color=COLORS["infonce"], label="infonce" if j == 1 else None)
 for loss, linestyle in ((supcon_out, "--"), (supcon_in, "-."), (soft_nn, "-")):
     right.plot(turn, loss(scores, P, A), linestyle, color=COLORS[loss.__name__], label=loss.__name__, linewidth=1.8)
 right.legend(frameon=False, fontsize=9, loc="upper right")
@@ -127,7 +127,8 @@ show(figure, "08_circle", "The losses as the anchor goes round the circle; dotte
 #
 # The $p_{ij}$ of the positives sum to at most 1. So the largest their mean can be is $1/|P|$, and neither SupCon loss,
 # nor the mean of InfoNCE, can fall below $\log|P|$, however perfect the vectors: each positive has the others for
-# competitors. Take a group of 16 rollouts in the best case, all right ones equal, all wrong ones opposite:
+# competitors. Take a group of 16 rollouts in the best case, all right ones equal, all wrong ones opposite, at
+# $\tau=0.5$ (the marks lie above $\log|P|$ by what the negatives still weigh):
 
 # %%
 counts = range(1, 15)  # positives of an anchor that has 15 candidates
@@ -145,7 +146,7 @@ axis.plot(counts, torch.tensor(counts).log(), color="black", linewidth=0.8, labe
 axis.axhline(torch.tensor(15.0).log(), color="black", linestyle="--", linewidth=0.8, label="log |A|: all cosines equal")
 axis.legend(frameon=False, fontsize=9, loc=(0.27, 0.13), ncols=2)
 axis.set(ylim=(-0.1, 3), xticks=range(2, 15, 2))
-tidy(axis, "positives of the anchor, of 15 candidates", "smallest possible loss, nats")
+tidy(axis, "positives of the anchor, of 15 candidates", "loss in the best case, nats")
 show(figure, "08_floors", "The loss in the best case against the number of positives; three of the four coincide")
 
 # %% [markdown]
@@ -182,17 +183,18 @@ outlier = [0.5, 0.5, 0.5, 0.5, 0.5, 0.25, -0.2, -0.2, -0.2]  # to 5 of the clust
 cosine = torch.tensor([cluster, outlier])  # [2 anchors, 9]
 P9, A9 = (torch.arange(9) < 6).expand(2, 9), torch.ones(2, 9, dtype=torch.bool)
 for tau in (0.5, 0.05):
-    rows = {f"infonce, {name} drawn": infonce(cosine / tau, P9, A9, j) for j, name in ((0, "cluster"), (5, "outlier"))}
+    rows = {f"infonce, {name} drawn": infonce(cosine / tau, A9, j) for j, name in ((0, "cluster"), (5, "outlier"))}
     rows |= {loss.__name__: loss(cosine / tau, P9, A9) for loss in (supcon_out, supcon_in, soft_nn)}
     print(f"tau {tau}")
-    for name, (of_cluster, of_outlier) in rows.items():
+    for name, (of_cluster, of_outlier) in rows.items():  # abs: 0 and not -0
         print(f"  {name:22} cluster pays {of_cluster.abs():6.3f}   outlier pays {of_outlier.abs():6.3f}")
 
 # %% [markdown]
-# > **You should know.** Under SupCon-out a faithful rollout is charged for the distance to its *hallucinated*
-# > siblings: they are its positives. At $\tau=0.05$ the cluster pays 4.720 and the outlier 2.444, so that a reward
-# > made of it would favour made-up steps. InfoNCE does the same by lot: whoever of the cluster draws an outlier pays
-# > 11.386. The outlier is about equally far from everyone, which to a softmax is no news.
+# > **You should know.** Under SupCon-out a faithful rollout is charged for the distance to its *hallucinated* siblings:
+# > they are its positives. At $\tau=0.05$ the cluster pays 4.720 and the outlier 2.444, so that a reward made of it
+# > would favour made-up steps. InfoNCE does so by lot: of the cluster, two draws in three are cheap, the third costs
+# > 11.386. So *mostly* the outlier pays more, and *on average* the cluster does. The outlier is about equally far from
+# > everyone, which to a softmax is no news.
 #
 # soft-NN forgives a far positive as long as another one is near: at 0.5 the outlier pays 0.124 and the cluster 0.038.
 # SupCon-in adds the same $\log 6$ to both. At 0.05 soft-NN charges nobody: the wrong ones are so far away that any
@@ -205,15 +207,18 @@ for tau in (0.5, 0.05):
 
 # %%
 measured = json.loads((LESSONS / "results" / "separation" / "results.json").read_text())["separation"]
-for loss in COLORS:
+for loss in ("infonce", "supcon_out", "supcon_in", "soft_nn"):
     print(f"{loss:10}", end="")
-    for tau in (0.5, 0.05):
+    for tau in (2.0, 0.5, 0.05):
         wanted = dict(level="group", center=True, loss=loss, temperature=tau, head="no head")
         found = [row["auc"] for seed in measured.values() for row in seed if wanted.items() <= row.items()]
         print(f"   tau {tau}: AUC {sum(found) / len(found):.2f}", end="")
     print()
 
 # %% [markdown]
+# At the lower temperatures InfoNCE lies above SupCon-out, its own mean: *mostly* and *on average* are two things. At
+# 2.0 SupCon-out finds the made-up steps, too: then far positives weigh little more than near ones.
+#
 # ## No epsilon
 #
 # A logarithm of a sum of exponentials is computed by first taking out the largest score. Take out the largest
@@ -239,7 +244,7 @@ for nearest in (0.9, 0.7, 0.6, 0.3):
 
 # %%
 generator = torch.Generator().manual_seed(0)
-z = F.normalize(torch.randn(16, 8, generator=generator), dim=1)  # [N, E], four groups of four
+z = F.normalize(torch.randn(16, 8, generator=generator), dim=1)  # [N, E], E numbers each; four groups of four
 group = torch.arange(16) // 4
 correct = torch.tensor([1, 1, 1, 0, 1, 1, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1]).bool()
 
@@ -253,7 +258,7 @@ for loss in (supcon_out, supcon_in, soft_nn):
     assert torch.equal(found.anchors, is_anchor) and torch.allclose(ours, found.loss[is_anchor], atol=1e-5)
 
 drawn = P.float().argmax(1)  # the first positive of each row
-ours = infonce(z @ z.T / 0.5, P, A, drawn).diagonal()[is_anchor]  # row i's loss with row i's positive
+ours = infonce(z @ z.T / 0.5, A, drawn).diagonal()[is_anchor]  # row i's loss with row i's positive
 found = contrastive_loss(z, correct, group, loss="infonce", level="group", temperature=0.5, positive=drawn)
 assert torch.allclose(ours, found.loss[is_anchor], atol=1e-5)
 print("they agree")

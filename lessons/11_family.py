@@ -144,7 +144,8 @@ print(overlong_penalty(torch.tensor([11, 12, 13, 14, 15, 16]), 16, buffer=4, pen
 # %% [markdown]
 # ## GSPO and GMPO: one ratio a rollout
 #
-# The reward judges the whole rollout, so let the ratio be the rollout's: the geometric mean of its tokens' ratios.
+# The reward judges the whole rollout, so let the ratio be the rollout's. That would be the product of its tokens'
+# ratios, which on a long rollout is soon near 0 or huge; its $|y_i|$-th root, the geometric mean, is of a token's size:
 #
 # $$r_i = \Big(\prod_t r_{it}\Big)^{1/|y_i|} = \exp\Big(\frac1{|y_i|}\sum_t d_{it}\Big)$$
 #
@@ -196,9 +197,9 @@ for loss in (grpo, gspo, gmpo):
 
 # %% [markdown]
 # In the wrong rollout no clip stops a token that has become likelier: GRPO pushes it down with 7.39 times the usual
-# force. The geometric mean spreads that over the rollout, 1.11 for all: the case for both papers. In the right rollout
-# GRPO and GMPO stop the wild token alone. GSPO's ratio has hardly moved, $e^{0.1}$, and yet the whole rollout is cut:
-# its range ends at 1.0004. Such a range suits long rollouts. Let all log-ratios be noise of 0.02:
+# force. The geometric mean spreads that over the rollout, 1.11 for all. That is what both papers argue with. In the
+# right rollout GRPO and GMPO stop the wild token alone. GSPO's ratio has hardly moved, $e^{0.1}$, and yet the whole
+# rollout is cut: its range ends at 1.0004. Such a range suits long rollouts. Let all log-ratios be noise of 0.02:
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -211,8 +212,8 @@ for T in (11, 100, 1000, 10000):
 # half of every second mini-batch (measured, lessons/results.md). Why every second?
 #
 # > **You should know.** On the first mini-batch of a step all ratios are 1 and nothing is clipped: a token's gradient
-# > is $-A_i$ times its weight, in the whole family. With *one* update a sample, GSPO and GMPO **are** GRPO as
-# > published. Dr. GRPO and DAPO still differ, by lengths and stds:
+# > is $-A_i$ times its weight, in the whole family. With *one* update a sample, GSPO and GMPO **are** GRPO as published
+# > (less its KL penalty). Dr. GRPO and DAPO still differ, by lengths and stds:
 
 # %%
 mask = torch.arange(MAX_LENGTH) < torch.tensor([2, 6, 4, 3, 8, 5])[:, None]  # [N, T]
@@ -246,7 +247,8 @@ print("they agree")
 # ## Do they mend the steps?
 #
 # None of them knows of the contrastive reward, which changes rewards and nothing else: each can be trained with it and
-# without. Five seeds, 100 steps on the toy (`GRPO` is the plain one):
+# without. Five seeds, 100 steps on the toy. (`GRPO` is the plain one; `GRPO as published` was trained with its KL
+# penalty, which we left out above.)
 
 # %%
 results = json.loads((LESSONS / "results" / "algorithms" / "results.json").read_text())
@@ -267,11 +269,11 @@ for name in NAMES.values():
     print(f"{name:18} hallucination rate {rates[name].mean:.3f}   with CLIPO {rates[name + ' + CLIPO'].mean:.3f}")
 
 # %% [markdown]
-# Alone, none does: they change how an advantage becomes an update, and no advantage has seen the steps. With CLIPO all
-# six do, three of them less well, for reasons that we can name and have not tested, but for the last. Dr. GRPO does not
-# enlarge a small difference between right rollouts. DAPO drops the prompts that are always right, where that difference
-# would be all there is. GSPO cuts whole rollouts: with a hundred times its clip range the rate falls to about 2%
-# (lessons/results.md).
+# Alone, none does: nothing that they change has seen the steps. With CLIPO all six do, three of them less well. Dr.
+# GRPO does not enlarge a small difference between right rollouts: CLIPO on plain GRPO without the std leaves more
+# made-up steps, too (lessons/results.md, frontier). GSPO cuts whole rollouts: with a hundred times its clip range the
+# rate falls to about 2%. DAPO drops the prompts that are always right, where that difference would be all there is;
+# this reason we have not tested.
 #
 # **Exercise.** `python lessons/exercises/11_family.py`: one formula of each relative, in the form that a trainer needs.
 #

@@ -213,6 +213,7 @@ ways = {  # name: (probability at the start, what it writes)
 share = lambda accept, way: sum(accept(way(a, b), str(a + b)) for a, b in sums) / len(sums)
 really_right = torch.tensor([share(verify, way) for _, way in ways.values()])
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
+styles = ("-", "0"), (":", "#E69F00"), ("-.", "0.5"), ("--", "0"), ("-", "#56B4E9")
 verifiers = {"the truth occurs in the text": lambda text, truth: truth in text, "verify": verify}
 for axis, (name, accept) in zip(axes, verifiers.items()):
     R, history = torch.tensor([share(accept, way) for _, way in ways.values()]), []
@@ -220,14 +221,15 @@ for axis, (name, accept) in zip(axes, verifiers.items()):
     for _ in range(120):
         history.append(logits.softmax(0))
         logits = logits + history[-1] * (R - history[-1] @ R)
-    styles = ("-", "0"), (":", "0.5"), ("-.", "0.5"), ("--", "0"), (":", "0")
     for name_of_way, curve, (style, grey) in zip(ways, torch.stack(history).T, styles):
         axis.plot(curve, linestyle=style, color=grey, label=name_of_way)
     tidy(axis, "update", "" if accept is verify else "probability", name)
     print(f"{name:28}  mean reward {history[0] @ R:.2f} -> {history[-1] @ R:.2f}", end="   ")
     print(f"really right {history[0] @ really_right:.2f} -> {history[-1] @ really_right:.2f}")
 axes[1].legend(frameon=False, fontsize=9, loc="center right")
-show(figure, "12_verifier", "One policy, trained under two verifiers: the probability of each way of answering")
+show(
+    figure, "12_verifier", "One policy, trained under two verifiers (under verify, 'no box' and 'off by one' coincide)"
+)
 
 # %% [markdown]
 # > **You should know.** The run with the broken verifier has the better reward curve, and gets hardly anything right.

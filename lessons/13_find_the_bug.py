@@ -109,7 +109,6 @@ def train(team, prompts, seed=0):
 
 
 # %%
-torch.set_num_threads(1)  # nothing here is large enough to be shared out
 curves = [("no bug, two seeds" if seed == 0 else "", "#AAAAAA", "-", mended, seed) for seed in range(2)]
 for name, line in (("step_depends_on_the_cut", "--"), ("advantages_do_not_cancel", "-."), ("ratio_is_not_one", ":")):
     curves.append((name.replace("_", " "), "black", line, teams[name], 0))

@@ -30,7 +30,9 @@ RUNS = LESSONS.parent / "runs" / "lessons"
 METHODS = {name: style["color"] for name, style in STYLES.items()}  # one colour a method, everywhere
 KINDS = {"faithful": "#56B4E9", "hallucinated": "#E69F00", "wrong": "#999999"}  # what a rollout can be, everywhere
 
-torch.set_num_threads(min(2, torch.get_num_threads()))  # small models: more threads only wait for each other
+# Sums in another order round differently, and after a hundred training steps that is another run. One thread, so that a
+# lesson prints what its page says; the models are so small that two are hardly faster.
+torch.set_num_threads(1)
 
 
 def pretrained(name: str) -> GPT:
@@ -81,6 +83,21 @@ def show(figure: plt.Figure, name: str, caption: str) -> None:
     from IPython.display import Image, Markdown, display  # there if and only if a notebook is
 
     display(Markdown(f"![{caption}]({folder.name}/{path.name})") if "LESSON_PICTURES" in os.environ else Image(path))
+
+
+def show_training(
+    histories: dict[str, list[dict]], name: str, caption: str, metrics=("accuracy", "hallucination_rate")
+) -> None:
+    """Show metrics of runs, a panel each, against the training step; histories: a method's metrics of each step."""
+    figure, axes = plt.subplots(1, len(metrics), figsize=(3 * len(metrics) + 1, 3.4), layout="constrained")
+    for axis, metric in zip(axes, metrics):
+        for method, history in histories.items():
+            style = STYLES[method] | {"label": STYLES[method]["label"].format("GRPO")}
+            axis.plot([line["step"] for line in history], [line[metric] for line in history], **style)
+        tidy(axis, "training step", metric.replace("_", " "))
+        axis.set_ylim(-0.02, 1.02)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    show(figure, name, caption)
 
 
 def tidy(axis: plt.Axes, xlabel: str, ylabel: str, title: str = "") -> None:

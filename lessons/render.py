@@ -26,6 +26,16 @@ def fingerprint(lesson: Path) -> str:
     )
 
 
+def footer(lesson: Path) -> str:
+    """Links from a lesson's page to its neighbours, the lesson itself and the list."""
+    lessons = sorted(LESSONS.glob("[0-9]*.py"))
+    place = lessons.index(lesson)
+    links = [f"[lesson {place}]({lessons[place - 1].stem}.md)"] if place else []
+    links += [f"[this one as Python](../{lesson.name})", "[all lessons](../README.md)"]
+    links += [f"[lesson {place + 2}]({lessons[place + 1].stem}.md)"] if place + 1 < len(lessons) else []
+    return f"---\n\n{' · '.join(links)}\n"
+
+
 def render(lesson: Path) -> str:
     """The lesson as Markdown, run from top to bottom. Its pictures go to lessons/pages/pictures."""
     import jupytext
@@ -40,7 +50,7 @@ def render(lesson: Path) -> str:
         cell["outputs"] = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})  # what came in two parts is one again
     text, _ = MarkdownExporter().from_notebook_node(notebook)
-    return f"{fingerprint(lesson)}\n\n{text.strip()}\n"
+    return f"{fingerprint(lesson)}\n\n{text.strip()}\n\n{footer(lesson)}"
 
 
 def main(argv: list[str] | None = None) -> None:

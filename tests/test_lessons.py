@@ -36,10 +36,14 @@ def markdown_and_code(lesson: Path) -> tuple[str, str]:
     return "\n".join(prose), "\n".join(code)
 
 
+def outside_code(page: Path) -> str:
+    """The page without its fenced code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
 def printed_on(page: Path) -> list[str]:
     """The lines that the lesson's code printed when the page was made: they stand indented, outside fences."""
-    outside = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return comparable([line.removeprefix("    ") for line in outside.split("\n") if line.startswith("    ")])
+    return comparable([line.removeprefix("    ") for line in outside_code(page).split("\n") if line.startswith("    ")])
 
 
 def comparable(lines: list[str]) -> list[str]:
@@ -60,6 +64,7 @@ def agree(found: str, expected: str) -> bool:
     return True
 
 
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # matplotlib reading torch's tensors
 @each_lesson
 def test_a_lesson_runs_and_prints_what_its_page_says(lesson, tmp_path, monkeypatch):
     """Catches: a lesson that a change of the package has broken, and a page whose numbers are not those of the code.
@@ -89,8 +94,10 @@ def test_a_page_is_made_from_its_lesson(lesson):
     assert page.is_file() and page.read_text().startswith(fingerprint(lesson)), (
         f"{page.name} is stale: python lessons/render.py {lesson.stem}"
     )
-    for picture in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text()):
-        assert (PAGES / picture).is_file(), picture
+    links = re.findall(r"(!?)\[[^]]+\]\(([^):]+)\)", outside_code(page))  # pictures, neighbours; no addresses
+    assert any(mark for mark, _ in links)
+    for _, target in links:
+        assert (PAGES / target).is_file(), target
 
 
 @pytest.mark.parametrize(

@@ -84,12 +84,12 @@ def check_mean_auc(mean_auc):
     scores = torch.tensor([0.9, 0.5, 0.5, 0.1])
     expect(mean_auc(scores, positive, one), 0.875, "three pairs in order and a tie")
 
-    scores = torch.tensor([9.0, 2.0, 8.0, 1.0, 1.5])
+    scores = torch.tensor([9.0, 2.0, 8.0, 1.0, 2.0])
     positive, group = torch.tensor([False, True, True, False, False]), torch.tensor([5, 2, 5, 2, 2])
-    expect(mean_auc(scores, positive, group), 0.5, "one group at 0, one at 1, mixed rows: pairs within a group only")
+    expect(mean_auc(scores, positive, group), 0.375, "groups at 0 and 0.75, mixed rows: pairs within a group only")
     scores, positive = torch.cat([scores, scores[:3]]), torch.tensor([0, 1, 1, 0, 0, 1, 0, 0]).bool()
     group = torch.tensor([5, 2, 5, 2, 2, 6, 7, 7])
-    expect(mean_auc(scores, positive, group), 0.5, "the same and two groups that lack one kind: they do not count")
+    expect(mean_auc(scores, positive, group), 0.375, "the same and two groups that lack one kind: they do not count")
 
 
 if __name__ == "__main__":

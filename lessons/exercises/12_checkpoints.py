@@ -94,6 +94,8 @@ def check_read_header(read_header):
     refuses(file_of({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, 12), "four bytes that belong to nobody")
     refuses(file_of({"a": entry([1], 4, 8)}, 8), "data that begins with bytes of nobody")
     refuses(file_of({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, 12), "two tensors that share bytes")
+    what = "four bytes of two tensors and four of none: the total is right"
+    refuses(file_of({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, 8), what)
     refuses(file_of({"a": entry([2, 3], 0, 20)}, 20), "20 bytes for six numbers of four")
     refuses(file_of({"a": entry([3], 0, 12, "F16")}, 12), "12 bytes for three numbers of two")
     refuses(file_of({"a": entry([4], 0, 4, "I8")}, 4), "a dtype that is none of SIZES")
@@ -131,6 +133,7 @@ def check_final_answer(final_answer):
 
     check(r"so \boxed{15}.", "15", "one box")
     check(r"\boxed{\frac{1}{2}} it is", r"\frac{1}{2}", "braces within the box")
+    check(r"\boxed{\sqrt{\frac{1}{2}}}", r"\sqrt{\frac{1}{2}}", "braces within braces")
     check(r"\boxed{3}, no: \boxed{4}", "4", "two boxes: the last one counts")
     check(r"{a set} \boxed{ 5 }", "5", "blanks around the answer")
     check(r"\boxed{6}. Or \boxed{7", "6", "the last box is never closed")
