@@ -63,7 +63,8 @@ print(f"at 95% right, {0.95**16 + 0.05**16:.2f} of the groups of 16 teach nothin
 
 # %%
 equal = torch.full((16,), 0.9)
-plain = (equal - equal.mean()) / (equal.std() + 1e-6)
+difference = equal - sum(equal) / 16  # one after the other: torch's own order of summation depends on the machine
+plain = difference / ((difference.square().sum() / 15).sqrt() + 1e-6)
 print(f"plain formula: {plain[0]:.3f}   group_advantages: {group_advantages(equal, 16)[0]:.3f}")
 
 # %% [markdown]

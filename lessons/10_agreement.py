@@ -146,8 +146,8 @@ show(figure, "10_states", "The same on the model's own states, a mark a prompt")
 # 2022, arXiv 2210.13210.)
 #
 # $$
-# g_i = \mathrm{mean}_t \mathrm{clamp}\Big(\log p(y_t | x_i, y_{<t}) -
-# \log \frac1K \sum_k p(y_t | x_k, y_{<t}), -6, 6\Big)
+# g_i = \mathrm{mean}_t \mathrm{clamp}\Big(\log p(y_t \mid x_i, y_{\lt t}) -
+# \log \frac1K \sum_k p(y_t \mid x_k, y_{\lt t}), -6, 6\Big)
 # $$
 #
 # A right rollout earns it on top, $R_i = \mathrm{outcome}_i + 0.2 g_i$; a wrong one gets 0. The limit of 6 nats keeps

@@ -4,13 +4,14 @@
     python lessons/render.py                 # all of them, one after the other: a few minutes
     python lessons/render.py 05_grpo         # one
 
-A page's first line holds a fingerprint of the lesson it was made from; tests/test_lessons.py tells when the two no
-longer belong together.
+A page's first line holds a fingerprint of the lesson it was made from, the second the machine; tests/test_lessons.py
+tells when a page no longer belongs to its lesson, and compares what both print.
 """
 
 import argparse
 import hashlib
 import os
+import platform
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,13 @@ def fingerprint(lesson: Path) -> str:
     return (
         f"<!-- made by lessons/render.py from {lesson.name}, {hashlib.sha256(lesson.read_bytes()).hexdigest()[:16]} -->"
     )
+
+
+def machine() -> str:
+    """What the last digits of a page depend on: the second line of a page, and of no page made elsewhere."""
+    import torch
+
+    return f"<!-- numbers of torch {torch.__version__.partition('+')[0]} on {platform.machine()} -->"
 
 
 def footer(lesson: Path) -> str:
@@ -50,7 +58,7 @@ def render(lesson: Path) -> str:
         cell["outputs"] = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})  # what came in two parts is one again
     text, _ = MarkdownExporter().from_notebook_node(notebook)
-    return f"{fingerprint(lesson)}\n\n{text.strip()}\n\n{footer(lesson)}"
+    return f"{fingerprint(lesson)}\n{machine()}\n\n{text.strip()}\n\n{footer(lesson)}"
 
 
 def main(argv: list[str] | None = None) -> None:
