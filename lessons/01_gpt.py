@@ -7,7 +7,7 @@
 # 2302.13971), as plain functions over a dict of weights, and a line that it learns by heart.
 #
 # Letters for shapes, here and later: B lines side by side, T words in a line, V words in the vocabulary, D numbers that
-# stand for a word, H heads, C numbers of one head.
+# stand for a word, H heads, C numbers of one head. (From lesson 3 on B counts prompts, and N lines.)
 
 # %%
 import math
@@ -70,10 +70,10 @@ print(attention @ torch.tensor([8.0, 4.0, 0.0]))  # the values 8, 4, 0, mixed
 # ## Where a word stands: rotation
 #
 # Nothing in that sum changes if the earlier words change places. The remedy (RoFormer, Su et al. 2021, arXiv
-# 2104.09864, section 3.2): take the channels of queries and keys in pairs, and turn each pair like the hand of a clock,
-# by an angle proportional to its position. Each of the $C/2$ pairs has its own speed, $\theta^{-2c/C}$ radians a place
-# for $c=0,1,\dots$, with $\theta=10000$: fast hands tell neighbours apart, slow ones far places. RoFormer pairs
-# neighbours; Hugging Face's checkpoints, and so we, pair channel $c$ with channel $c+C/2$.
+# 2104.09864, section 3.2): take the numbers (*channels*) of queries and keys in pairs, and turn each pair like the hand
+# of a clock, by an angle proportional to its position. Each of the $C/2$ pairs has its own speed, $\theta^{-2c/C}$
+# radians a place for $c=0,1,\dots$, with $\theta=10000$: fast hands tell neighbours apart, slow ones far places.
+# RoFormer pairs neighbours; Hugging Face's checkpoints, and so we, pair channel $c$ with channel $c+C/2$.
 
 
 # %%
@@ -113,9 +113,10 @@ show(figure, "01_rotation", "One query and one key at growing distance, in three
 # \mathrm{mlp}(x) = W_{\mathrm{down}} (\mathrm{silu}(W_{\mathrm{gate}} x) \odot W_{\mathrm{up}} x)
 # $$
 #
-# Nothing overwrites $x$: attention and MLP read a normalised copy and *add* what they found. What runs through all
-# layers like this is called the residual stream. Each head does what the formula says on $C$ channels of its own. The
-# weights have the names that published checkpoints use.
+# Nothing overwrites $x$: attention and MLP read a normalised copy and *add* what they found. An attention and an MLP
+# make a *layer*, and layers follow one another; what runs through all of them is called the residual stream. A *head*
+# is one attention by the formula above, on $C$ channels of its own; several work side by side. The weights have the
+# names that published checkpoints (files of trained weights) use.
 
 
 # %%
@@ -270,5 +271,6 @@ print(f"logits of 16 lines of 1024 words, V = 151936, in float32: {16 * 1024 * 1
 #
 # **What to try next.** Take both `rotate` out of `forward`: it learns the line all the same, a little later, for the
 # mask tells places apart too: the first sees one word, the second two. Now even places twice as far apart change
-# nothing (and the last assertion fails, since minclipo still rotates). Move the places by `10**8` instead of 100:
-# float32 has run out of digits. Then read `minclipo/model.py`. Lesson 2 draws words instead of taking the likeliest.
+# nothing (and the first assertion below fails, since minclipo still rotates). Move the places by `10**8` instead of
+# 100: float32 has run out of digits. Then read `minclipo/model.py`. Lesson 2 draws words instead of taking the
+# likeliest.

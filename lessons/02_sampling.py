@@ -3,8 +3,8 @@
 #
 # **Question.** How does a model write, and why is the naive way so slow?
 #
-# You need lesson 1. Here come: how a word is drawn, which log-prob belongs to the draw, where a completion ends, and
-# a cache that computes every word once.
+# You need lesson 1. Here come: how a word is drawn, which log-prob (logarithm of its probability) belongs to the draw,
+# where a completion ends, and a cache that computes every word once.
 
 # %%
 import matplotlib.pyplot as plt
@@ -272,8 +272,9 @@ print(f"keys and values of one word: {kib[0]:.0f} KiB with 2 key heads, {kib[1]:
 #
 # `sample` in `minclipo/sampler.py` prefills each prompt once, draws for all rows together, and lets a row leave the
 # batch when it has ended, so that nothing is computed behind an `<eos>`. Prompts of different lengths are padded on the
-# right; in the cache, a shorter row's next word overwrites its padding. What comes back is `Rollouts`: the G
-# completions of each prompt, side by side. Let them be cut at 4 words:
+# right; in the cache, a shorter row's next word overwrites its padding. What comes back is `Rollouts` (a completion
+# that the model has drawn itself is a *rollout*): the G completions of each prompt, side by side. Let them be cut at 4
+# words:
 
 # %%
 prompts = [encode("the cat"), encode("the old dog")]
@@ -304,6 +305,7 @@ print("they agree")
 # **Exercise.** `python lessons/exercises/02_sampling.py`: the three knobs for a batch, the draw, and a mask for models
 # with several `<eos>`.
 #
-# **What to try next.** Give `sample` temperature 3, then `top_k=2` as well: most rows come back to the book, but not
-# all. Where one word alone is right, the second is a mistake. Then read `_grow` in `minclipo/sampler.py`: how do rows
-# leave? Lesson 3 gives the model a task.
+# **What to try next.** Give `sample` temperature 3 (and `score` in the assertion below it), then `top_k=2` as well (and
+# take the assertion out: `score` knows no cuts): most rows come back to the book, but not all. Where one word alone is
+# right, the second is a mistake. Then read `_grow` in `minclipo/sampler.py`: how do rows leave? Lesson 3 gives the
+# model a task.

@@ -123,9 +123,9 @@ print(f"a right answer after a wrong total: {lucky} of 20,000")
 #
 # ## The model that has read his book
 #
-# A GPT of lesson 1's kind with 115k parameters has read 2000 pages of 128 such solutions. It has never seen a reward.
-# (The tokenizer makes ids of words and words of ids.) Sixteen rollouts of one problem, at temperature 1, the faithful
-# ones first:
+# A GPT of lesson 1's kind with 115k parameters has read the book: 2000 training steps, 128 such solutions each. It has
+# never seen a reward. (Task and model together are the *toy* of the later lessons.) (The tokenizer makes ids of words
+# and words of ids.) Sixteen rollouts of one problem, at temperature 1, the faithful ones first:
 
 # %%
 tokenizer, model = toy_tokenizer(), pretrained("careless")
@@ -221,8 +221,8 @@ for kind in KINDS:
 # %%
 assert [outcome(*row) for row in rows] == [check_outcome(*row) for row in rows]
 assert all(steps(problem, text) == check_steps(problem, text)[:4] for problem, text, _ in rows)
-correct, faithful = verdicts(problems, rollouts)  # [N] bool each
-assert [kind_of(*row) == "faithful" for row in rows] == (correct & faithful).tolist()
+correct, steps_right = verdicts(problems, rollouts)  # [N] bool each: N = B * G rollouts of B prompts
+assert [kind_of(*row) == "faithful" for row in rows] == (correct & steps_right).tolist()
 print(f"they agree on {len(rows)} rollouts")
 
 # %% [markdown]

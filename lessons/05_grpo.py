@@ -18,12 +18,12 @@ from minclipo.grpo import group_advantages, kl_penalty, policy_loss
 # ## The group is the baseline
 #
 # Two prompts, four rollouts each. A reward is 1 for a right answer, else 0. As in lesson 4, a rollout is compared with
-# the mean *of its own prompt's* group. GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1.2) measures the difference
-# in units of that group's spread:
+# the mean *of its own prompt's* group. GRPO (Group Relative Policy Optimization, Shao et al. 2024, arXiv 2402.03300,
+# section 4.1.2) measures the difference in units of that group's spread:
 #
 # $$A_i = \frac{R_i - \mathrm{mean}(R_g)}{\mathrm{std}(R_g) + 10^{-6}}$$
 #
-# (The $10^{-6}$ is there against 0/0. The std divides by $G-1$.)
+# ($R_g$: the rewards of its group. The $10^{-6}$ is there against 0/0. The std divides by $G-1$.)
 
 # %%
 rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0])  # [N] = [B * G], B = 2 prompts of G = 4 rollouts
@@ -127,9 +127,10 @@ print(f"loss {abs(loss.item()):.4f}   norm of its gradient {unmoved.grad.norm():
 #
 # ## Three ways to estimate a KL divergence
 #
-# A penalty keeps the policy near a reference, usually the model that training started from. From tokens that the policy
-# has drawn, with $d=\log\pi-\log\pi_{\text{ref}}$ (Schulman 2020, a note on [approximating
-# KL](http://joschu.net/blog/kl-approx.html)):
+# How far is the policy from a reference, usually the model that training started from? The KL divergence is the mean of
+# $\log\pi-\log\pi_{\text{ref}}$ over what the policy draws: 0 if the two are equal, else positive. As a penalty, times
+# a weight $\beta$, it keeps the policy near. From tokens that the policy has drawn, with
+# $d=\log\pi-\log\pi_{\text{ref}}$ (Schulman 2020, a note on [approximating KL](http://joschu.net/blog/kl-approx.html)):
 #
 # $$k_1 = d \qquad k_2 = d^2/2 \qquad k_3 = e^{-d} + d - 1$$
 

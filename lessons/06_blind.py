@@ -38,10 +38,10 @@ def draw(model, problems, generator, group_size=G, temperature=1.0):
 # %%
 problem = problems_of("lesson 6", 1)[0]
 rollouts = draw(start, [problem], torch.Generator().manual_seed(0))
-correct, faithful = verdicts([problem], rollouts)  # [N] bool each
+correct, steps_right = verdicts([problem], rollouts)  # [N] bool each
 advantages = group_advantages(correct.float(), G)  # [N]
 print(problem.prompt)
-for text, right, clean, A in zip(tokenizer.decode_batch(rollouts.completion_ids()), correct, faithful, advantages):
+for text, right, clean, A in zip(tokenizer.decode_batch(rollouts.completion_ids()), correct, steps_right, advantages):
     kind = "wrong" if not right else "faithful" if clean else "hallucinated"
     print(f"{text:32} {kind:12} reward {right:.0f}   advantage {A:+.2f}")
 
@@ -53,8 +53,8 @@ for text, right, clean, A in zip(tokenizer.decode_batch(rollouts.completion_ids(
 # %%
 problems = problems_of("lesson 6", 500)
 rollouts = draw(start, problems, torch.Generator().manual_seed(0))
-correct, faithful = verdicts(problems, rollouts)
-kinds = {"faithful": correct & faithful, "hallucinated": correct & ~faithful, "wrong": ~correct}
+correct, steps_right = verdicts(problems, rollouts)
+kinds = {"faithful": correct & steps_right, "hallucinated": correct & ~steps_right, "wrong": ~correct}
 rewards = {"outcome": correct.float(), "oracle": correct.float() - 0.5 * kinds["hallucinated"].float()}
 number_right = correct.view(-1, G).sum(1).repeat_interleave(G)  # [N], of the rollout's group
 
@@ -193,8 +193,8 @@ for name, model, color, marker in models:
     axis.plot(range(18), shares, color=color, marker=marker, linestyle="", label=name)
 
     likeliest = draw(model, problems, None, group_size=1, temperature=0)
-    correct, faithful = verdicts(problems, likeliest)
-    rate = (correct & ~faithful).sum() / correct.sum()
+    correct, steps_right = verdicts(problems, likeliest)
+    rate = (correct & ~steps_right).sum() / correct.sum()
     print(f"{name:7} at temperature 0: accuracy {correct.float().mean():.2f}   hallucination rate {rate:.2f}")
 axis.set_xticks(range(18), [f"{value:+d}" for value in values])
 tidy(axis, "operand in the prompt", "share quoted falsely")

@@ -20,9 +20,9 @@ from minclipo.sampler import sample
 # %% [markdown]
 # ## One vector from many states
 #
-# The model turns each token into a state $u_t$: the output of its final norm, from which the next token is predicted. A
-# rollout of $T$ tokens has $T$ of them. CLIPO (arXiv 2603.10101) takes their mean, over the completion's own tokens
-# and no others:
+# The model turns each token into a state $u_t$, lesson 1's hidden state: the output of its final norm, from which the
+# next token is predicted. A rollout of $T$ tokens has $T$ of them. CLIPO (arXiv 2603.10101) takes their mean, over the
+# completion's own tokens and no others:
 #
 # $$h = \frac{1}{T} \sum_{t=1}^{T} u_t$$
 #

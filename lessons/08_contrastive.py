@@ -16,15 +16,16 @@ from common import LESSONS, METHODS, show, tidy
 
 from minclipo.contrastive import contrastive_loss
 
-COLORS = {"infonce": "#CC79A7", "supcon_out": "#E69F00", "supcon_in": "#56B4E9", "soft_nn": METHODS["clipo"]}
+COLORS = {"infonce": METHODS["clipo_paper"], "supcon_out": "#777777", "supcon_in": "black", "soft_nn": METHODS["clipo"]}
 
 # %% [markdown]
 # ## A probability for each candidate
 #
 # Seven unit vectors on a circle, given by their angles. The first is the *anchor*, whose loss we want. The next three
 # are its *positives* $P$ (in CLIPO: right rollouts of the same prompt), the last three its *negatives* (wrong ones).
-# Together these six are the *candidates* $A$ (not the advantage). The anchor itself is none: its cosine with itself is
-# always 1 and says nothing.
+# Together these six are the *candidates* $A$ (not the advantage; nor is $P$ a prompt's length here, $q$ a query, $z$ a
+# logit or $\tau$ the temperature of sampling). The anchor itself is none: its cosine with itself is always 1 and says
+# nothing.
 #
 # Divide the cosines by a temperature $\tau$ and take the softmax over the candidates:
 #
@@ -201,9 +202,9 @@ for tau in (0.5, 0.05):
 # positive looks near. A temperature can be too small.
 #
 # These cosines were made up to be followed by hand. The repository holds the same measured, on pretrained toys like
-# lesson 7's (centred states, two seeds): the AUC, within a prompt, that a hallucinated right rollout pays more than a
-# faithful one. Below 0.5 the faithful ones pay. (In float64, which gives an order even to soft-NN's next-to-nothings
-# at 0.05.)
+# lesson 7's (centred states, two seeds, compared within the prompt only): the AUC, within a prompt, that a hallucinated
+# right rollout pays more than a faithful one. Below 0.5 the faithful ones pay. (In float64, which gives an order even
+# to soft-NN's next-to-nothings at 0.05.)
 
 # %%
 measured = json.loads((LESSONS / "results" / "separation" / "results.json").read_text())["separation"]

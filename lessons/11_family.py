@@ -24,7 +24,8 @@ from minclipo.intervals import mean_interval
 # ## GRPO, from rewards to one number
 #
 # As published (arXiv 2402.03300, eq. 3), but without the KL penalty, which none of the relatives has. Rollout $y_i$ has
-# $|y_i|$ tokens; each of them has a log-ratio $d=\log\pi-\log\pi_{\text{old}}$ and a ratio $r=e^d$:
+# $|y_i|$ tokens; each of them has a log-ratio $d=\log\pi-\log\pi_{\text{old}}$ (lesson 5's $d$ was against the
+# reference) and a ratio $r=e^d$:
 #
 # $$L = \frac1N\sum_i\frac1{|y_i|}\sum_t\max\big(-A_i r_{it}, -A_i\mathrm{clip}(r_{it}, 0.8, 1.2)\big)$$
 
@@ -278,5 +279,5 @@ for name in NAMES.values():
 # **Exercise.** `python lessons/exercises/11_family.py`: one formula of each relative, in the form that a trainer needs.
 #
 # **What to try next.** In the cell with the noise, let GSPO's range end a hundred times as far from 1. Give `gmpo` a
-# bound of 3 and see which of the two rollouts notices. Read `dynamic_sampling` in `minclipo/dapo.py`. Lesson 12 leaves
-# the toy for real models.
+# bound of 3 and see which of the two rollouts notices (then the assertion further down fails: minclipo's bound is still
+# 0.4). Read `dynamic_sampling` in `minclipo/dapo.py`. Lesson 12 leaves the toy for real models.

@@ -110,8 +110,9 @@ for theta in (10000.0, 20000.0, 100000.0):
     model = GPT(dataclasses.replace(careless.config, rope_theta=theta))
     model.load_state_dict(careless.state_dict())
     rollouts = sample(model, prompts, 1, 24, temperature=0, eos_ids=toy.eos_ids)
-    correct, faithful = (verdict.float().mean() for verdict in verdicts(problems, rollouts))
-    print(f"rope_theta {theta:6.0f}: right answers {correct:.2f}, right throughout {faithful:.2f}")
+    correct, steps_right = verdicts(problems, rollouts)  # [N] bool each
+    faithful = (correct & steps_right).float().mean()
+    print(f"rope_theta {theta:6.0f}: right answers {correct.float().mean():.2f}, faithful {faithful:.2f}")
 
 # %% [markdown]
 # It was trained with 10000. Twice that does no harm on lines this short; ten times looks like a weak model, not a bug.
@@ -213,7 +214,7 @@ ways = {  # name: (probability at the start, what it writes)
 share = lambda accept, way: sum(accept(way(a, b), str(a + b)) for a, b in sums) / len(sums)
 really_right = torch.tensor([share(verify, way) for _, way in ways.values()])
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
-styles = ("-", "0"), (":", "#E69F00"), ("-.", "0.5"), ("--", "0"), ("-", "#56B4E9")
+styles = ("-", "0"), (":", "0.3"), ("-.", "0.5"), ("--", "0"), ("-", "0.75")
 verifiers = {"the truth occurs in the text": lambda text, truth: truth in text, "verify": verify}
 for axis, (name, accept) in zip(axes, verifiers.items()):
     R, history = torch.tensor([share(accept, way) for _, way in ways.values()]), []

@@ -23,13 +23,16 @@ from minclipo.sampler import sample
 # %% [markdown]
 # ## A step in parts
 #
-# A step of GRPO has seven parts. `generate` draws tokens. `collect` has G rollouts drawn for each prompt, and turns
-# their rewards into advantages. `finish` finds the first eos of a row and makes the mask. `score` gives log-probs with
-# gradient, from which `loss` makes the clipped loss and `penalty` k3. `backward` adds up the gradient, piece by piece
-# where a batch is too large for the memory. `contrast` is lesson 8's soft-NN; the step below does without it.
+# A step of GRPO has seven parts, and CLIPO one more. `generate` draws tokens. `collect` has G rollouts drawn for each
+# prompt, and turns their rewards into advantages. `finish` finds the first eos of a row and makes the mask. `score`
+# gives log-probs with gradient, from which `loss` makes the clipped loss and `penalty` k3. `backward` adds up the
+# gradient, piece by piece where a batch is too large for the memory. `contrast` is lesson 8's soft-NN; the step below
+# does without it.
 #
-# A suspect is a file `lessons/exercises/13_*.py` with one of these parts. Its name is what its user complains of.
-# Mended, it has the same name in `lessons/solutions/`. All others in a suspect's team are mended:
+# A suspect is a file `lessons/exercises/13_*.py` that holds one of these eight parts, with a bug, under the name of its
+# user's complaint (two suspects hold a `finish`). Its mended version has the same name in `lessons/solutions/`. A
+# suspect's team is its own part and the other seven mended. If you want to hunt, do the exercise now and read on
+# afterwards: the table at the end says where to look.
 
 # %%
 PARTS = ("generate", "collect", "finish", "score", "loss", "penalty", "backward", "contrast")
@@ -121,8 +124,8 @@ tidy(axis, "training step", "mean reward", "Three of these are wrong")
 show(figure, "13_curves", "Reward of three wrong programs, and of a right one from two seeds")
 
 # %% [markdown]
-# All of them learn. One suspect lies on the grey lines, one even runs ahead of them at first, and one stays below. But
-# every curve flattens somewhere, and who trains something new has no grey line to compare with.
+# All of them learn. One suspect lies on the grey lines, one even runs ahead of them for a while, and one stays below.
+# But every curve flattens somewhere, and who trains something new has no grey line to compare with.
 #
 # So do not watch it learn. Ask whether it keeps the laws that a right program keeps *exactly*. Each instrument below
 # takes a team and returns a number that must be 0.
@@ -130,7 +133,7 @@ show(figure, "13_curves", "Reward of three wrong programs, and of a right one fr
 # ## Before anything moves
 #
 # **ratio**: to sample and to score are two ways to one number, so before the first update every ratio is 1.
-# **coverage**: every sampled token has a gradient, its eos included, and what stands behind the end has none.
+# **coverage**: every sampled token has a gradient, the eos included, and what stands behind the end has none.
 
 # %%
 MODEL = tiny(0)
@@ -219,7 +222,8 @@ def zeros(team):
 #
 # While all ratios are 1, a clip has nothing to do. **clip** puts two good and two bad tokens at half and at twice their
 # old probability, and asks which have a gradient (the dotted lines of lesson 5). **bandit** is what everybody tries
-# first: train on one prompt, whose answer must end near probability 1. What it lacks counts from 0.1 on.
+# first: train on one prompt, whose answer must end near probability 1. It rings where that probability ends below 0.9,
+# with what is missing.
 
 
 # %%
@@ -238,6 +242,9 @@ def bandit(team):
 
 # %% [markdown]
 # ## Which rings for whom
+#
+# Of the numbers below, those of **ratio**, **enumeration** and **cut** are relative errors; **coverage**, **company**
+# and **clip** count tokens; **kl** is in nats, and **zeros** the largest of its three.
 
 # %%
 exact, everyone = [ratio, coverage, enumeration, kl, cut, company, zeros, clip], teams | {"no bug": mended}
@@ -260,9 +267,9 @@ assert all(check(mended | parts_in("solutions", name)) < 1e-6 for check in exact
 
 # %% [markdown]
 # > **You should know.** A rising reward proves nothing. Six of the nine end near probability 1, and three of these six
-# > (`penalty_is_not_the_kl`, `runs_away`, `step_depends_on_the_cut`) took other steps all the while. With a normaliser
-# > that is off, another penalty, a clip on the wrong side, the policy still goes uphill. What the bandit does catch, it
-# > catches partly by luck: from five other seeds it let `never_stops` pass twice and `ratio_is_not_one` once.
+# > (`penalty_is_not_the_kl`, `runs_away`, `step_depends_on_the_cut`) took other steps all the while. A step that is
+# > wrong in its size, its penalty or its limits still goes uphill. What the bandit does catch, it catches partly by
+# > luck: from five other seeds it let `never_stops` pass twice and `ratio_is_not_one` once.
 #
 # Read a row, and you have the place: **ratio** with **enumeration** accuses the distribution that is scored, **ratio**
 # with **company** the padding, **coverage** the mask. Read a column, and you have what an instrument does *not* see:
@@ -271,6 +278,10 @@ assert all(check(mended | parts_in("solutions", name)) < 1e-6 for check in exact
 # * **enumeration**, the strictest, finds three of nine: it is handed its advantages, stays on policy, and cuts nothing.
 # * Nothing on policy finds `runs_away`. With one update a sample that bug does not even exist.
 # * **bandit** has one prompt: no neighbour's rollouts to be mixed up with, and no padding.
+# * **zeros** and **coverage** know no sign and no owner: advantages that are negated, or handed to a sibling, pass all
+#   eight, and only the **bandit** rings. A contrast that is always 0 passes, too.
+# * **kl** sees a value and no gradient: k1, which as a loss does nothing (lesson 5), passes all nine.
+# * **clip** tries two ratios only: a range that ends anywhere below the second passes.
 #
 # And a row of silence says only that nothing has broken *these* laws. In a program that does not come in parts you can
 # still log the largest $|r-1|$ of each step's first mini-batch, count the tokens sampled and those in the loss, and cut
@@ -278,8 +289,8 @@ assert all(check(mended | parts_in("solutions", name)) < 1e-6 for check in exact
 #
 # ## The same in minclipo
 #
-# The mended `collect` and `backward` call `group_advantages` and `token_weights`. With five more parts from the
-# package:
+# The mended `collect` and `backward` call `group_advantages` and `token_weights`. With five more parts from the package
+# (`finish` stays ours: `sample` makes its mask itself):
 
 
 # %%
@@ -300,15 +311,20 @@ print("they agree: all eight are silent")
 
 # %% [markdown]
 # These tests hold the laws after every change. `test_trainer.py`: `test_the_first_mini_batch_is_on_policy` (ratio),
-# `test_training_raises_the_reward` (bandit). `test_logprobs.py`: `test_values_and_gradients_equal_a_slow_loop` (ratio).
-# `test_sampler.py`: `test_a_row_ends_with_its_first_eos` (coverage), `test_greedy_rows_do_not_depend_on_their_batch`
-# (company). `test_grpo.py`: `test_on_policy_the_gradient_is_the_policy_gradient` (enumeration),
-# `test_kl_estimators_are_unbiased_by_enumeration` (kl), `test_micro_batches_add_up_for_every_ratio` (cut),
-# `test_advantages_of_a_group_sum_to_zero` (zeros), `test_the_clip_stops_the_gradient_on_one_side_only` (clip).
-# `test_contrastive.py`: `test_the_floor_is_log_positives_except_for_soft_nn` (zeros).
+# `test_rewards_are_outcome_plus_contrast` (zeros), `test_training_raises_the_reward` (bandit). `test_llm.py`:
+# `test_the_step_does_not_depend_on_its_micro_batches` (cut). `test_sampler.py`:
+# `test_logprobs_equal_one_plain_forward_pass` (ratio), `test_a_row_ends_with_its_first_eos` (coverage),
+# `test_greedy_rows_do_not_depend_on_their_batch` (company). `test_grpo.py`:
+# `test_on_policy_the_gradient_is_the_policy_gradient` (what enumeration finds, token by token),
+# `test_kl_estimators_are_unbiased_by_enumeration` (kl, its value),
+# `test_the_gradients_of_the_kl_estimators_by_enumeration` (its gradient), `test_advantages_of_a_group_sum_to_zero`
+# (zeros), `test_the_clip_stops_the_gradient_on_one_side_only` (clip). `test_contrastive.py`:
+# `test_the_floor_is_log_positives_except_for_soft_nn` (zeros).
 #
 # **Exercise.** `python lessons/exercises/13_never_stops.py` and its eight siblings: each says what is wrong, you where.
+# Then run this lesson again: the row of a suspect that you have mended falls silent.
 #
 # **What to try next.** Draw `short_prompts_suffer` into the first picture: it rises, too, and only the others tell by
-# how much too little. Give the bandit all three prompts (`PROMPTS` for `PROMPTS[:1]`): two more suspects are caught.
-# Then turn the instruments on somebody else's training program; that is what these thirteen lessons were for.
+# how much too little. Let the bandit train on all three prompts (`train(team, PROMPTS)` in its first line): two more
+# suspects are caught. Then turn the instruments on somebody else's training program; that is what these thirteen
+# lessons were for.

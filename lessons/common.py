@@ -3,11 +3,11 @@
 Run a lesson as a script and its pictures go to runs/lessons/; open it as a notebook and they appear in place.
 """
 
-import builtins
 import contextlib
 import copy
 import io
 import os
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -73,11 +73,14 @@ def train(name: str, start: GPT, *, steps: int = 100, **options) -> tuple[GPT, l
 def show(figure: plt.Figure, name: str, caption: str) -> None:
     """Save a picture as NAME.png and show it: in the notebook, as a link in the rendered page, else as its path."""
     folder = Path(os.environ.get("LESSON_PICTURES", RUNS))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{error}. Set LESSON_PICTURES to a folder that can be written") from error
     path = folder / f"{name}.png"
     figure.savefig(path, dpi=110)
     plt.close(figure)
-    if not hasattr(builtins, "__IPYTHON__"):
+    if "ipykernel" not in sys.modules:  # a script, or IPython in a terminal
         print(f"picture: {path}")
         return
     from IPython.display import Image, Markdown, display  # there if and only if a notebook is

@@ -22,9 +22,8 @@ PAGES = LESSONS / "pages"
 
 def fingerprint(lesson: Path) -> str:
     """What a page made from this lesson begins with."""
-    return (
-        f"<!-- made by lessons/render.py from {lesson.name}, {hashlib.sha256(lesson.read_bytes()).hexdigest()[:16]} -->"
-    )
+    digest = hashlib.sha256(lesson.read_text(encoding="utf-8").encode()).hexdigest()[:16]  # as text: line ends differ
+    return f"<!-- made by lessons/render.py from {lesson.name}, {digest} -->"
 
 
 def machine() -> str:
@@ -65,9 +64,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lessons", nargs="*", help="names such as 05_grpo; default: all")
     names = parser.parse_args(argv).lessons
-    lessons = [LESSONS / f"{name}.py" for name in names] or sorted(LESSONS.glob("[0-9]*.py"))
-    if missing := [lesson for lesson in lessons if not lesson.is_file()]:
-        parser.exit(1, f"render.py: {missing[0]} does not exist\n")
+    everything = sorted(LESSONS.glob("[0-9]*.py"))
+    lessons = [LESSONS / f"{name}.py" for name in names] or everything
+    if missing := [lesson for lesson in lessons if lesson not in everything]:
+        parser.exit(1, f"render.py: there is no lesson {missing[0].name}\n")
     try:
         import jupytext  # noqa: F401
         import nbconvert  # noqa: F401
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ["LESSON_PICTURES"] = str(PAGES / "pictures")
     for lesson in lessons:
         started = time.perf_counter()
-        (PAGES / f"{lesson.stem}.md").write_text(render(lesson), encoding="utf-8")
+        (PAGES / f"{lesson.stem}.md").write_text(render(lesson), encoding="utf-8", newline="\n")
         print(f"{lesson.stem}: {time.perf_counter() - started:.0f} s", flush=True)
 
 

@@ -47,9 +47,12 @@ def check_collect(collect):
             return numbered
 
         rows, completions, advantages = collect(prompts, 4, draw, grade)
-        case = f"{len(prompts)} prompts, 4 rollouts each"
+        case = f"{'one prompt' if len(prompts) == 1 else f'{len(prompts)} prompts'}, 4 rollouts each"
         expect(len(rows), 4 * len(prompts), f"{case}: rows")
-        expect_true(all(row == completion[0] for row, completion in zip(rows, completions)), "completions of others")
+        expect_true(
+            all(row == completion[0] for row, completion in zip(rows, completions)),
+            "a row's completion belongs to another prompt",
+        )
         for prompt in prompts:
             own = torch.tensor([float(a) for row, a in zip(rows, advantages) if row == prompt])
             expect(own.sum(), 0.0, f"{case}: the sum of the advantages of the prompt {prompt!r}")

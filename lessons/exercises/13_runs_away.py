@@ -13,6 +13,8 @@ import torch
 from checking import expect, expect_true, report
 from torch import Tensor
 
+from minclipo.grpo import policy_loss
+
 
 def loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weights: Tensor, clip: float = 0.2) -> Tensor:
     """PPO's clipped loss (Schulman et al. 2017, eq. 7), a scalar with gradient: sum of weights * token losses.
@@ -48,6 +50,13 @@ def check_loss(loss):
     expect_true(found(0.5, -1)[1] == 0, "a bad token at half its probability is still pushed down")
     expect(found(2.0, 1)[0], -1.2, "a good token at twice its probability: the loss")
     expect(found(2.0, -1)[0], 2.0, "a bad token at twice its probability: the loss")
+
+    generator = torch.Generator().manual_seed(0)
+    logprobs, old = torch.randn(2, 3, 5, generator=generator).log_softmax(2)
+    mask, A = torch.arange(5) < torch.tensor([5, 2, 3])[:, None], torch.tensor([1.0, -0.5, 2.0])
+    weights = mask / mask.sum()
+    wanted = policy_loss(logprobs, old, A, mask, weights=weights, clip_low=0.3, clip_high=0.3).loss
+    expect(loss(logprobs, old, A, weights, 0.3), wanted, "three rows of unequal length, clip 0.3, against the package")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Suspect: short prompts suffer.
 
 "Alone, every prompt is answered as it should be. In a batch the longest still is, and the shorter ones begin with words
-that make no sense there. Training goes on all the same; it is only slower."
+that make no sense there. Training goes on all the same, and the reward rises; but it stays well below 1."
 
 Mend this file; nothing is missing, one thing is wrong. It runs its own check; with --solution it checks the mended file
 in lessons/solutions, which begins with the cause:
@@ -53,6 +53,10 @@ def check_generate(generate):
         expect(
             logprobs, plain, f"prompts of {lengths} tokens: log-probs while sampling, against a plain pass over them"
         )
+
+    greedy = lambda rows: generate(model, rows, 3, 0.0, torch.Generator().manual_seed(0))[0]
+    alone = torch.cat([greedy([prompt]) for prompt in prompts])
+    expect(greedy(prompts), alone, "always the likeliest token: three prompts together, against each alone")
 
 
 if __name__ == "__main__":
