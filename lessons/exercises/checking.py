@@ -60,9 +60,9 @@ def report(exercise: dict) -> None:
     parser.add_argument("--solution", action="store_true", help="check the solution instead of this file")
     solution = parser.parse_args().solution
     results = grade(exercise, runpy.run_path(str(SOLUTIONS / path.name)) if solution else exercise)
-    for name, verdict, why in results:
-        print(f"{verdict:8} {name}" + (f": {why}" if why else ""))
-    right = sum(verdict == "right" for _, verdict, _ in results)
+    for name, state, why in results:
+        print(f"{state:8} {name}" + (f": {why}" if why else ""))
+    right = sum(state == "right" for _, state, _ in results)
     print(f"{right} of {len(results)} right" + ("" if right == len(results) else f"; edit {path}"))
     sys.exit(right < len(results))
 
