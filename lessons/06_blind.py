@@ -93,8 +93,8 @@ for name, reward in rewards.items():
 
 # %% [markdown]
 # The oracle's reward speaks for the right quote. The outcome reward, as far as 8000 rollouts can tell, says nothing.
-# (From twelve times as many there is a difference, a twenty-fifth of the oracle's: a made-up operand costs this model
-# a little accuracy.) Does a training show it?
+# (Twelve times as many do show a difference, a few hundredths of the oracle's: a made-up operand costs this model a
+# little accuracy.) Does a training show it?
 #
 # ## A training step
 #
@@ -205,8 +205,8 @@ show(figure, "06_drift", "How often each operand is quoted falsely")
 # %% [markdown]
 # The author made up all operands equally often, and so did the model at the start. After GRPO some are quoted better
 # than before, and one, -9, falsely most of the time. Which one, if any, is chance: of four seeds from this start two
-# lost an operand for good, each another one. Biology calls this genetic drift: without selection the share of a variant
-# stays the same on the mean, and in each single case wanders until it is nothing or all.
+# lost an operand even at temperature 0, each another one. Biology calls this genetic drift: without selection the share
+# of a variant stays the same on the mean, and in each single case wanders until it is nothing or all.
 #
 # > **You should know.** Look at temperature 0, where each word is the likeliest. The start was perfect there, since any
 # > single made-up operand was unlikely. After GRPO there is an operand for which a made-up one is the *likeliest*, and
