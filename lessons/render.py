@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from minclipo.files import write_text
+
 LESSONS = Path(__file__).parent
 PAGES = LESSONS / "pages"
 
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ["LESSON_PICTURES"] = str(PAGES / "pictures")
     for lesson in lessons:
         started = time.perf_counter()
-        (PAGES / f"{lesson.stem}.md").write_text(render(lesson), encoding="utf-8", newline="\n")
+        write_text(PAGES / f"{lesson.stem}.md", render(lesson))  # whole, or the earlier page stays
         print(f"{lesson.stem}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
