@@ -1,87 +1,140 @@
-"""Every option of a training run: a field, its default, one sentence."""
+"""Every option of a training run: its default, its sentence, its bounds, what it needs, all in its own line."""
 
+import dataclasses
+import math
 from dataclasses import dataclass
+from functools import partial
 
 from minclipo.contrastive import HEADS, LEVELS, LOSSES, SIMILARITIES
 from minclipo.grpo import AGGREGATIONS, KL_KINDS, RATIOS, SCALES
-from minclipo.options import check_options, option
+
+
+def option(
+    default, sentence: str, *, group: str, choices=None, at_least=None, above=None, at_most=None, needs="", later=False
+):
+    """A dataclass field with all that is to be said of an option.
+
+    group: its heading in --help. choices, at_least, above, at_most: which values it may have. needs: the option without
+    which it does nothing. later: a run that is resumed may change it, since it does not change what is learnt.
+    """
+    bounds = {"choices": choices, "at_least": at_least, "above": above, "at_most": at_most}
+    metadata = bounds | {"help": sentence, "group": group, "needs": needs, "later": later}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check(config) -> None:
+    """ValueError naming the first field whose value its `option` does not allow, and what was found."""
+    for field in dataclasses.fields(config):
+        value, allowed = getattr(config, field.name), field.metadata
+        if allowed["choices"] is not None and value not in allowed["choices"]:
+            raise ValueError(f"{field.name} must be one of {', '.join(allowed['choices'])}; found {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name} must be a finite number, found {value}")
+        if allowed["at_least"] is not None and value < allowed["at_least"]:
+            raise ValueError(f"{field.name} must be at least {allowed['at_least']}, found {value}")
+        if allowed["above"] is not None and value <= allowed["above"]:
+            raise ValueError(f"{field.name} must be above {allowed['above']}, found {value}")
+        if allowed["at_most"] is not None and value > allowed["at_most"]:
+            raise ValueError(f"{field.name} must be at most {allowed['at_most']}, found {value}")
+
+
+_rollouts = partial(option, group="rollouts")
+_update = partial(option, group="update")
+_algorithm = partial(option, group="algorithm: --algorithm sets these")
+_clipo = partial(option, group="CLIPO", needs="contrastive_weight")
+_prompt_contrast = partial(option, group="prompt contrast, our own extension", needs="prompt_contrast_weight")
+_run = partial(option, group="run", later=True)
 
 
 @dataclass
 class TrainConfig:
     """Everything a run depends on besides model, tokenizer and task."""
 
-    steps: int = option(60, "training steps, head warm-up included", at_least=1)
-    prompts_per_step: int = option(32, "prompts of a step (B)", at_least=1)
-    group_size: int = option(16, "rollouts of each prompt (G)", at_least=1)
-    max_new_tokens: int = option(16, "longest completion, in tokens", at_least=1)
-    temperature: float = option(1.0, "sampling temperature of the rollouts, and of all log-probs", above=0)
-    seed: int = option(
-        0, "seed of the problems, of the sampling and of the head's weights", at_least=0, at_most=2**63 - 1
+    steps: int = _run(60, "training steps, head warm-up included", at_least=1)
+    seed: int = _run(
+        0, "seed of the problems, the sampling and the head's weights", at_least=0, at_most=2**63 - 1, later=False
+    )
+    save_every: int = _run(20, "steps between two copies of model and training state on disk", at_least=1)
+    keep_states: int = _run(2, "training states kept on disk for --resume; 0: none is written", at_least=0)
+
+    prompts_per_step: int = _rollouts(32, "prompts per step (B)", at_least=1)
+    group_size: int = _rollouts(16, "rollouts per prompt (G)", at_least=1)
+    max_new_tokens: int = _rollouts(16, "longest completion, in tokens", at_least=1)
+    temperature: float = _rollouts(1.0, "sampling temperature of the rollouts, and of all log-probs", above=0)
+    sampling_rows: int = _rollouts(
+        0, "maximum number of rollouts sampled in parallel; affects memory only; 0: no limit", at_least=0, later=True
     )
 
-    learning_rate: float = option(3e-4, "AdamW's learning rate for the policy", above=0)
-    weight_decay: float = option(0.0, "AdamW's weight decay for the policy", at_least=0)
-    max_grad_norm: float = option(1.0, "the policy's gradient is scaled down to this L2 norm if it is longer", above=0)
-    mini_batches: int = option(2, "optimizer steps that a step's rollouts are split into", at_least=1)
-    sampling_rows: int = option(
-        0, "most rollouts that grow at the same time; changes memory, not quality; 0: no limit", at_least=0
+    learning_rate: float = _update(3e-4, "AdamW's learning rate for the policy", above=0)
+    weight_decay: float = _update(0.0, "AdamW's weight decay for the policy", at_least=0)
+    max_grad_norm: float = _update(1.0, "the policy's gradient is scaled down to this L2 norm if it is longer", above=0)
+    num_mini_batches: int = _update(2, "optimizer steps that a step's rollouts are split into", at_least=1)
+    micro_batch_tokens: int = _update(
+        0, "most tokens per forward and backward pass; affects memory only; 0: no limit", at_least=0, later=True
     )
-    micro_batch_tokens: int = option(
-        0, "most tokens of one forward and backward pass; changes memory, not the gradient; 0: no limit", at_least=0
+
+    ratio: str = _algorithm("token", "what is clipped: sequence is GSPO's, geometric_mean GMPO's", choices=RATIOS)
+    clip_low: float = _algorithm(
+        0.2, "ratios below 1 - this are clipped (geometric_mean: logs below -this)", at_least=0
     )
-    advantage_scale: str = option("std", "what divides advantages; none is Dr. GRPO's choice", choices=SCALES)
-    advantage_epsilon: float = option(1e-6, "added to that divisor", at_least=0)
-    ratio: str = option("token", "what is clipped: sequence is GSPO's, geometric_mean GMPO's", choices=RATIOS)
-    clip_low: float = option(0.2, "ratios below 1 - this are clipped (geometric_mean: logs below -this)", at_least=0)
-    clip_high: float = option(0.2, "ratios above 1 + this are clipped (geometric_mean: logs above this)", at_least=0)
-    dual_clip: float = option(0.0, "ratio (above 1) that bounds the loss of negative advantages; 0: none", at_least=0)
-    aggregation: str = option("token_mean", "how token losses become one number", choices=AGGREGATIONS)
-    kl_weight: float = option(0.0, "weight of a KL penalty to the initial policy, in the loss; 0: none", at_least=0)
-    kl_kind: str = option("k3", "estimator of that KL penalty", choices=KL_KINDS)
-    dynamic_sampling: int = option(
+    clip_high: float = _algorithm(
+        0.2, "ratios above 1 + this are clipped (geometric_mean: logs above this)", at_least=0
+    )
+    dual_clip: float = _algorithm(
+        0.0, "ratio (above 1) that bounds the loss of negative advantages; 0: off", at_least=0
+    )
+    aggregation: str = _algorithm("token_mean", "how token losses become one number", choices=AGGREGATIONS)
+    advantage_scale: str = _algorithm("std", "what divides advantages; none is Dr. GRPO's choice", choices=SCALES)
+    advantage_epsilon: float = _update(1e-6, "added to what divides the advantages", at_least=0)
+    kl_weight: float = _algorithm(0.0, "weight of a KL penalty to the initial policy, in the loss; 0: none", at_least=0)
+    kl_kind: str = _algorithm("k3", "estimator of that KL penalty", choices=KL_KINDS, needs="kl_weight")
+    dynamic_sampling: int = _algorithm(
         0,
-        "most batches sampled a step, to fill it with prompts that are neither always nor never solved; 0: take the "
-        "first batch as it is",
+        "most batches sampled per step to fill it with prompts that are neither always nor never solved; 0: off",
         at_least=0,
     )
-    overlong_penalty: float = option(0.0, "what a completion of max_new_tokens loses in reward; 0: none", at_least=0)
-    overlong_buffer: float = option(
-        0.2, "share of max_new_tokens, at the end, over which that penalty grows", above=0, at_most=1
+    overlong_penalty: float = _algorithm(
+        0.0, "what a completion of max_new_tokens loses in reward; 0: nothing", at_least=0
+    )
+    overlong_buffer: float = _algorithm(
+        0.2,
+        "share of max_new_tokens, at the end, over which that penalty grows",
+        above=0,
+        at_most=1,
+        needs="overlong_penalty",
     )
 
-    contrastive_weight: float = option(0.0, "lambda, weight of the contrastive loss in the reward; 0: GRPO", at_least=0)
-    contrastive_loss: str = option("soft_nn", "which contrastive loss", choices=LOSSES)
-    contrastive_level: str = option("cross", "where positives and negatives come from", choices=LEVELS)
-    contrastive_temperature: float = option(0.5, "tau, divides the similarities", above=0)
-    contrastive_similarity: str = option("cosine", "similarity of two embeddings", choices=SIMILARITIES)
-    contrastive_anchors: str = option("correct", "rollouts that train the head", choices=("correct", "all"))
-    contrastive_center: bool = option(True, "subtract the mean pooled state of the prompt's group before the head")
-    contrastive_floor: float = option(-0.5, "lowest contrastive reward", at_most=0)
-    contrastive_constant: float = option(0.0, "added to the contrastive reward of every rollout")
-    head_kind: str = option("linear", "shape of the contrastive head", choices=HEADS)
-    head_size: int = option(32, "width of the embeddings", at_least=1)
-    head_learning_rate: float = option(1e-3, "AdamW's learning rate for the head; 0 freezes it", at_least=0)
-    head_weight_decay: float = option(0.01, "AdamW's weight decay for the head", at_least=0)
-    head_warmup_steps: int = option(0, "first steps, in which only the head learns", at_least=0)
-
-    prompt_contrast_weight: float = option(
-        0.0, "ours, not the paper's: reward of a right answer for being likelier under its own prompt", at_least=0
+    contrastive_weight: float = _clipo(
+        0.0, "lambda, weight of the contrastive loss in the reward; 0: off", at_least=0, needs=""
     )
-    prompt_contrast_others: int = option(2, "other prompts that it is compared with (K)", at_least=1)
+    contrastive_loss: str = _clipo("soft_nn", "which contrastive loss", choices=LOSSES)
+    contrastive_level: str = _clipo("cross", "where positives and negatives come from", choices=LEVELS)
+    contrastive_temperature: float = _clipo(0.5, "tau, divides the similarities", above=0)
+    contrastive_similarity: str = _clipo("cosine", "similarity of two embeddings", choices=SIMILARITIES)
+    contrastive_anchors: str = _clipo("correct", "rollouts that train the head", choices=("correct", "all"))
+    contrastive_center: bool = _clipo(True, "subtract the mean pooled state of the prompt's group before the head")
+    contrastive_floor: float = _clipo(-0.5, "lowest contrastive reward", at_most=0)
+    head_kind: str = _clipo("linear", "shape of the contrastive head", choices=HEADS)
+    head_size: int = _clipo(32, "width of the embeddings", at_least=1)
+    head_learning_rate: float = _clipo(1e-3, "AdamW's learning rate for the head; 0 freezes it", at_least=0)
+    head_weight_decay: float = _clipo(0.01, "AdamW's weight decay for the head", at_least=0)
+    head_warmup_steps: int = _clipo(0, "first steps, in which only the head learns", at_least=0)
+
+    prompt_contrast_weight: float = _prompt_contrast(
+        0.0, "reward of a right answer for being likelier under its own prompt; 0: off", at_least=0, needs=""
+    )
+    prompt_contrast_others: int = _prompt_contrast(2, "other prompts that it is compared with (K)", at_least=1)
 
     process_penalty: float = option(
-        0.0, "the oracle: what a wrong step costs a correct rollout; 0: never looks", at_least=0
+        0.0, "what a wrong step costs a correct rollout; 0: never looks", group="oracle, which sees steps", at_least=0
     )
-    save_every: int = option(20, "steps between two copies of model and training state on disk", at_least=1)
-    keep_states: int = option(2, "training states that stay on disk for --resume; 0: none is written", at_least=0)
 
     def __post_init__(self):
-        check_options(self)
+        check(self)
         if self.ratio != "geometric_mean" and self.clip_low > 1:
             raise ValueError(f"clip_low must be at most 1, found {self.clip_low}: no ratio is below 0")
         if 0 < self.dual_clip <= 1:
-            raise ValueError(f"dual_clip must be above 1, or 0 for none; found {self.dual_clip}")
+            raise ValueError(f"dual_clip must be above 1, or 0 for off; found {self.dual_clip}")
         if self.prompt_contrast_weight and self.prompt_contrast_others >= self.prompts_per_step:
             raise ValueError(
                 f"prompt_contrast_others {self.prompt_contrast_others} must be below prompts_per_step "
@@ -97,20 +150,3 @@ class TrainConfig:
             raise ValueError(
                 "dynamic_sampling must be 0 (off) or at least 2 batches: with 1 there is nothing to choose"
             )
-
-
-# An option that does nothing unless another one is set: (that other one, how the options begin that need it).
-SWITCHES = (
-    ("contrastive_weight", ("contrastive_", "head_")),
-    ("prompt_contrast_weight", ("prompt_contrast_",)),
-    ("kl_weight", ("kl_kind",)),
-    ("overlong_penalty", ("overlong_",)),
-)
-
-
-def refuse_idle(given: dict, chosen: dict) -> None:
-    """ValueError naming the first given option that does nothing with these settings. given, chosen: {option: value}."""
-    for switch, beginnings in SWITCHES:
-        idle = [name for name in given if name.startswith(beginnings) and name != switch]
-        if idle and not chosen.get(switch):
-            raise ValueError(f"--{idle[0].replace('_', '-')} does nothing without --{switch.replace('_', '-')}")

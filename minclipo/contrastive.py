@@ -1,12 +1,12 @@
-"""The contrastive part of CLIPO (arXiv 2603.10101): correct rollouts pay for lying far from each other.
+"""The contrastive part of CLIPO (arXiv 2603.10101): correct rollouts pay for being far apart.
 
 A small head maps the pooled hidden state of each rollout to a unit vector. A supervised-contrastive loss asks of each
-correct rollout how close it lies to the other correct ones (positives) and how far from the rest (negatives). The head
+correct rollout how close it is to the other correct ones (positives) and how far from the rest (negatives). The head
 learns to make that loss small; the rollout's own loss becomes a negative reward. No gradient of the loss ever reaches
-the policy: a rollout that got to the right answer by another way than its siblings just earns less.
-Left out: the official code's epsilons inside logarithms and its N x N matrices at group level.
+the policy: a rollout that got to the right answer in a different way from its siblings just earns less.
+Left out: the official code's epsilons inside logarithms.
 
-N rows (rollouts), D width of the pooled states, E width of the embeddings, K blocks of M rows, A anchors.
+N rows (rollouts), D width of the pooled states, E width of the embeddings, A anchors.
 """
 
 from dataclasses import dataclass
@@ -31,15 +31,14 @@ class ContrastiveHead(nn.Module):
 
     def __init__(self, hidden_size: int, output_size: int, kind: str = "linear", *, bias: bool = False):
         super().__init__()
+        assert kind in HEADS, f"kind must be one of {', '.join(HEADS)}; found {kind!r}"
         if kind == "linear":
             self.projection = nn.Sequential(nn.Linear(hidden_size, output_size, bias=bias))
         elif kind == "mlp":
             hidden = nn.Linear(hidden_size, hidden_size, bias=bias)
             self.projection = nn.Sequential(hidden, nn.ReLU(), nn.Linear(hidden_size, output_size, bias=bias))
-        elif kind == "none":
-            self.projection = nn.Identity()  # E = D, nothing to learn
         else:
-            raise ValueError(f"kind must be one of {', '.join(HEADS)}; found {kind!r}")
+            self.projection = nn.Identity()  # E = D, nothing to learn
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Unit vectors [N, E] from pooled states [N, D]; a zero vector stays zero."""
@@ -53,8 +52,7 @@ def center_by_group(pooled: Tensor, group: Tensor) -> Tensor:
     after centring is how they differ. Where they do not differ, what is left is rounding, which the head would stretch
     to unit vectors: differences below 1e-5 of the mean's length (float32 resolves 1e-7) become exactly 0.
     """
-    if pooled.ndim != 2 or group.shape != pooled.shape[:1]:
-        raise ValueError(f"pooled must be [N, D] and group [N], found {tuple(pooled.shape)} and {tuple(group.shape)}")
+    assert pooled.ndim == 2 and group.shape == pooled.shape[:1], "pooled must be [N, D] and group [N]"
     index, counts = group.unique(return_inverse=True, return_counts=True)[1:]  # [N] 0..B-1, [B]
     means = pooled.new_zeros(len(counts), pooled.shape[1]).index_add(0, index, pooled) / counts[:, None]  # [B, D]
     means = means[index]  # [N, D]
@@ -108,34 +106,65 @@ def contrastive_loss(
         never an anchor; a batch without an anchor gives zeros.
     positive [N]: row of the positive to use for infonce (read at anchors only); default: drawn with `generator`.
     """
-    _check(embeddings, correct, group, loss, level, temperature, similarity, anchors)
-    if positive is not None and positive.shape != correct.shape:
-        raise ValueError(f"positive must be [N] = [{len(correct)}], found shape {tuple(positive.shape)}")
+    assert correct.shape == group.shape == embeddings.shape[:1], "embeddings must be [N, E], correct and group [N]"
+    assert loss in LOSSES, f"loss must be one of {', '.join(LOSSES)}; found {loss!r}"
+    assert anchors in ANCHORS, f"anchors must be one of {', '.join(ANCHORS)}; found {anchors!r}"
     correct = correct.bool()
-    index, candidates, positives = _pairs(correct, group, level)  # [K, M], [K, M, M], [K, M, M]
-    is_anchor = positives.any(2) & (candidates & ~positives).any(2)  # [K, M]
+    candidates, positives = pairs(correct, group, level)  # [N, N] each
+    is_anchor = positives.any(1) & (candidates & ~positives).any(1)  # [N]
     if anchors != "all":
-        is_anchor &= correct[index] == (anchors == "correct")
+        is_anchor &= correct == (anchors == "correct")
 
-    # From here on one row an anchor: every row has candidates and positives, so no logarithm of an empty sum can occur.
-    rows = index[is_anchor]  # [A]
-    scores = _similarity(embeddings[index], similarity)[is_anchor] / temperature  # [A, M]
-    A, P = candidates[is_anchor], positives[is_anchor]  # [A, M]
-    log_sum_all = _masked_logsumexp(scores, A)  # [A]
+    # From here on one row per anchor: each has candidates and positives, so no logarithm of an empty sum can occur.
+    q = similarities(embeddings, similarity)[is_anchor] / temperature  # [A, N]
+    A, P = candidates[is_anchor], positives[is_anchor]  # [A, N] each
+    log_sum_A = masked_logsumexp(q, A)  # [A]
     if loss == "infonce":
-        columns = index[:, None, :].expand_as(candidates)[is_anchor]  # [A, M], the row that each column stands for
-        chosen = _draw(P, generator) if positive is None else _given(positive[rows], columns, P)
-        losses = log_sum_all - scores.gather(1, chosen)[:, 0]
+        p = drawn(P, generator) if positive is None else positive[is_anchor][:, None]  # [A, 1]
+        assert P.gather(1, p).all(), "positive names a row that is no positive of its anchor"
+        losses = log_sum_A - q.gather(1, p)[:, 0]
     elif loss == "supcon_out":
-        losses = log_sum_all - scores.masked_fill(~P, 0.0).sum(1) / P.sum(1)
+        losses = log_sum_A - q.masked_fill(~P, 0.0).sum(1) / P.sum(1)
     elif loss == "supcon_in":
-        losses = log_sum_all - _masked_logsumexp(scores, P) + P.sum(1).to(scores.dtype).log()
-    else:
-        losses = log_sum_all - _masked_logsumexp(scores, P)
+        losses = log_sum_A - masked_logsumexp(q, P) + P.sum(1).to(q.dtype).log()
+    else:  # soft_nn
+        losses = log_sum_A - masked_logsumexp(q, P)
 
-    per_row = losses.new_zeros(len(embeddings)).index_put((rows,), losses)  # [N]
-    mask = torch.zeros_like(correct).index_fill(0, rows, True)  # [N]
-    return ContrastiveLoss(per_row, mask, losses.sum() / max(1, len(rows)))
+    per_row = torch.zeros_like(embeddings[:, 0]).masked_scatter(is_anchor, losses)  # [N]
+    return ContrastiveLoss(per_row, is_anchor, losses.sum() / max(1, len(losses)))
+
+
+def pairs(correct: Tensor, group: Tensor, level: str) -> tuple[Tensor, Tensor]:
+    """Who is compared with whom: (candidates, positives), [N, N] bool each; row i says it of anchor i."""
+    assert level in LEVELS, f"level must be one of {', '.join(LEVELS)}; found {level!r}"
+    others = ~torch.eye(len(group), dtype=torch.bool, device=group.device)
+    same_verdict = correct[:, None] == correct[None, :]
+    same_prompt = group[:, None] == group[None, :]
+    candidates = others & same_prompt if level == "group" else others
+    positives = candidates & same_verdict
+    return candidates, positives & same_prompt if level == "cross" else positives
+
+
+def similarities(embeddings: Tensor, similarity: str) -> Tensor:
+    """All pairs of unit vectors, [N, N] from [N, E]."""
+    assert similarity in SIMILARITIES, f"similarity must be one of {', '.join(SIMILARITIES)}; found {similarity!r}"
+    cosine = embeddings @ embeddings.T
+    if similarity == "cosine":
+        return cosine
+    # |a - b|^2 = 2 - 2 a.b for unit vectors. The clamp keeps the root's gradient finite (0) where the two coincide.
+    return 1 - (2 - 2 * cosine).clamp(min=1e-8).sqrt()
+
+
+def masked_logsumexp(scores: Tensor, mask: Tensor) -> Tensor:
+    """log of the sum of exp(scores) over the mask, exactly: no epsilon, the maximum taken over the mask only."""
+    return scores.masked_fill(~mask, -torch.inf).logsumexp(1)
+
+
+def drawn(positives: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A uniformly drawn positive of each anchor, as its row [A, 1]."""
+    if len(positives) == 0:
+        return positives.new_zeros((0, 1), dtype=torch.long)  # multinomial refuses an empty batch
+    return torch.multinomial(positives.float(), 1, generator=generator)
 
 
 def contrastive_reward(
@@ -148,83 +177,6 @@ def contrastive_reward(
     With the floor at -0.5, no constant and an outcome reward of 0 or 1, a correct rollout always earns more than an
     incorrect one. A constant is added to the incorrect ones too.
     """
-    if loss.shape != correct.shape:
-        raise ValueError(f"loss and correct must have one shape, found {tuple(loss.shape)} and {tuple(correct.shape)}")
-    if not weight >= 0:
-        raise ValueError(f"weight must be 0 or more, found {weight}")
+    assert loss.shape == correct.shape, f"loss and correct must both be [N], found {loss.shape} and {correct.shape}"
+    assert weight >= 0, f"weight must be 0 or more, found {weight}"
     return (constant - weight * loss.detach() * correct).clamp(min=floor)
-
-
-def _check(embeddings, correct, group, loss, level, temperature, similarity, anchors) -> None:
-    if embeddings.ndim != 2:
-        raise ValueError(f"embeddings must be [N, E], found shape {tuple(embeddings.shape)}")
-    for name, tensor in (("correct", correct), ("group", group)):
-        if tensor.shape != embeddings.shape[:1]:
-            raise ValueError(f"{name} must be [N] = [{len(embeddings)}], found shape {tuple(tensor.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, found {temperature}")
-    options = (
-        ("loss", loss, LOSSES),
-        ("level", level, LEVELS),
-        ("similarity", similarity, SIMILARITIES),
-        ("anchors", anchors, ANCHORS),
-    )
-    for name, value, known in options:
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; found {value!r}")
-
-
-def _pairs(correct: Tensor, group: Tensor, level: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Who is compared with whom: (rows in blocks [K, M], candidates [K, M, M], positives [K, M, M]).
-
-    A block holds rows that can see each other: one prompt's at group level, else the whole batch.
-    """
-    index = _blocks(group) if level == "group" else torch.arange(len(group), device=group.device)[None]
-    real = index >= 0  # [K, M]
-    index = index.clamp(min=0)
-    itself = torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
-    candidates = real[:, :, None] & real[:, None, :] & ~itself  # [K, M, M]
-    positives = candidates & (correct[index][:, :, None] == correct[index][:, None, :])
-    if level == "cross":
-        positives &= group[index][:, :, None] == group[index][:, None, :]
-    return index, candidates, positives
-
-
-def _blocks(group: Tensor) -> Tensor:
-    """Rows of each group side by side, [K, M] row indices, filled up with -1 where a group has fewer than M."""
-    inverse, counts = group.unique(return_inverse=True, return_counts=True)[1:]
-    order = inverse.argsort(stable=True)  # rows sorted by group
-    first = counts.cumsum(0) - counts  # where each group begins in that order
-    rank = torch.arange(len(group), device=group.device) - first[inverse[order]]  # place within its group
-    blocks = torch.full((len(counts), int(counts.max()) if len(counts) else 0), -1, device=group.device)
-    blocks[inverse[order], rank] = order
-    return blocks
-
-
-def _similarity(blocks: Tensor, similarity: str) -> Tensor:
-    """All pairs within each block, [K, M, M] from [K, M, E]."""
-    cosine = blocks @ blocks.transpose(1, 2)
-    if similarity == "cosine":
-        return cosine
-    # |a - b|^2 = 2 - 2 a.b for unit vectors. The clamp keeps the root's gradient finite (0) where the two coincide.
-    return 1 - (2 - 2 * cosine).clamp(min=1e-8).sqrt()
-
-
-def _masked_logsumexp(scores: Tensor, mask: Tensor) -> Tensor:
-    """log of the sum of exp(scores) over the mask, exactly: no epsilon, the maximum taken over the mask only."""
-    return scores.masked_fill(~mask, -torch.inf).logsumexp(1)
-
-
-def _draw(positives: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A uniformly drawn positive of each anchor, as a column index [A, 1]."""
-    if len(positives) == 0:
-        return positives.new_zeros((0, 1), dtype=torch.long)  # multinomial refuses an empty batch
-    return torch.multinomial(positives.float(), 1, generator=generator)
-
-
-def _given(positive: Tensor, columns: Tensor, positives: Tensor) -> Tensor:
-    """The column [A, 1] in which the given positive [A] of each anchor stands."""
-    found = (columns == positive[:, None]) & positives  # [A, M]
-    if not found.any(1).all():
-        raise ValueError(f"positive names row {positive[~found.any(1)][0].item()}, which is no positive of its anchor")
-    return found.int().argmax(1, keepdim=True)

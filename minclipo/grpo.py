@@ -3,10 +3,10 @@
 GRPO (Shao et al. 2024, arXiv 2402.03300) is PPO without a value network: a rollout's advantage is its reward compared
 with the other rollouts of the same prompt. Dr. GRPO, DAPO, GSPO and GMPO change one of three things about it: what
 divides the advantage, which ratio is clipped, how the token losses become one number. Their settings are in
-`minclipo.algorithms`. Nothing here knows where the rewards come from.
+`minclipo.runs.recipes`. Nothing here knows where the rewards come from.
 Left out: the value network, GAE, entropy bonus.
 
-B prompts, G rollouts a prompt, N = B * G rows (the G rows of a prompt adjacent), T completion tokens.
+B prompts, G rollouts per prompt, N = B * G rows (the G rows of a prompt adjacent), T completion tokens.
 """
 
 from dataclasses import dataclass
@@ -27,20 +27,15 @@ def group_advantages(rewards: Tensor, group_size: int, *, scale: str = "std", ep
 
     scale: "std" divides by the group's standard deviation, "batch" by that of the whole batch, "none" by nothing (Dr.
     GRPO, Liu et al. 2025: dividing favours prompts that are nearly always or nearly never solved).
-    Equal rewards give exactly 0. (In float32 the mean of sixteen times 0.9 is not 0.9, and epsilon blows the difference
-    up to 0.06: hence the float64 inside.)
+    Equal rewards give exactly 0. (In float32 the mean of sixteen times 0.9 is not 0.9, and dividing by epsilon turns that
+    error into 0.06; so the arithmetic is float64.)
 
     >>> group_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), group_size=2)
     tensor([ 0.7071, -0.7071,  0.0000,  0.0000])
     """
-    if rewards.ndim != 1:
-        raise ValueError(f"rewards must be [N], one a rollout; found shape {tuple(rewards.shape)}")
-    if group_size < 1 or len(rewards) % group_size:
-        raise ValueError(f"group_size {group_size} does not divide the {len(rewards)} rows of rewards")
-    if not rewards.isfinite().all():
-        raise ValueError(f"rewards must be finite; found {rewards[~rewards.isfinite()][0].item()}")
-    if scale not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(SCALES)}; found {scale!r}")
+    assert rewards.ndim == 1 and len(rewards) % group_size == 0, f"rewards must be [B * {group_size}]: {rewards.shape}"
+    assert rewards.isfinite().all(), "rewards must be finite"
+    assert scale in SCALES, f"scale must be one of {', '.join(SCALES)}; found {scale!r}"
     grouped = rewards.cpu().double().view(-1, group_size)  # [B, G]; on the CPU, since not every accelerator has float64
     advantages = grouped - grouped.mean(1, keepdim=True)
     equal = grouped.amax(1, keepdim=True) == grouped.amin(1, keepdim=True)  # [B, 1]
@@ -66,8 +61,7 @@ def token_weights(
 
     A batch that is cut into micro-batches sums weights * token_loss of each part, with the weights of the whole batch.
     """
-    if mask.ndim != 2:
-        raise ValueError(f"mask must be [N, T], found shape {tuple(mask.shape)}")
+    assert aggregation in AGGREGATIONS, f"aggregation must be one of {', '.join(AGGREGATIONS)}; found {aggregation!r}"
     mask = mask.to(dtype)
     lengths = mask.sum(1, keepdim=True)  # [N, 1]
     rows = (lengths > 0).sum().clamp(min=1)
@@ -77,18 +71,13 @@ def token_weights(
         return mask / (rows * lengths.clamp(min=1))
     if aggregation == "sequence_sum":
         return mask / rows
-    if aggregation == "constant":
-        if max_length is None or max_length < 1:
-            raise ValueError(
-                f"aggregation 'constant' needs max_length, the most tokens a completion may have; found {max_length}"
-            )
-        return mask / (len(mask) * max_length)
-    raise ValueError(f"aggregation must be one of {', '.join(AGGREGATIONS)}; found {aggregation!r}")
+    assert max_length, "aggregation 'constant' needs max_length, the most tokens that a completion may have"
+    return mask / (len(mask) * max_length)
 
 
 def aggregate(token_loss: Tensor, weights: Tensor) -> Tensor:
     """One number from token losses [N, T] and their `token_weights` [N, T]. Values of weight 0 are never read."""
-    check_shapes(token_loss=token_loss, weights=weights)
+    assert token_loss.shape == weights.shape, f"found token_loss {token_loss.shape}, weights {weights.shape}"
     return (weights * token_loss.masked_fill(weights == 0, 0.0)).sum()
 
 
@@ -111,14 +100,14 @@ def policy_loss(
     ratio: str = "token",
     clip_low: float = 0.2,
     clip_high: float = 0.2,
-    dual_clip: float | None = None,
+    dual_clip: float = 0.0,
     weights: Tensor | None = None,
 ) -> PolicyLoss:
     """The clipped token losses of PPO, GRPO, GSPO and GMPO as one number, to be minimised.
 
         d_t = logprob_t - old_logprob_t
         L_t = max(-A r_t, -A clip(r_t, 1 - clip_low, 1 + clip_high))     Schulman et al. 2017, eq. 7
-        L_t = min(L_t, -A dual_clip)  where A < 0                        Ye et al. 2020 (dual clip); None: without
+        L_t = min(L_t, -A dual_clip)  where A < 0                        Ye et al. 2020 (dual clip); 0: without
 
     ratio: what r_t is.
         token            exp(d_t)                                        PPO, GRPO, DAPO
@@ -130,20 +119,10 @@ def policy_loss(
     clip_high above clip_low is DAPO's clip-higher. weights [N, T]: how the token losses become one number, see
     `token_weights`; None: their mean. The fractions and the KL are means over the mask whatever the weights.
     """
-    check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
-    if logprobs.ndim != 2:
-        raise ValueError(f"logprobs must be [N, T], found shape {tuple(logprobs.shape)}")
-    if advantages.shape != logprobs.shape[:1]:
-        raise ValueError(f"advantages must be [N] = [{len(logprobs)}], found {tuple(advantages.shape)}")
-    if not (clip_low >= 0 and clip_high >= 0) or (ratio != "geometric_mean" and clip_low > 1):
-        raise ValueError(
-            f"clip_low and clip_high must be 0 or more, clip_low at most 1 unless it bounds logarithms (ratio "
-            f"geometric_mean); found {clip_low} and {clip_high}"
-        )
-    if dual_clip is not None and not dual_clip > 1:
-        raise ValueError(f"dual_clip must be above 1 (None: off), found {dual_clip}")
-    if ratio not in RATIOS:
-        raise ValueError(f"ratio must be one of {', '.join(RATIOS)}; found {ratio!r}")
+    assert logprobs.shape == old_logprobs.shape == mask.shape, "logprobs, old_logprobs and mask must all be [N, T]"
+    assert advantages.shape == mask.shape[:1], f"advantages must be [N] = [{len(mask)}], found {advantages.shape}"
+    assert ratio in RATIOS, f"ratio must be one of {', '.join(RATIOS)}; found {ratio!r}"
+    assert not dual_clip or dual_clip > 1, f"dual_clip must be above 1 (0: off), found {dual_clip}"
     mask = mask.bool()
     advantage = advantages[:, None]  # [N, 1]
     log_ratio = (logprobs - old_logprobs.detach()).masked_fill(~mask, 0.0)  # [N, T]
@@ -158,7 +137,7 @@ def policy_loss(
         token_loss = torch.maximum(-advantage * unclipped, -advantage * clipped)
         cut = -advantage * clipped > -advantage * unclipped
     dual = torch.zeros_like(mask)
-    if dual_clip is not None:
+    if dual_clip:
         limit = -advantage * dual_clip
         dual = (advantage < 0) & (token_loss > limit)
         token_loss = torch.where(advantage < 0, torch.minimum(token_loss, limit), token_loss)
@@ -179,7 +158,7 @@ def sequence_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
     in every aggregation here), their sum has the gradient of the mean; where they do not, each token keeps its weight.
     """
     mean = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)  # [N, 1]
-    return mean.detach() + (log_ratio - log_ratio.detach())  # in this order: the bracket is exactly 0
+    return mean.detach() + (log_ratio - log_ratio.detach())  # in this order: the parenthesis is exactly 0
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tensor:
@@ -192,24 +171,16 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tens
         k3   exp(-d) + d - 1     unbiased, never negative; GRPO's choice (DeepSeekMath eq. 4). As a loss its gradient is
                                  on average that of KL(reference || policy)
     """
-    check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs)
+    assert logprobs.shape == ref_logprobs.shape, f"found logprobs {logprobs.shape}, ref_logprobs {ref_logprobs.shape}"
+    assert kind in KL_KINDS, f"kind must be one of {', '.join(KL_KINDS)}; found {kind!r}"
     d = logprobs - ref_logprobs.detach()
     if kind == "k1":
         return d
     if kind == "k2":
         return d.square() / 2
-    if kind == "k3":
-        return torch.expm1(-d) + d  # expm1: exp(-d) - 1 without cancellation for small d
-    raise ValueError(f"kind must be one of {', '.join(KL_KINDS)}; found {kind!r}")
+    return torch.expm1(-d) + d  # expm1: exp(-d) - 1 without cancellation for small d
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of values over the mask, 0 where the mask is empty."""
     return values.masked_fill(~mask.bool(), 0.0).sum() / mask.sum().clamp(min=1)
-
-
-def check_shapes(**tensors: Tensor) -> None:
-    """ValueError naming the arguments unless all of them have the same shape."""
-    if len({tensor.shape for tensor in tensors.values()}) > 1:
-        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-        raise ValueError(f"shapes must agree, found {found}")

@@ -1,7 +1,7 @@
 """How likely are given completions? With gradient: this is what every policy loss differentiates.
 
-Each prompt is computed once, however many completions continue it; the vocabulary is never there for more than a chunk
-of tokens; and a batch that is too large for the memory can be cut up without changing its gradient (`micro_batches`).
+Each prompt is computed once, however many completions continue it; logits exist for one chunk of tokens at a time; and a
+batch that is too large for the memory can be cut up without changing its gradient (`micro_batches`).
 
 B prompts, N rows (completions), T completion tokens (padded on the right), P prompt tokens, V vocabulary, D width.
 """
@@ -10,66 +10,95 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from minclipo.model import GPT, SharedPrompts, upcast
-from minclipo.sampler import Rollouts, checked_prompts, pad_right, sampling_logprobs
+from minclipo.model import GPT, additive_mask, attention
+from minclipo.sampler import Rollouts, pad_right, sampling_logprobs
 
 # Logits that exist at a time, 128 MiB in float32: a chunk of tokens, computed again in backward. So the vocabulary's
 # share of the memory does not grow with the batch.
 CHUNK_LOGITS = 2**25
 
 
-def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean hidden state over the masked tokens, [N, D] float32 or wider, from hidden [N, T, D] and mask [N, T].
+class SharedPrompts:
+    """The layout of training: N completions of B prompts as one row of tokens, in which every prompt stands once.
 
-    What `sample` sums up token by token. In bfloat16 a long sum stagnates (tests/test_golden.py shows how far off).
+    All layers but attention treat a token alike wherever it stands, and see one long row [1, M], M = B * P + N * T. In
+    attention the prompts see themselves, and a completion sees its own prompt and itself.
+
+    Arguments: prompts [B, P] and completions [N, T], padded on the right; lengths [B] of the prompts without padding;
+    owner [N], which prompt each completion continues; dtype that the model computes in.
     """
-    return (upcast(hidden) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+    def __init__(self, prompts: Tensor, lengths: Tensor, completions: Tensor, owner: Tensor, dtype: torch.dtype):
+        self.tokens = torch.cat([prompts.flatten(), completions.flatten()])[None]  # [1, M]
+        self.shapes, self.owner = (prompts.shape, completions.shape), owner
+        (B, P), (N, T), device = *self.shapes, owner.device
+        start = lengths.index_select(0, owner)[:, None]  # [N, 1], the position of a completion's first token
+        prompt, own = torch.arange(P, device=device), torch.arange(T, device=device)
+        self.positions = torch.cat([prompt.expand(B, P).flatten(), (start + own).flatten()])[None]  # [1, M]
+        no_padding, causal = prompt < start, own <= own[:, None]  # [N, P], [T, T]
+        visible = torch.cat([no_padding[:, None].expand(N, T, P), causal.expand(N, T, T)], 2)
+        self.mask = additive_mask(visible[:, None], dtype)  # [N, 1, T, P + T]
+
+    def place(self, tokens: Tensor) -> Tensor:
+        return self.positions
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [..., M, C] of all tokens as prompts [B, ..., P, C] and completions [N, ..., T, C]."""
+        M = self.shapes[0].numel()
+        parts = x[..., :M, :], x[..., M:, :]
+        return tuple(part.unflatten(-2, shape).movedim(-3, 0) for part, shape in zip(parts, self.shapes))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of all tokens: q [1, H, M, C], k and v [1, K, M, C] -> [1, H, M, C]."""
+        (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (self.split(x[0]) for x in (q, k, v))
+        # index_select, not [owner]: its gradient is added up in the same order every time.
+        k_all = torch.cat([k_prompt.index_select(0, self.owner), k_own], 2)  # [N, K, P + T, C]
+        v_all = torch.cat([v_prompt.index_select(0, self.owner), v_own], 2)
+        outputs = attention(q_prompt, k_prompt, v_prompt), attention(q_own, k_all, v_all, self.mask)
+        return torch.cat([y.movedim(0, 1).flatten(1, 2) for y in outputs], 1)[None]
 
 
-def completion_hidden(model: GPT, prompts: list[list[int]], completions: Tensor, mask: Tensor) -> Tensor:
+def completion_hidden(
+    model: GPT, prompts: list[list[int]], completions: Tensor, mask: Tensor, owner: Tensor | None = None
+) -> Tensor:
     """The hidden states [N, T, D] that predict the completions' tokens, with gradient; each prompt is computed once.
 
-    prompts: N ragged lists, one a row, equal ones wherever rows share their prompt; completions [N, T], padded on the
-    right; mask [N, T] bool.
+    prompts: B ragged lists; completions [N, T], padded on the right; mask [N, T] bool, true for the first tokens of each
+    row; owner [N]: which prompt each completion continues, default: each its own.
     """
-    if completions.ndim != 2 or completions.shape != mask.shape or len(prompts) != len(completions) or not mask.numel():
-        raise ValueError(
-            f"prompts, completions and mask must agree and not be empty: found {len(prompts)} prompts, "
-            f"completions {tuple(completions.shape)}, mask {tuple(mask.shape)}"
-        )
-    prompts = checked_prompts(prompts, model.config.vocab_size)
-    places = torch.arange(mask.shape[1], device=mask.device)
-    if mask.dtype != torch.bool or not torch.equal(mask, places < mask.sum(1, keepdim=True)):
-        raise ValueError(f"mask must be bool and true for the first tokens of each row only; its type is {mask.dtype}")
-    chosen = completions[mask]
-    if len(chosen) and not (0 <= chosen.min() and chosen.max() < model.config.vocab_size):
-        raise ValueError(f"completions has a token id outside 0..{model.config.vocab_size - 1}")
-    distinct: dict[tuple, int] = {}  # prompt -> its place among the B distinct ones
-    rows = torch.tensor([distinct.setdefault(tuple(prompt), len(distinct)) for prompt in prompts], device=mask.device)
-    tokens, lengths = pad_right([list(prompt) for prompt in distinct], mask.device)  # [B, P], [B]
+    assert completions.shape == mask.shape and mask.dtype == torch.bool, "completions and a bool mask must be [N, T]"
+    assert not (mask[:, 1:] & ~mask[:, :-1]).any(), "mask must be true for the first tokens of each row only"
+    tokens, lengths = pad_right(prompts, mask.device)  # [B, P], [B]
     places = torch.arange(len(tokens), device=mask.device)
+    owner = places if owner is None else owner
+    assert owner.shape == mask.shape[:1], f"owner must name a prompt for each of {len(mask)} rows; found {len(owner)}"
     if mask.shape[1] == 1:  # one token each, which the end of the prompt predicts
-        return model(tokens)[places, lengths - 1].index_select(0, rows)[:, None]  # [N, 1, D]
+        return model(tokens)[places, lengths - 1].index_select(0, owner)[:, None]  # [N, 1, D]
     inputs = completions.masked_fill(~mask, 0)[:, :-1]  # the last token predicts nothing
-    shared = SharedPrompts(tokens, lengths, inputs, rows)
-    prompt_hidden, hidden = shared.split(model(shared.tokens, shared)[0])  # [B, P, D], [N, T - 1, D]
-    first = prompt_hidden[places, lengths - 1].index_select(0, rows)[:, None]  # [N, 1, D]
+    layout = SharedPrompts(tokens, lengths, inputs, owner, model.embed_tokens.weight.dtype)
+    prompt_hidden, hidden = layout.split(model(layout.tokens, layout)[0])  # [B, P, D], [N, T - 1, D]
+    first = prompt_hidden[places, lengths - 1].index_select(0, owner)[:, None]  # [N, 1, D]
     return torch.cat([first, hidden], 1)  # [N, T, D]
 
 
 def completion_logprobs(
-    model: GPT, prompts: list[list[int]], completions: Tensor, mask: Tensor, *, temperature: float = 1.0
+    model: GPT,
+    prompts: list[list[int]],
+    completions: Tensor,
+    mask: Tensor,
+    owner: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of given completions at `temperature`, with gradient, and the entropy of each prediction, without.
 
     Returns (logprobs [N, T], entropy [N, T] in nats), float32, 0 at padding. Arguments as in `completion_hidden`.
     """
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive, found {temperature}")
-    hidden = completion_hidden(model, prompts, completions, mask)[mask]  # [M, D], M real tokens
+    assert 0 < temperature < float("inf"), f"temperature must be positive, found {temperature}"
+    hidden = completion_hidden(model, prompts, completions, mask, owner)[mask]  # [M, D], M real tokens
     chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
     parts = [
-        checkpoint(_token_logprobs, model, *part, temperature, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(token_logprobs, model, *part, temperature, use_reentrant=False, preserve_rng_state=False)
         for part in zip(hidden.split(chunk), completions[mask].split(chunk))
     ]
     logprobs, entropy = (torch.cat(values) for values in zip(*parts))  # [M] each
@@ -77,49 +106,55 @@ def completion_logprobs(
     return padding.masked_scatter(mask, logprobs), padding.masked_scatter(mask, entropy)
 
 
-def _token_logprobs(model: GPT, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(log-prob of each token [C], entropy of its prediction [C]) from C hidden states [C, D] and tokens [C]."""
-    distribution = sampling_logprobs(model.logits(hidden), temperature)  # [C, V]
+def token_logprobs(model: GPT, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(log-prob of each token [M], entropy of its prediction [M]) from hidden states [M, D] and tokens [M]."""
+    distribution = sampling_logprobs(model.logits(hidden), temperature)  # [M, V]
     with torch.no_grad():
-        entropy = -(distribution.exp() * distribution).sum(-1)  # [C]
+        entropy = -(distribution.exp() * distribution).sum(-1)  # [M]
     return distribution.gather(-1, tokens[:, None])[:, 0], entropy
+
+
+def rows_logprobs(model: GPT, rollouts: Rollouts, rows: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`completion_logprobs` of some rows [any number] of the rollouts, [rows, width] each: no wider than the longest."""
+    mask = rollouts.mask[rows]
+    width = int(mask.sum(1).max())
+    place: dict[int, int] = {}  # prompt -> its place among the prompts of these rows
+    owner = [place.setdefault(prompt, len(place)) for prompt in rollouts.group[rows].tolist()]
+    prompts, owner = [rollouts.prompts[prompt] for prompt in place], torch.tensor(owner, device=mask.device)
+    completions = rollouts.completions[rows, :width]
+    return completion_logprobs(model, prompts, completions, mask[:, :width], owner, temperature=temperature)
 
 
 @torch.no_grad()
 def rollout_logprobs(
     model: GPT, rollouts: Rollouts, *, temperature: float = 1.0, micro_batch_tokens: int = 0
 ) -> Tensor:
-    """Log-probs of all rollouts under their prompts, [N, T], without gradient; at most that many tokens a pass."""
+    """Log-probs of all rollouts under their prompts, [N, T], without gradient; at most that many tokens per pass."""
     scored = torch.zeros_like(rollouts.logprobs)
     for rows in micro_batches(rollouts, torch.arange(len(scored), device=scored.device), micro_batch_tokens):
-        width = int(rollouts.mask[rows].sum(1).max())  # no padding beyond the longest of these rows
-        prompts = [rollouts.prompts[i // rollouts.group_size] for i in rows.tolist()]
-        completions, mask = rollouts.completions[rows, :width], rollouts.mask[rows, :width]
-        scored[rows, :width], _ = completion_logprobs(model, prompts, completions, mask, temperature=temperature)
+        logprobs, _ = rows_logprobs(model, rollouts, rows, temperature=temperature)
+        scored[rows, : logprobs.shape[1]] = logprobs
     return scored
 
 
 def micro_batches(rollouts: Rollouts, rows: Tensor, tokens: int) -> list[Tensor]:
-    """Split row indices [any number] into parts of at most `tokens` tokens in `completion_logprobs`, padding included.
+    """Split row indices [any number] into parts of at most `tokens` tokens in `rows_logprobs`, padding included.
 
     0: one part. Rows of a prompt come together, since they share its computation. A row that is longer than `tokens` by
     itself makes a part of its own.
     """
     if not tokens:
         return [rows]
-    lengths = rollouts.mask.sum(1).tolist()
-    parts: list[list[int]] = []
+    G, lengths, parts = rollouts.group_size, rollouts.mask.sum(1).tolist(), []
+    B = P = T = 0  # of the last part: number of prompts, longest prompt, longest completion
     for row in sorted(rows.tolist()):
-        grown = [*parts[-1], row] if parts else [row]
-        if parts and _padded_tokens(rollouts, grown, lengths) <= tokens:
-            parts[-1] = grown
+        own, fits = (1, len(rollouts.prompts[row // G]), lengths[row]), False
+        if parts:
+            grown = (B + (row // G != parts[-1][-1] // G), max(P, own[1]), max(T, own[2]))
+            fits = grown[0] * grown[1] + (len(parts[-1]) + 1) * grown[2] <= tokens
+        if fits:
+            parts[-1].append(row)
         else:
             parts.append([row])
+        B, P, T = grown if fits else own
     return [torch.tensor(part, device=rows.device) for part in parts]
-
-
-def _padded_tokens(rollouts: Rollouts, rows: list[int], lengths: list[int]) -> int:
-    """Tokens of a forward pass over these rows: their distinct prompts, padded, and their completions, padded."""
-    prompts = {row // rollouts.group_size for row in rows}
-    longest_prompt = max(len(rollouts.prompts[prompt]) for prompt in prompts)
-    return len(prompts) * longest_prompt + len(rows) * max(lengths[row] for row in rows)

@@ -1,10 +1,10 @@
-"""A GPT of the Llama family in one file: RMSNorm, rotary grouped-query attention, gated MLP, KV cache.
+"""A GPT of the Llama family in one file: RMSNorm, rotary grouped-query attention, gated MLP.
 
-Llama, SmolLM, Mistral, Qwen2/2.5 and Qwen3 are this one class with other values in `GPTConfig`. Modules carry the names
-that Hugging Face checkpoints use, so that a state dict needs no translation table.
+Llama, SmolLM, Mistral, Qwen2/2.5 and Qwen3 are this one class with different values in `GPTConfig`. Modules carry the
+names that Hugging Face checkpoints use, so that a state dict needs no translation table.
 Left out: dropout, sliding windows, mixture of experts, any parallelism.
 
-B rows (sequences), T tokens of this call, S tokens seen so far (cache included), D width, H heads, K key/value heads,
+B rows (sequences), T tokens of this call, S tokens that can be attended to, D width, H heads, K key/value heads,
 C width of one head, V vocabulary.
 """
 
@@ -53,119 +53,48 @@ class GPTConfig:
 
     def __post_init__(self):
         if self.head_dim is None:
-            if self.hidden_size % self.num_heads:
-                raise ValueError(
-                    f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: give head_dim"
-                )
+            assert self.hidden_size % self.num_heads == 0, "hidden_size is no multiple of num_heads: give head_dim"
             self.head_dim = self.hidden_size // self.num_heads
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even, the rotation turns pairs of channels; found {self.head_dim}")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
-        if self.rope_scaling is not None and self.rope_scaling.kind not in ("linear", "llama3"):
-            raise ValueError(f"rope_scaling.kind must be 'linear' or 'llama3', found {self.rope_scaling.kind!r}")
+        assert self.head_dim % 2 == 0, f"head_dim must be even, rotation turns pairs of channels; found {self.head_dim}"
+        assert self.num_heads % self.num_kv_heads == 0, "num_heads is no multiple of num_kv_heads"
 
 
-class KVCache:
-    """Keys and values of the tokens seen so far, one row a sequence, rows of different lengths side by side.
+class Causal:
+    """The plain layout: each row starts at position 0, and a token sees itself and what precedes it in its row.
 
-    Slot j of a row holds the token at position j, for every row. So one rule, "a query at position p sees the slots
-    j <= p", is the causal mask and the padding mask at once: what a shorter row holds beyond its length lies in slots
-    that no query sees until a real token has overwritten them.
-
-    Fields: keys, values: one [B, K, S_max, C] tensor a layer; lengths [B]: real tokens in each row.
+    A layout says where tokens stand and who sees whom. The model asks it for positions once per forward pass (`place`)
+    and for attention once per layer (`attend`); nothing else differs between a plain pass, sampling with a cache
+    (`KVCache` in sampler.py) and training on completions that share prompts (`SharedPrompts` in logprobs.py).
     """
 
-    def __init__(self, config: GPTConfig, rows: int, max_length: int, *, device=None, dtype=None):
-        shape = (rows, config.num_kv_heads, max_length, config.head_dim)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.used = 0  # slots that the longest row may need: a Python number, so that reading it costs no GPU wait
+    def place(self, tokens: Tensor) -> Tensor:
+        """Positions [1, T] (or [B, T]) of tokens [B, T]."""
+        return torch.arange(tokens.shape[1], device=tokens.device)[None]
 
-    def place(self, T: int) -> tuple[Tensor, Tensor]:
-        """For the next T tokens of every row: (positions [B, T], visible slots [B, 1, T, S])."""
-        if self.used + T > self.keys[0].shape[2]:
-            raise ValueError(
-                f"KVCache holds {self.keys[0].shape[2]} tokens a row: no room for {T} more after {self.used}"
-            )
-        self.used += T
-        self.positions = self.lengths[:, None] + torch.arange(T, device=self.lengths.device)
-        slots = torch.arange(self.used, device=self.lengths.device)
-        return self.positions, (slots <= self.positions[:, :, None])[:, None]
-
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys, values [B, K, T, C] at the positions of `place`; return all slots in use, [B, K, S, C] each."""
-        rows = torch.arange(len(self.positions), device=keys.device)[:, None]  # [B, 1]
-        # Indices on both sides of a slice put their own dimensions first: the right-hand side must be [B, T, K, C].
-        self.keys[layer][rows, :, self.positions] = keys.transpose(1, 2)
-        self.values[layer][rows, :, self.positions] = values.transpose(1, 2)
-        return self.keys[layer][:, :, : self.used], self.values[layer][:, :, : self.used]
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Attention of the next tokens, q [B, H, T, C], over everything so far -> [B, H, T, C]."""
-        return attend(q, *self.write(layer, k, v), bias)
-
-    def advance(self, lengths: int | Tensor) -> None:
-        """The tokens written last now belong to their rows: `lengths` [B] (or one number for all) of them are real."""
-        self.lengths = self.lengths + lengths
-
-    def select(self, rows: Tensor) -> None:
-        """Keep only `rows` [any number of row indices], in that order; an index may occur several times."""
-        for layer in range(len(self.keys)):  # one layer after the other: never a second copy of the whole cache
-            self.keys[layer], self.values[layer] = self.keys[layer][rows], self.values[layer][rows]
-        self.lengths = self.lengths[rows]
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of one layer: q [B, H, T, C], k and v [B, K, T, C] -> [B, H, T, C]."""
+        return attention(q, k, v)
 
 
-class SharedPrompts:
-    """N completions of B prompts as one row of tokens, in which every prompt stands once, whoever continues it.
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(C) + mask) v, [B, H, T, C] from q [B, H, T, C] and k, v [B, K, S, C].
 
-    What KVCache is to sampling, this is to training: nothing is written in place, so that gradients flow. All layers but
-    attention treat a token alike wherever it stands, and see one long row [1, M], M = B * P + N * T. In attention the
-    prompts see themselves, and a completion sees its own prompt and itself.
-
-    Arguments: prompts [B, P] and completions [N, T], padded on the right; lengths [B] of the prompts without padding;
-    rows [N], which prompt each completion continues.
+    mask [B, 1, T, S]: see `additive_mask`; None: causal. H / K query heads share a key/value head, but fused kernels
+    with a mask need H key/value heads, so k and v are repeated.
     """
-
-    def __init__(self, prompts: Tensor, lengths: Tensor, completions: Tensor, rows: Tensor):
-        self.tokens = torch.cat([prompts.flatten(), completions.flatten()])[None]  # [1, M]
-        self.prompt_shape, self.completion_shape = prompts.shape, completions.shape
-        self.lengths, self.rows = lengths, rows
-
-    def place(self, M: int) -> tuple[Tensor, Tensor]:
-        """(positions [1, M], visible slots of the completions [N, 1, T, P + T])."""
-        (B, P), (N, T) = self.prompt_shape, self.completion_shape
-        start, device = self.lengths[self.rows][:, None], self.lengths.device  # [N, 1]
-        prompt, own = torch.arange(P, device=device), torch.arange(T, device=device)
-        positions = torch.cat([prompt.expand(B, P).flatten(), (start + own).flatten()])
-        padding_left_out = (prompt < start)[:, None].expand(N, T, P)
-        visible = torch.cat([padding_left_out, (own <= own[:, None]).expand(N, T, T)], 2)
-        return positions[None], visible[:, None]
-
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [..., M, C] of all tokens as prompts [B, ..., P, C] and completions [N, ..., T, C]."""
-        B, P = self.prompt_shape
-        prompts, completions = x[..., : B * P, :], x[..., B * P :, :]
-        return tuple(
-            part.unflatten(-2, shape).movedim(-3, 0)
-            for part, shape in ((prompts, self.prompt_shape), (completions, self.completion_shape))
-        )
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Attention of all tokens: q [1, H, M, C], k and v [1, K, M, C] -> [1, H, M, C]."""
-        (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (self.split(x[0]) for x in (q, k, v))
-        # index_select, not [rows]: its gradient is added up in the same order every time.
-        k_all = torch.cat([k_prompt.index_select(0, self.rows), k_own], 2)  # [N, K, P + T, C]
-        v_all = torch.cat([v_prompt.index_select(0, self.rows), v_own], 2)
-        outputs = attend(q_prompt, k_prompt, v_prompt, None), attend(q_own, k_all, v_all, bias)
-        return torch.cat([y.movedim(0, 1).flatten(1, 2) for y in outputs], 1)[None]
-
-    def advance(self, lengths: int) -> None:
-        """Nothing continues a completion."""
+    B, H, T, C = q.shape
+    K = k.shape[1]
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
+    if T == 1:  # the query heads of a key/value head pose as that many tokens: nothing is copied
+        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, C), k, v, attn_mask=mask).reshape(B, H, 1, C)
+    k, v = (x.repeat_interleave(H // K, dim=1) for x in (k, v))  # [B, H, S, C]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-Cache = KVCache | SharedPrompts
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `visible` is true, else -inf: attention adds it to its scores. Made once, used by every layer."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, -torch.inf)
 
 
 class RMSNorm(nn.Module):
@@ -183,7 +112,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_frequencies(config: GPTConfig, device=None) -> Tensor:
-    """Radians a position by which each pair of channels turns, [C / 2] float32 (RoFormer, Su et al. 2021)."""
+    """Radians per position by which each pair of channels turns, [C / 2] float32 (RoFormer, Su et al. 2021)."""
     exponents = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
     frequencies = config.rope_theta**-exponents  # [C / 2]
     scaling = config.rope_scaling
@@ -191,8 +120,9 @@ def rotary_frequencies(config: GPTConfig, device=None) -> Tensor:
         return frequencies
     if scaling.kind == "linear":
         return frequencies / scaling.factor
-    # llama3: fast waves stay, slow waves are divided by the factor, those between are blended by how many turns they
-    # make within the original context.
+    assert scaling.kind == "llama3", f"rope_scaling.kind must be 'linear' or 'llama3', found {scaling.kind!r}"
+    # Fast waves stay, slow waves are divided by the factor, those between are blended by how many turns they make within
+    # the original context.
     turns = scaling.original_context * frequencies / (2 * math.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: fast, 0: slow
@@ -200,32 +130,16 @@ def rotary_frequencies(config: GPTConfig, device=None) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of channels (c, c + C/2) of x [B, H, T, C] by its angle; cos, sin [B, 1, T, C / 2].
+    """Turn each pair of channels of x [B, H, T, C] by its angle; cos, sin [B, 1, T, C / 2].
 
-    The pairing is the one of Hugging Face checkpoints: first half with second half, not neighbour with neighbour.
+    As in Hugging Face checkpoints, channel c is paired with c + C/2, not with c + 1.
     """
     a, b = x.chunk(2, dim=-1)  # [B, H, T, C / 2] each
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(C) + bias) v, [B, H, T, C] from q [B, H, T, C] and k, v [B, K, S, C].
-
-    bias [B, 1, T, S]: 0 where a query sees a slot, else -inf; None: plain causal attention. H / K query heads share a
-    key/value head; but fast kernels that take a bias want as many of one as of the other.
-    """
-    B, H, T, C = q.shape
-    K = k.shape[1]
-    if bias is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
-    if T == 1:  # the queries of a key/value head pose as that many tokens: nothing is copied
-        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, C), k, v, attn_mask=bias).reshape(B, H, 1, C)
-    k, v = (x.repeat_interleave(H // K, dim=1) for x in (k, v))  # [B, H, S, C]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-
-
 class Attention(nn.Module):
-    """Causal grouped-query attention: K key/value heads serve H query heads (Ainslie et al. 2023)."""
+    """Grouped-query attention: K key/value heads serve H query heads (Ainslie et al. 2023)."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -238,13 +152,12 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout) -> Tensor:
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # [B, H, T, C]
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # [B, K, T, C]
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, K, T, C]
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = attend(q, k, v, bias) if cache is None else cache.attend(self.layer, q, k, v, bias)  # [B, H, T, C]
+        y = layout.attend(self.layer, rotate(q, cos, sin), rotate(k, cos, sin), v)  # [B, H, T, C]
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # [B, T, D]
 
 
@@ -271,8 +184,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None, cache: Cache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, bias, cache)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, layout)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -289,33 +202,22 @@ class GPT(nn.Module):
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, layout=Causal()) -> Tensor:
         """Final-norm hidden states [B, T, D] of tokens [B, T].
 
         Rows of different lengths are padded on the right. Padding needs no mask: a causal model never looks right.
-        With a cache, the tokens continue its rows; `lengths` [B] then says how many of each row's T tokens are real
-        (default: all). Hidden states at padded places are meaningless.
+        Hidden states at padded places are meaningless.
         """
-        T = tokens.shape[1]
-        if cache is None:
-            positions, visible = torch.arange(T)[None], None  # [1, T]; None: plain causal mask
-        else:
-            positions, visible = cache.place(T)  # [B, T], [B, 1, T, S] (SharedPrompts: of the completions)
         x = self.embed_tokens(tokens)  # [B, T, D]
+        positions = layout.place(tokens)  # [B, T]
         # The angles are computed here, in float32, and not stored: model.to(bfloat16) would round a buffer.
-        frequencies = rotary_frequencies(self.config, tokens.device)  # [C / 2]
-        angles = positions.to(tokens.device)[:, None, :, None] * frequencies  # [B, 1, T, C / 2]
+        angles = positions[:, None, :, None] * rotary_frequencies(self.config, tokens.device)  # [B, 1, T, C / 2]
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        bias = None  # added to the attention's scores: 0 for visible slots, else -inf; made once for all layers
-        if visible is not None:
-            bias = torch.zeros(visible.shape, dtype=x.dtype, device=x.device).masked_fill(~visible, -torch.inf)
         for block in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, bias, cache, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(block, x, cos, sin, layout, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, cos, sin, bias, cache)
-        if cache is not None:
-            cache.advance(T if lengths is None else lengths)
+                x = block(x, cos, sin, layout)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

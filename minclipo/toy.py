@@ -1,16 +1,21 @@
 """The toy in one place: its tokenizer, its model, its task, and its pretraining on the careless textbook."""
 
+import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
+from tqdm import tqdm
 
+from minclipo.checkpoint import Tokenizer
+from minclipo.config import check, option
 from minclipo.model import GPT, GPTConfig, init_weights
-from minclipo.options import check_options, option
-from minclipo.pretrain import pretrain
+from minclipo.sampler import pad_right
 from minclipo.tasks import Task
 from minclipo.tasks.chain import OPERANDS, WORDS, CarelessAuthor, check_outcome, check_steps, random_problem
-from minclipo.tokenizer import Tokenizer
 
 EOS = "<eos>"
 
@@ -22,56 +27,40 @@ def toy_task(operations: tuple[int, int] = (4, 4), choices: tuple[int, ...] = OP
 
 
 TASK = toy_task()
-
-
-# What the toy does otherwise than TrainConfig's defaults, and what makes each method what it is.
-TOY = dict(steps=100, learning_rate=5e-4)
-METHODS = {
-    "baseline": {},
-    "clipo": dict(contrastive_weight=0.1),
-    "oracle": dict(process_penalty=0.5),
-    "prompt_contrast": dict(prompt_contrast_weight=0.2),  # ours, not the paper's
-    # The paper's contrastive options, KL, dual clip and share of warm-up steps (its Track I; scripts of the official
-    # code). Model, task, batch and learning rate are the toy's.
-    "clipo_paper": dict(
-        contrastive_weight=0.2,
-        contrastive_loss="infonce",
-        contrastive_level="group",
-        contrastive_temperature=0.05,
-        contrastive_center=False,
-        head_size=16,  # a quarter of the width, as 512 of 2048
-        kl_weight=0.001,
-        dual_clip=3.0,
-    ),
-}
-PAPER_WARMUP = 13 / 84  # of Track I's 84 steps the first 13 train the head only: train_toy.py adds that
+_model = partial(option, group="toy: model")
+_textbook = partial(option, group="toy: careless textbook and pretraining")
 
 
 @dataclass
 class ToyConfig:
     """The toy's model, textbook and pretraining."""
 
-    num_layers: int = option(2, "blocks of the model", at_least=1)
-    hidden_size: int = option(64, "width of the model", at_least=1)
-    num_heads: int = option(4, "attention heads", at_least=1)
-    intermediate_size: int = option(192, "width of the gated MLP", at_least=1)
-    hallucinate: float = option(
-        0.15, "probability a step that the textbook quotes a made-up operand", at_least=0, at_most=1
+    num_layers: int = _model(2, "blocks of the model", at_least=1)
+    hidden_size: int = _model(64, "width of the model", at_least=1)
+    num_heads: int = _model(4, "attention heads", at_least=1)
+    intermediate_size: int = _model(192, "width of the gated MLP", at_least=1)
+    hallucinate: float = _textbook(
+        0.15, "probability per step that the textbook quotes a made-up operand", at_least=0, at_most=1
     )
-    slip: float = option(0.08, "probability a step that the textbook adds wrongly", at_least=0, at_most=1)
-    shared_step: float = option(
-        0.0, "probability a solution that the textbook quotes +1 in step 2, right or not", at_least=0, at_most=1
+    slip: float = _textbook(0.08, "probability per step that the textbook adds wrongly", at_least=0, at_most=1)
+    shared_step: float = _textbook(
+        0.0, "probability per solution that the textbook quotes +1 in step 2, right or not", at_least=0, at_most=1
     )
-    total_first: float = option(
-        0.0, "probability a solution that the textbook writes totals before operands", at_least=0, at_most=1
+    total_first: float = _textbook(
+        0.0, "probability per solution that the textbook writes totals before operands", at_least=0, at_most=1
     )
-    pretrain_steps: int = option(2000, "optimizer steps on the textbook", at_least=1)
-    pretrain_batch: int = option(128, "solutions a step", at_least=1)
-    pretrain_learning_rate: float = option(3e-3, "AdamW's highest learning rate on the textbook", above=0)
-    eval_problems: int = option(2000, "fresh problems of the final evaluation", at_least=1)
+    pretrain_steps: int = _textbook(2000, "optimizer steps on the textbook", at_least=1)
+    pretrain_batch: int = _textbook(128, "solutions per step", at_least=1)
+    pretrain_learning_rate: float = _textbook(3e-3, "AdamW's highest learning rate on the textbook", above=0)
+    eval_problems: int = option(2000, "fresh problems of the final evaluation", group="run", at_least=1)
 
     def __post_init__(self):
-        check_options(self)
+        check(self)
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads = {2 * self.num_heads}: heads share "
+                "it equally, and rotation turns pairs of channels"
+            )
 
 
 def toy_tokenizer() -> Tokenizer:
@@ -92,14 +81,58 @@ def toy_model(config: ToyConfig, seed: int) -> GPT:
     return init_weights(GPT(shape), torch.Generator().manual_seed(seed))
 
 
+# ---- pretraining: next-token prediction on prompts with worked solutions ----
+
+Page = tuple[list[list[int]], list[list[int]]]  # token ids of prompts and of solutions to them
+
+
 def textbook_page(
     config: ToyConfig, tokenizer: Tokenizer, rng: random.Random, operations: tuple[int, int] = (4, 4)
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of fresh problems and of the careless author's solutions to them."""
+) -> Page:
+    """Fresh problems and the careless author's solutions to them."""
     author = CarelessAuthor(config.hallucinate, config.slip, config.shared_step, config.total_first)
     problems = [random_problem(rng, operations) for _ in range(config.pretrain_batch)]
     solutions = [f"{author.solution(problem, rng)} {EOS}" for problem in problems]
     return tokenizer.encode_batch([problem.prompt for problem in problems]), tokenizer.encode_batch(solutions)
+
+
+def solution_loss(model: GPT, prompts: list[list[int]], solutions: list[list[int]]) -> torch.Tensor:
+    """Mean cross-entropy of the solutions' tokens given all before them, in nats; prompts are not learnt."""
+    tokens, lengths = pad_right([p + s for p, s in zip(prompts, solutions)], model.embed_tokens.weight.device)  # [B, L]
+    starts = torch.tensor([len(prompt) for prompt in prompts], device=tokens.device)[:, None]
+    places = torch.arange(1, tokens.shape[1], device=tokens.device)  # of the tokens to be predicted
+    mask = (places >= starts) & (places < lengths[:, None])  # [B, L - 1]
+    hidden = model(tokens[:, :-1])[mask]  # [tokens to learn, D]: no logits for the prompts
+    return F.cross_entropy(model.logits(hidden).float(), tokens[:, 1:][mask])
+
+
+def cosine_schedule(step: int, steps: int, warmup_steps: int) -> float:
+    """Factor on the learning rate: a linear rise, then half a cosine down to 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+def pretrain(
+    model: GPT, page: Callable[[], Page], *, steps: int, learning_rate: float, max_grad_norm: float = 1.0
+) -> float:
+    """Train on `steps` pages; `page()` gives fresh (prompts, solutions). Returns the mean loss of the last 50 pages."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: cosine_schedule(step, steps, min(100, steps // 10))
+    )
+    losses = []
+    with tqdm(range(steps), desc="pretraining", disable=None) as bar:
+        for _ in bar:
+            loss = solution_loss(model, *page())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            losses = [*losses[-49:], loss.item()]
+            bar.set_postfix(loss=f"{sum(losses) / len(losses):.3f}", refresh=False)
+    return sum(losses) / len(losses)
 
 
 def pretrained_toy(config: ToyConfig, tokenizer: Tokenizer, seed: int, operations: tuple[int, int] = (4, 4)) -> GPT:

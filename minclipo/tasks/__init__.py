@@ -1,4 +1,7 @@
-"""Where problems come from, one file a task; and what the trainer needs to know of a task."""
+"""Where problems come from and how completions are judged: one file per task, no torch. README.md has more.
+
+A task of your own is a `Task` of two or three functions; sums.py is a short example.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ class Problem(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """Three functions: where problems come from, and how completions are judged."""
+    """Three functions: where problems come from, and how a completion is judged."""
 
     # (stream, index): problem number `index` of a stream such as "training 0". Equal arguments give equal problems,
     # so the number of problems drawn so far is all that a run needs to remember of its data.
@@ -21,4 +24,19 @@ class Task:
     check_outcome: Callable[[Problem, str, bool], bool]  # (problem, completion, reached eos?): the verifiable reward
     # (problem, completion): verdict on each step found in it; for measurement and the oracle only
     check_steps: Callable[[Problem, str], list[bool]] | None = None
-    size: int | None = None  # number of different problems; None: as many as one likes
+    size: int | None = None  # number of different problems; None: unlimited
+
+    def outcomes(self, problems: list[Problem], texts: list[str], finished: list[bool]) -> list[bool]:
+        """Is each completion's answer right? Every problem has equally many completions, adjacent in texts, finished."""
+        return [self.check_outcome(*row) for row in zip(self._repeated(problems, texts), texts, finished)]
+
+    def steps(self, problems: list[Problem], texts: list[str], correct: list[bool]) -> list[list[bool] | None]:
+        """The verdicts on the steps of each completion whose answer is right, None for the others; as in `outcomes`."""
+        rows = zip(self._repeated(problems, texts), texts, correct)
+        return [self.check_steps(problem, text) if right else None for problem, text, right in rows]
+
+    @staticmethod
+    def _repeated(problems: list[Problem], texts: list[str]) -> list[Problem]:
+        """The problem of each text."""
+        assert len(texts) % len(problems) == 0, f"{len(texts)} texts do not belong to {len(problems)} problems"
+        return [problem for problem in problems for _ in range(len(texts) // len(problems))]

@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from minclipo.equations import check_equations
 from minclipo.tasks import Task
+from minclipo.tasks.equations import check_equations
 
 NUMBER = re.compile(r"-?[0-9]+")
 

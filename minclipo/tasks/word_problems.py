@@ -1,19 +1,18 @@
-"""Word problems from a file or from a dataset on the Hugging Face hub: GSM8K, MATH, or your own.
+"""Word problems from files: GSM8K, MATH, or your own.
 
-A file is JSONL, one object a line, or parquet (if pyarrow is installed); which fields hold the question and the answer
+A file is JSONL, one object per line, or parquet (if pyarrow is installed); which fields hold the question and the answer
 is up to the caller. The answer may be bare ("72"), a GSM8K solution ("... #### 72") or a MATH one ("... \\boxed{72}").
 """
 
-import fnmatch
 import functools
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minclipo.equations import check_equations
 from minclipo.tasks import Task
+from minclipo.tasks.equations import check_equations
 from minclipo.verifier import verify
 
 
@@ -24,11 +23,10 @@ class WordProblem:
     truth: str  # the reference answer, or a worked solution that ends in it
 
 
-def read_problems(source: str, question_field: str, answer_field: str) -> list[tuple[str, str]]:
-    """(question, answer) pairs of a file, or of the files of a hub dataset: "ORGANISATION/NAME:PATTERN", as in
-    "openai/gsm8k:main/train-*". Errors name the file, the line, and the fields that there are."""
+def read_problems(paths: list[Path], question_field: str, answer_field: str) -> list[tuple[str, str]]:
+    """(question, answer) pairs of these files. Errors name the file, the line, and the fields that there are."""
     pairs = []
-    for path in problem_files(source):
+    for path in paths:
         for place, record in records(path):
             for field in (question_field, answer_field):
                 if not isinstance(record, dict) or record.get(field) in (None, ""):
@@ -36,39 +34,8 @@ def read_problems(source: str, question_field: str, answer_field: str) -> list[t
                     raise ValueError(f"{place}: no field {field!r} with something in it; found: {found}")
             pairs.append((str(record[question_field]), str(record[answer_field])))
     if not pairs:
-        raise ValueError(f"{source} holds no problems")
+        raise ValueError(f"{', '.join(map(str, paths))}: no problems in there")
     return pairs
-
-
-def problem_files(source: str) -> list[Path]:
-    """The files that `source` names, downloaded if it is a dataset on the hub."""
-    if Path(source).is_file():
-        return [Path(source)]
-    name, _, pattern = source.partition(":")
-    if name.count("/") == 1 and pattern and not name.startswith((".", "/", "~")):
-        return download_dataset(name, pattern)
-    raise FileNotFoundError(
-        f"{source} does not exist. Give a .jsonl or .parquet file, or a hub dataset as ORGANISATION/NAME:PATTERN, "
-        "for example openai/gsm8k:main/train-*"
-    )
-
-
-def download_dataset(name: str, pattern: str) -> list[Path]:
-    """The files of a hub dataset whose path matches `pattern` (* stands for anything), downloaded, in order."""
-    from huggingface_hub import snapshot_download  # here: who reads local files should not wait for this import
-
-    try:
-        folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=[pattern]))
-    except Exception as error:  # no network, no such dataset, no permission: each has its own class there
-        raise FileNotFoundError(
-            f"{name} is no local file, and downloading it from the Hugging Face hub failed: "
-            f"{type(error).__name__}: {error}. Give a local .jsonl or .parquet file instead"
-        ) from error
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".jsonl", ".parquet") and path.is_file())
-    found = [path for path in files if fnmatch.fnmatch(path.relative_to(folder).as_posix(), pattern)]
-    if not found:
-        raise FileNotFoundError(f"{name} on the Hugging Face hub has no .jsonl or .parquet file like {pattern}")
-    return found
 
 
 def records(path: Path) -> Iterator[tuple[str, dict]]:
@@ -94,12 +61,11 @@ def records(path: Path) -> Iterator[tuple[str, dict]]:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
 
 
-def word_problem_task(pairs: list[tuple[str, str]], render: Callable[[str], str]) -> Task:
-    """A Task of (question, answer) pairs. Every epoch of a stream goes through all of them once, in its own order.
+def word_problem_task(problems: list[WordProblem]) -> Task:
+    """A Task of these problems. Every epoch of a stream goes through all of them once, in its own order.
 
     The step check looks at the sums that a solution writes down: 48 / 2 = 24 is right, 48 / 2 = 22 is not.
     """
-    problems = [WordProblem(render(question), question, answer) for question, answer in pairs]
 
     @functools.lru_cache(maxsize=4)
     def order(stream: str, epoch: int) -> list[int]:

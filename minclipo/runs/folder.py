@@ -1,10 +1,9 @@
-"""The folder of a run: made ready without touching anybody's files, and what the machine has to say about it."""
+"""Prepare the output folder of a run without overwriting anything."""
 
-import shutil
-import sys
+from collections.abc import Collection
 from pathlib import Path
 
-from minclipo.files import read_json, write_json
+from minclipo.checkpoint.files import read_json, write_json
 
 
 def earlier_settings(out: Path, script: str) -> dict | None:
@@ -14,7 +13,7 @@ def earlier_settings(out: Path, script: str) -> dict | None:
     return settings if isinstance(settings, dict) and settings.get("script") == script else None
 
 
-def check_out(out: Path, settings: dict, resume: bool, may_differ: tuple[str, ...] = ()) -> None:
+def check_out(out: Path, settings: dict, resume: bool, may_differ: Collection[str] = ()) -> None:
     """ValueError if `out` is somebody else's folder or, with `resume`, a run with other settings. Changes nothing.
 
     settings: {"script": name, section: {option: value}, ...}; options in `may_differ` may be other than in the run that
@@ -29,7 +28,7 @@ def check_out(out: Path, settings: dict, resume: bool, may_differ: tuple[str, ..
             raise ValueError(f"--resume: {out} has other settings for {', '.join(differing)}; choose another --out")
 
 
-def prepare_out(out: Path, settings: dict, resume: bool, may_differ: tuple[str, ...] = ()) -> None:
+def prepare_out(out: Path, settings: dict, resume: bool, may_differ: Collection[str] = ()) -> None:
     """Make `out` ready: resume an equal run, keep an earlier run under another name, never touch anything else.
 
     Arguments and ValueErrors as in `check_out`; OSError where nothing can be written.
@@ -50,27 +49,3 @@ def differences(earlier: dict, settings: dict) -> list[str]:
     sections = [name for name, value in settings.items() if isinstance(value, dict)]
     pairs = [(earlier.get(section) or {}, settings[section]) for section in sections]
     return sorted({name for old, new in pairs for name in old.keys() | new.keys() if old.get(name) != new.get(name)})
-
-
-def check_room(out: Path, needed: int, resume: bool) -> None:
-    """OSError now, and not after hours, if the disk of `out` has less than `needed` bytes left. What a run that is
-    resumed has written already counts as there."""
-    if resume:
-        needed -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    there = next(folder for folder in [out, *out.resolve().parents] if folder.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed:
-        raise OSError(
-            f"{out}: {needed / 2**30:.1f} GiB are needed for the model and the training states, {free / 2**30:.1f} GiB "
-            "are free. Free some, choose another --out, or keep fewer with --keep-states"
-        )
-
-
-def peak_memory_mib() -> float:
-    """Most memory that this process has held so far, in MiB (0 where the system does not tell)."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

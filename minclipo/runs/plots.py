@@ -7,7 +7,7 @@ import matplotlib
 matplotlib.use("Agg")  # draw to files: there may be no screen
 import matplotlib.pyplot as plt
 
-from minclipo.intervals import mean_interval, share_interval
+from minclipo.runs.intervals import mean_interval, share_interval
 
 STYLES = {  # {} stands for the algorithm that they all train with
     "baseline": dict(color="#D55E00", linestyle="-", label="{}"),
@@ -25,7 +25,7 @@ PANELS = (
 def plot_training(histories: dict[str, list[list[dict]]], path: str | Path, algorithm: str = "GRPO") -> None:
     """Accuracy and hallucination rate of the training rollouts against the step.
 
-    histories: for each method the metrics of its runs, one list a seed. Several seeds: mean and its 95% interval.
+    histories: for each method the metrics of its runs, one list per seed. Several seeds: mean and its 95% interval.
     Runs of unequal length (interrupted ones) are drawn as far as all of a method's seeds got.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -53,7 +53,7 @@ def plot_training(histories: dict[str, list[list[dict]]], path: str | Path, algo
 def plot_evaluation(history: list[dict], evaluations: list[dict], path: str | Path) -> None:
     """Accuracy and completion length against the step: of the training rollouts, and of greedy held-out completions.
 
-    history: metrics a step; evaluations: [{"step", "greedy": counts of `minclipo.evaluation.evaluate`}, ...], whose
+    history: metrics of each step; evaluations: [{"step", "greedy": counts of `minclipo.runs.measure.evaluate`}, ...], whose
     accuracies are drawn with their 95% intervals.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")

@@ -62,15 +62,21 @@ def config_from_json(config: dict) -> GPTConfig:
     num_kv_heads = _integer(config, "num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:
         raise ValueError(f"num_key_value_heads {num_kv_heads} does not divide num_attention_heads {num_heads}")
+    hidden_size = _integer(config, "hidden_size")
+    head_dim = _integer(config, "head_dim") if _given(config, "head_dim") else family.head_dim
+    if head_dim is None and hidden_size % num_heads:
+        raise ValueError(f"num_attention_heads {num_heads} does not divide hidden_size {hidden_size}: give head_dim")
+    if (head_dim or hidden_size // num_heads) % 2:
+        raise ValueError(f"head_dim must be even, found {head_dim or hidden_size // num_heads}")
     rope_theta, rope_scaling = _rope(config)
     return GPTConfig(
         vocab_size=_integer(config, "vocab_size"),
-        hidden_size=_integer(config, "hidden_size"),
+        hidden_size=hidden_size,
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         intermediate_size=_integer(config, "intermediate_size"),
-        head_dim=_integer(config, "head_dim") if _given(config, "head_dim") else family.head_dim,
+        head_dim=head_dim,
         max_positions=_integer(config, "max_position_embeddings"),
         norm_eps=_number(config, "rms_norm_eps"),
         rope_theta=rope_theta,

@@ -6,18 +6,33 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+PARTIAL = ".partial"  # what a file is called until it is whole
+
+
 @contextmanager
 def replacing(path: Path):
     """Yield a temporary path to write to; it becomes `path` only once it is whole and on the disk."""
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(path.name + PARTIAL)
     try:
         yield temporary
         with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the new name on empty blocks
+            os.fsync(file.fileno())  # otherwise a power cut may leave the new name on empty blocks
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable (where the system can: Windows cannot open folders)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,7 +73,7 @@ def _without_duplicates(pairs: list[tuple]) -> dict:
 
 
 def write_lines(path: Path, records: list[dict]) -> None:
-    """JSONL: one JSON object a line."""
+    """JSONL: one JSON object per line."""
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 

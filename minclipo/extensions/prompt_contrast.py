@@ -6,7 +6,7 @@ prompt than under other prompts. A word that the prompt does not call for, made 
 any prompt and earns nothing. (Pointwise mutual information with the source, used at decoding time against hallucinated
 summaries by van der Poel et al. 2022, arXiv 2210.13210.) How a policy could earn it without merit: lessons/results.md.
 
-B prompts, G rollouts a prompt, N = B * G rows, T completion tokens, K other prompts.
+B prompts, G rollouts per prompt, N = B * G rows, T completion tokens, K other prompts.
 """
 
 import dataclasses
@@ -19,11 +19,26 @@ from minclipo.logprobs import rollout_logprobs
 from minclipo.model import GPT
 from minclipo.sampler import Rollouts
 
-LIMIT = 6.0  # nats that one token can earn or lose: else one impossible token would outweigh all others
+LIMIT = 6.0  # nats that one token can earn or lose: otherwise one impossible token would outweigh all others
+
+
+def own_prompt_gain(
+    model: GPT,
+    rollouts: Rollouts,
+    others: int,
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+    micro_batch_tokens: int = 0,
+) -> Tensor:
+    """How much more likely each rollout is under its own prompt than under `others` prompts drawn from the batch: [N],
+    nats per token. `temperature` is that of rollouts.logprobs."""
+    drawn = draw_other_prompts(len(rollouts.prompts), others, generator)  # [K, B]
+    options = dict(temperature=temperature, micro_batch_tokens=micro_batch_tokens)
+    return prompt_contrast(rollouts.logprobs, logprobs_under(model, rollouts, drawn, **options), rollouts.mask)
 
 
 def prompt_contrast(own_logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """How much more likely each completion is under its own prompt than under others, in nats a token: [N].
+    """How much more likely each completion is under its own prompt than under others, in nats per token: [N].
 
         g_i = mean_t clamp(log p(y_t | x_i, y_<t) - log (1/K) sum_k p(y_t | x_k, y_<t), -LIMIT, LIMIT)
 
@@ -31,11 +46,9 @@ def prompt_contrast(own_logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) 
     can make it earn less than a wrong one. own_logprobs [N, T], other_logprobs [K, N, T], mask [N, T] bool. Padding is
     never read.
     """
-    if other_logprobs.ndim != 3 or other_logprobs.shape[1:] != own_logprobs.shape or own_logprobs.shape != mask.shape:
-        raise ValueError(
-            f"own_logprobs and mask must be [N, T] and other_logprobs [K, N, T], found {tuple(own_logprobs.shape)}, "
-            f"{tuple(mask.shape)} and {tuple(other_logprobs.shape)}"
-        )
+    assert own_logprobs.shape == mask.shape == other_logprobs.shape[1:], (
+        "own_logprobs and mask must be [N, T], other_logprobs [K, N, T]"
+    )
     mean_of_others = other_logprobs.logsumexp(0) - math.log(len(other_logprobs))  # [N, T]
     gain = (own_logprobs - mean_of_others).clamp(-LIMIT, LIMIT).masked_fill(~mask, 0.0)
     return gain.sum(1) / mask.sum(1).clamp(min=1)
@@ -46,8 +59,7 @@ def draw_other_prompts(prompts: int, others: int, generator: torch.Generator | N
 
     The B prompts stand in a circle in random order; prompt k of each is the one k places on.
     """
-    if not 1 <= others < prompts:
-        raise ValueError(f"{others} other prompts cannot be drawn: a batch of {prompts} has {prompts - 1} others")
+    assert 1 <= others < prompts, f"{others} others cannot be drawn: a batch of {prompts} prompts has {prompts - 1}"
     device = None if generator is None else generator.device
     circle = torch.randperm(prompts, generator=generator, device=device)
     drawn = torch.empty((others, prompts), dtype=torch.long, device=device)
@@ -60,7 +72,7 @@ def logprobs_under(
     model: GPT, rollouts: Rollouts, others: Tensor, *, temperature: float = 1.0, micro_batch_tokens: int = 0
 ) -> Tensor:
     """Log-probs [K, N, T] of the completions as if they answered the prompts `others` [K, B] of the batch, without
-    gradient; at most `micro_batch_tokens` tokens a forward pass, 0: no limit."""
+    gradient; at most `micro_batch_tokens` tokens per forward pass, 0: no limit."""
     swapped = lambda places: dataclasses.replace(rollouts, prompts=[rollouts.prompts[place] for place in places])
     options = dict(temperature=temperature, micro_batch_tokens=micro_batch_tokens)
     return torch.stack([rollout_logprobs(model, swapped(places), **options) for places in others.tolist()])

@@ -1,11 +1,13 @@
-"""How much memory will a run take? Counted from the shapes, part by part; tests compare with what is really held.
+"""What the machine has and what a run will take of it: device, memory, disk.
 
-    python -m minclipo.memory        # a table for models of the Qwen2.5 and Llama families
-
+Memory is counted from the shapes, part by part; tests compare it with what is really held.
 Left out: what the allocator wastes, and what PyTorch and CUDA take for themselves.
 """
 
+import shutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -23,7 +25,7 @@ class Memory:
     weights: int  # what the model computes with
     reference: int  # the frozen copy for the KL penalty
     optimizer: int  # AdamW's moments, and float32 masters of bfloat16 weights
-    cache: int  # sampling: keys and values of the rollouts that grow at the same time
+    cache: int  # sampling: keys and values of the rollouts that are sampled in parallel
     sampling_logits: int  # sampling: scores of the next token and what becomes of them
     gradients: int  # update
     activations: int  # update: what backward needs of one micro-batch
@@ -59,7 +61,7 @@ def count_weights(config: GPTConfig) -> int:
 
 
 def layer_bytes(config: GPTConfig, prompts: int, prompt_tokens: int, rows: int, row_tokens: int, size: int) -> int:
-    """What backward needs of one block, for `rows` completions of `prompts` prompts, `size` bytes a number.
+    """What backward needs of one block, for `rows` completions of `prompts` prompts, `size` bytes per number.
 
     Per token: 4 times the MLP's width (gate, its silu, up, their product), 3 times the query heads (rotated; the
     attention's output, in two layouts), keys and values, and the residual stream with the copies that its two norms
@@ -85,7 +87,7 @@ def estimate_memory(
     kv = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size  # a token's keys and values
 
     # A micro-batch: as many whole rows as fit, together with the prompts that they continue.
-    updated = -(-rows // train.mini_batches)
+    updated = -(-rows // train.num_mini_batches)
     if train.micro_batch_tokens:
         group = prompt_tokens + train.group_size * T
         whole = train.group_size * (train.micro_batch_tokens // group)
@@ -109,32 +111,63 @@ def estimate_memory(
     )
 
 
-# Shapes as published in each model's config.json: V, D, layers, H, K, MLP, tied.
-SHAPES = {
-    "SmolLM2-135M": (49152, 576, 30, 9, 3, 1536, True),
-    "Qwen2.5-0.5B": (151936, 896, 24, 14, 2, 4864, True),
-    "Llama-3.2-1B": (128256, 2048, 16, 32, 8, 8192, True),
-    "Qwen2.5-1.5B": (151936, 1536, 28, 12, 2, 8960, True),
-    "Qwen2.5-3B": (151936, 2048, 36, 16, 2, 11008, True),
-    "Qwen2.5-7B": (152064, 3584, 28, 28, 4, 18944, False),
-}
+def pick_device(name: str) -> torch.device:
+    """The device that --device names; auto: cuda, else mps, else cpu."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this PyTorch finds no CUDA device")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps: this PyTorch finds no MPS device")
+    return torch.device(name)
 
 
-def table() -> str:
-    """Peak memory of each published shape, in GiB: bfloat16, 256 + 1024 tokens, no reference model."""
-    train = TrainConfig(
-        prompts_per_step=16, group_size=16, max_new_tokens=1024, sampling_rows=64, micro_batch_tokens=8192
-    )
-    lines = ["| model | weights | sampling | update | update, gradient checkpointing |", "|---|---|---|---|---|"]
-    for name, (V, D, layers, H, K, mlp, tied) in SHAPES.items():
-        config = GPTConfig(V, D, layers, H, K, mlp, tie_embeddings=tied)
-        common = dict(prompt_tokens=256, dtype=torch.bfloat16)
-        plain = estimate_memory(config, train, **common, gradient_checkpointing=False)
-        checkpointed = estimate_memory(config, train, **common, gradient_checkpointing=True)
-        cells = [plain.weights, plain.sampling, plain.update, checkpointed.update]
-        lines.append(f"| {name} | " + " | ".join(f"{cell / GIB:.1f}" for cell in cells) + " |")
-    return "\n".join(lines)
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that --dtype names; auto: bfloat16 on cuda, else float32."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-if __name__ == "__main__":
-    print(table())
+def check_memory(estimate: Memory, device: torch.device) -> None:
+    """Say what a step will take if prompts and completions are as long as they may be; ValueError if it cannot fit."""
+    print(f"estimated memory: at most {estimate}")
+    if device.type != "cuda":
+        return
+    available = torch.cuda.get_device_properties(device).total_memory
+    if estimate.fixed > available:
+        raise ValueError(
+            f"weights, optimizer and gradients alone take {estimate.fixed / GIB:.0f} GiB, this GPU has "
+            f"{available / GIB:.0f}: choose a smaller --model"
+        )
+    if estimate.peak > available:
+        print("that is more than this GPU has: try --micro-batch-tokens, --sampling-rows, --gradient-checkpointing")
+
+
+def bytes_on_disk(shape: GPTConfig, dtype: torch.dtype, keep_states: int) -> int:
+    """What a run needs on the disk at most: keep_states + 1 states of three float32 numbers per weight, two models."""
+    return count_weights(shape) * (12 * (keep_states + 1 if keep_states else 0) + 2 * dtype.itemsize)
+
+
+def check_room(out: Path, needed: int, resume: bool) -> None:
+    """OSError now, and not after hours, if the disk of `out` has less than `needed` bytes left. What a run that is
+    resumed has written already counts as there."""
+    if resume:
+        needed -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    existing = next(folder for folder in [out, *out.resolve().parents] if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(
+            f"{out}: {needed / GIB:.1f} GiB are needed for the model and the training states, {free / GIB:.1f} GiB "
+            "are free. Free some, choose another --out, or keep fewer with --keep-states"
+        )
+
+
+def peak_memory_mib() -> float:
+    """Most memory that this process has held so far, in MiB (0 where the system does not tell)."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

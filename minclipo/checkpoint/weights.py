@@ -7,6 +7,7 @@ Left out: pickled weights, quantised weights, writing shards.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,21 +15,81 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minclipo.config_json import config_from_json, config_to_json
-from minclipo.files import read_json, read_object, replacing, write_json
-from minclipo.hub import model_directory
+from minclipo.checkpoint.config_json import config_from_json, config_to_json
+from minclipo.checkpoint.files import read_object, replacing, write_json
+from minclipo.checkpoint.hub import model_directory
+from minclipo.checkpoint.tokenizer import Tokenizer, read_tokenizer
 from minclipo.model import GPT, GPTConfig
-from minclipo.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["load_model", "read_json", "save_model", "save_tensors", "write_json"]
 FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class Checkpoint:
+    """A model directory or hub id, "org/name" or "org/name@revision": each of its files is found, read and checked once.
+
+    What is wrong with it is a ValueError or FileNotFoundError naming the file, and the key or tensor. The weights of a
+    hub id are downloaded only when `model` asks for them.
+    """
+
+    def __init__(self, source: str | Path):
+        self.source, self.directory = source, model_directory(source, weights=False)
+
+    @cached_property
+    def json(self) -> dict:
+        """What config.json says."""
+        return read_object(self.directory / "config.json")
+
+    @cached_property
+    def config(self) -> GPTConfig:
+        """The shape of the model."""
+        try:
+            return config_from_json(self.json)
+        except ValueError as error:
+            raise ValueError(f"{self.directory / 'config.json'}: {error}") from error
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return read_tokenizer(self.directory, self.json)
+
+    def model(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> GPT:
+        """The model with its weights, in `dtype` on `device`.
+
+        ValueError if a tensor is missing, left over or not as config.json says. Weights are read one by one to where
+        they stay: there is never a second copy of the model.
+        """
+        config, path = self.config, self.directory / "config.json"
+        weights_path = _weights_path(model_directory(self.source))
+        stored = _stored_tensors(weights_path)
+        model = _empty_model(config, len(stored), path)
+        _check_tensors(stored, model, weights_path)
+        if self.tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"{self.directory / 'tokenizer.json'}: its {self.tokenizer.vocab_size} tokens are more than the "
+                f"vocab_size {config.vocab_size} of config.json, the rows of the embedding"
+            )
+        weights = {name: stored[_published(name)].read(dtype, device) for name, _ in model.named_parameters()}
+        copy = stored.get("lm_head.weight")
+        if config.tie_embeddings and copy and not torch.equal(copy.read(dtype, device), weights["embed_tokens.weight"]):
+            raise ValueError(f"{copy.path}: lm_head.weight differs from the embedding, but tie_word_embeddings is true")
+        model.load_state_dict(weights, assign=True)
+        return model
+
+
+def load_model(
+    directory_or_hub_id: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> GPT:
+    """The model of a directory or hub id, in `dtype` on `device`; errors as in Checkpoint."""
+    return Checkpoint(directory_or_hub_id).model(dtype, device)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """A safetensors file that is either whole or not there: written under another name, then renamed."""
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"format": "pt"})
+        try:
+            save_file(contiguous, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(f"{temporary} could not be written: {error}") from error
 
 
 def save_model(model: GPT, tokenizer: Tokenizer, directory: str | Path) -> None:
@@ -41,34 +102,6 @@ def save_model(model: GPT, tokenizer: Tokenizer, directory: str | Path) -> None:
     config = config_to_json(model.config, model.embed_tokens.weight.dtype)
     write_json(directory / "config.json", config | tokenizer.special_ids())
     tokenizer.save(directory)
-
-
-def load_model(
-    directory_or_hub_id: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> GPT:
-    """The model of a directory or hub id, in `dtype` on `device`.
-
-    ValueError or FileNotFoundError naming the file, and the key or tensor, if anything is missing, left over or not as
-    config.json says. Weights are read one by one to where they stay: there is never a second copy of the model.
-    """
-    directory = model_directory(directory_or_hub_id)
-    config = load_config(directory)
-    weights_path = _weights_path(directory)
-    stored = _stored_tensors(weights_path)
-    model = _empty_model(config, len(stored), directory / "config.json")
-    _check_tensors(stored, model, weights_path)
-    vocab_size = load_tokenizer(directory).vocab_size
-    if vocab_size > config.vocab_size:
-        raise ValueError(
-            f"{directory / 'tokenizer.json'}: its {vocab_size} tokens are more than the vocab_size {config.vocab_size} "
-            f"of config.json, the rows of the embedding"
-        )
-    weights = {name: stored[_published(name)].read(dtype, device) for name, _ in model.named_parameters()}
-    copy = stored.get("lm_head.weight")
-    if config.tie_embeddings and copy and not torch.equal(copy.read(dtype, device), weights["embed_tokens.weight"]):
-        raise ValueError(f"{copy.path}: lm_head.weight differs from the embedding, but tie_word_embeddings is true")
-    model.load_state_dict(weights, assign=True)
-    return model
 
 
 @dataclass
@@ -95,16 +128,6 @@ class StoredTensor:
 def _published(name: str) -> str:
     """Hugging Face's name of one of the GPT's parameters."""
     return name if name.startswith("lm_head") else f"model.{name}"
-
-
-def load_config(directory_or_hub_id: str | Path) -> GPTConfig:
-    """The shape of a model, without its weights (which are not downloaded either)."""
-    path = model_directory(directory_or_hub_id, weights=False) / "config.json"
-    config = read_object(path)
-    try:
-        return config_from_json(config)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _empty_model(config: GPTConfig, num_tensors: int, path: Path) -> GPT:

@@ -5,14 +5,15 @@ chat_template.jinja, and the ids that end a completion, in generation_config.jso
 Left out: tokenizers without a tokenizer.json, and chat templates other than the one named "default".
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers
 
-from minclipo.chat_template import ChatTemplate
-from minclipo.files import read_object, replacing, write_json, write_text
-from minclipo.hub import model_directory
+from minclipo.checkpoint.chat_template import ChatTemplate
+from minclipo.checkpoint.files import read_object, replacing, write_json, write_text
+from minclipo.checkpoint.hub import model_directory
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # A class of transformers, old and new, that takes tokenizer.json as it is.
@@ -38,7 +39,7 @@ class Tokenizer:
 
     @classmethod
     def from_words(cls, words: list[str], eos: str) -> "Tokenizer":
-        """One token a word, words separated by blanks; `eos` is one of the words and is left out when decoding."""
+        """One token per word, words separated by spaces; `eos` is one of the words and is left out when decoding."""
         if eos not in words or len(set(words)) != len(words):
             raise ValueError(f"words must be distinct and contain the eos word {eos!r}")
         vocabulary = {word: i for i, word in enumerate(words)}
@@ -47,10 +48,6 @@ class Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.add_special_tokens([eos])
         return cls(tokenizer, [vocabulary[eos]])
-
-    @property
-    def has_chat_template(self) -> bool:
-        return self.chat_template is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Token ids. add_special_tokens: also what the tokenizer puts around a text, a bos token say; a chat template
@@ -67,7 +64,7 @@ class Tokenizer:
     def chat(self, messages: list[dict], *, add_generation_prompt: bool = True, **variables) -> str:
         """The text of a conversation in the model's own format, to be encoded as it is: see ChatTemplate.render."""
         if self.chat_template is None:
-            raise ValueError("this tokenizer has no chat_template (has_chat_template is False): give it plain text")
+            raise ValueError("this tokenizer has no chat_template: give it plain text")
         return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
 
     def special_ids(self) -> dict:
@@ -93,14 +90,45 @@ class Tokenizer:
             (directory / "chat_template.jinja").unlink(missing_ok=True)  # one that another model left here
 
 
+def prompt_writer(
+    tokenizer: Tokenizer, *, suffix: str = "", system_prompt: str = "", variables: dict | None = None
+) -> Callable[[str], str]:
+    """A function that writes a question as the model expects it: in its chat template, or as plain text without one.
+
+    suffix: added to every question; variables: what the chat template wants to know besides.
+    """
+
+    def as_chat(question: str) -> str:
+        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        return tokenizer.chat([*system, {"role": "user", "content": question + suffix}], **variables or {})
+
+    def as_text(question: str) -> str:
+        parts = [system_prompt, question + suffix]
+        return opening(tokenizer) + "\n".join(part for part in parts if part) + "\n"
+
+    return as_text if tokenizer.chat_template is None else as_chat
+
+
+def opening(tokenizer: Tokenizer) -> str:
+    """The bos token, if this tokenizer puts one before a text: we add no special tokens when encoding prompts."""
+    bos = tokenizer.settings.get("bos_token")
+    adds_bos = bos is not None and tokenizer.encode("", add_special_tokens=True)[:1] == tokenizer.encode(bos)
+    return bos if adds_bos else ""
+
+
 def load_tokenizer(directory_or_hub_id: str | Path) -> Tokenizer:
     """The tokenizer of a model directory or hub id; ValueError or FileNotFoundError naming the file that is wrong."""
     directory = model_directory(directory_or_hub_id, weights=False)
+    return read_tokenizer(directory, read_object(directory / "config.json"))
+
+
+def read_tokenizer(directory: Path, config: dict) -> Tokenizer:
+    """The tokenizer of a model directory whose config.json says `config`."""
     tokenizer = _read_algorithm(directory / "tokenizer.json")
     settings = _read_settings(directory)
     template = _read_chat_template(directory, settings)
     _mark_special_tokens(tokenizer, settings)
-    return Tokenizer(tokenizer, _read_eos_ids(directory, tokenizer, settings), settings, template)
+    return Tokenizer(tokenizer, _read_eos_ids(directory, config, tokenizer, settings), settings, template)
 
 
 def _read_algorithm(path: Path) -> FastTokenizer:
@@ -164,11 +192,11 @@ def _mark_special_tokens(tokenizer: FastTokenizer, settings: dict) -> None:
     tokenizer.add_special_tokens([token for token in sorted(named - known) if tokenizer.token_to_id(token) is not None])
 
 
-def _read_eos_ids(directory: Path, tokenizer: FastTokenizer, settings: dict) -> list[int]:
+def _read_eos_ids(directory: Path, config: dict, tokenizer: FastTokenizer, settings: dict) -> list[int]:
     """Every id that any file of the model calls its end, in the order generation, model, tokenizer."""
-    found = []
-    for path in (directory / "generation_config.json", directory / "config.json"):
-        eos = read_object(path, optional=path.name != "config.json").get("eos_token_id")
+    found, generation = [], directory / "generation_config.json"
+    for path, says in ((generation, read_object(generation, optional=True)), (directory / "config.json", config)):
+        eos = says.get("eos_token_id")
         ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
         for token in ids:
             if type(token) is not int or token < 0 or tokenizer.id_to_token(token) is None:

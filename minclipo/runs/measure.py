@@ -1,0 +1,164 @@
+"""What a training step and a model are worth, as numbers: metrics of a step, the log line, evaluation of a model.
+
+runs/README.md explains each metric. B prompts, G rollouts per prompt, N = B * G rows.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from math import comb
+
+import torch
+from torch import Tensor
+
+from minclipo.grpo import masked_mean
+from minclipo.model import GPT
+from minclipo.sampler import sample
+from minclipo.tasks import Task
+from minclipo.trainer import Step, Trainer
+
+# ---- a training step ----
+
+
+def timed_step(trainer: Trainer) -> dict[str, float]:
+    """One training step and its metrics."""
+    started = time.perf_counter()
+    step = trainer.step()
+    metrics = {"step": step.number} | rollout_metrics(step)
+    if trainer.task.check_steps is not None:
+        verdicts = step.step_verdicts or trainer.task.steps(step.problems, step.texts, step.correct.tolist())
+        metrics |= faithfulness(verdicts)
+    return metrics | step.metrics | {"seconds": time.perf_counter() - started}
+
+
+def rollout_metrics(step: Step) -> dict[str, float]:
+    """What the rollouts of one step say."""
+    rollouts, correct = step.rollouts, step.correct
+    by_group = correct.view(-1, rollouts.group_size)  # [B, G]
+    metrics = {
+        "reward": step.rewards.mean().item(),
+        "accuracy": correct.float().mean().item(),
+        "informative_prompts": (by_group.any(1) & ~by_group.all(1)).float().mean().item(),
+        "completion_length": rollouts.mask.sum(1).float().mean().item(),
+        "finished": rollouts.finished.float().mean().item(),
+    }
+    if "contrastive_loss" in step.metrics:
+        differences = spread(step.contrastive_rewards.view_as(by_group), by_group)  # [B]
+        metrics["contrastive_signal"] = (differences > 1e-6).float().mean().item()
+        metrics["contrastive_penalty"] = masked_mean(-step.contrastive_rewards, correct).item()
+    return metrics
+
+
+def spread(values: Tensor, chosen: Tensor) -> Tensor:
+    """Largest minus smallest of the chosen values of each row, [B] from [B, G]; 0 where fewer than two are chosen."""
+    high = values.masked_fill(~chosen, -torch.inf).amax(1)
+    low = values.masked_fill(~chosen, torch.inf).amin(1)
+    return (high - low).clamp(min=0)
+
+
+def faithfulness(verdicts: list[list[bool] | None]) -> dict[str, float]:
+    """What `Task.steps` says of a batch: verdicts on the steps of each right completion, None for the wrong ones.
+
+    faithful: number of right completions without a wrong step; hallucination_rate: share of the right ones that have
+    one; faithful_accuracy: share of all that are right throughout; steps_checked: steps found in a right one, on
+    average. A completion without any counts as faithful, so a rate means little where few steps are checked.
+    """
+    right = [steps for steps in verdicts if steps is not None]
+    faithful = sum(all(steps) for steps in right)
+    return {
+        "faithful": faithful,
+        "faithful_accuracy": faithful / len(verdicts),
+        "hallucination_rate": (len(right) - faithful) / max(1, len(right)),
+        "steps_checked": sum(len(steps) for steps in right) / max(1, len(right)),
+    }
+
+
+COLUMNS = (  # of the log line: metric, how it is called there, how it is written
+    ("reward", "reward", ".3f"),
+    ("accuracy", "acc", ".3f"),
+    ("hallucination_rate", "halluc", ".3f"),
+    ("informative_prompts", "informative", ".2f"),
+    ("contrastive_signal", "contrast", ".2f"),
+    ("contrastive_penalty", "penalty", ".3f"),
+    ("kl", "kl", ".4f"),
+    ("clip_fraction", "clip", ".3f"),
+    ("gradient_norm", "grad", ".2f"),
+    ("entropy", "entropy", ".3f"),
+    ("completion_length", "length", ".1f"),
+    ("seconds", "s", ".2f"),
+)
+
+
+def log_line(description: str, metrics: dict[str, float], steps: int) -> str:
+    """The step in one line; a metric that this step does not have is left out."""
+    fields = [f"{label} {metrics[name]:{form}}" for name, label, form in COLUMNS if name in metrics]
+    return f"{description} {metrics['step']:>3}/{steps} " + " ".join(fields)
+
+
+# ---- a model ----
+
+
+@torch.no_grad()
+def evaluate(
+    model: GPT,
+    tokenizer,
+    task: Task,
+    *,
+    problems: int,
+    max_new_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+    top_p: float | None = None,
+    samples: int = 1,
+    sampling_rows: int = 2048,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> dict:
+    """Shares and counts of right completions, `samples` for each of `problems` held-out problems.
+
+    Temperature 0 is greedy. accuracy: mean over all completions (avg@k); pass_at: {k: estimate} for k = 1, 2, 4 ...
+    samples; with a step check also what `faithfulness` says. examples: (problem, completion, is it right?) of all. At
+    most `sampling_rows` completions are sampled at a time, to bound memory; `progress` sees those parts go by.
+    """
+    drawn = [task.draw(f"evaluation {seed}", index) for index in range(problems)]
+    rollouts = sample(
+        model,
+        tokenizer.encode_batch([problem.prompt for problem in drawn]),
+        samples,
+        max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        eos_ids=tokenizer.eos_ids,
+        generator=torch.Generator(model.embed_tokens.weight.device).manual_seed(seed),
+        sampling_rows=sampling_rows,
+        progress=progress,
+    )
+    texts = tokenizer.decode_batch(rollouts.completion_ids())
+    correct = task.outcomes(drawn, texts, rollouts.finished.tolist())
+    by_problem = [sum(correct[i : i + samples]) for i in range(0, len(correct), samples)]
+    found = {
+        "problems": problems,
+        "samples": samples,
+        "correct": sum(correct),
+        "accuracy": sum(correct) / len(correct),
+        "pass_at": {
+            k: sum(pass_at_k(samples, count, k) for count in by_problem) / problems
+            for k in (2**i for i in range(samples.bit_length()))
+        },
+        "completion_length": rollouts.mask.sum().item() / len(correct),
+        "finished": rollouts.finished.sum().item() / len(correct),
+    }
+    if task.check_steps is not None:
+        found |= faithfulness(task.steps(drawn, texts, correct))
+    rows = [problem for problem in drawn for _ in range(samples)]
+    return found | {"examples": list(zip(rows, texts, correct))}
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Probability that at least one of k completions is right, estimated from n samples of which c are right.
+
+        pass@k = 1 - C(n - c, k) / C(n, k)        Chen et al. 2021 (Codex), eq. 1; unbiased, unlike 1 - (1 - c/n)^k
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    assert 1 <= k <= samples and 0 <= correct <= samples, f"impossible: {k=}, {samples=}, {correct=}"
+    return 1 - comb(samples - correct, k) / comb(samples, k)

@@ -1,0 +1,53 @@
+"""Training states on disk: what a run needs to go on as if it had never stopped.
+
+A state is a file states/step_000020.pt, written by torch.save and read with weights_only=True, which runs no code that
+a file may hold. It is either whole or not there, whenever the process is killed.
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+
+from minclipo.checkpoint.files import PARTIAL, replacing
+
+
+def save_state(folder: Path, step: int, state: dict, *, keep: int) -> None:
+    """Write folder/step_NNNNNN.pt, then drop all but the newest `keep` states.
+
+    Raises OSError if the disk is full; the states that were there stay, and nothing half-written does. A state of this
+    step that is there already (after resuming) is left as it is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*" + PARTIAL):  # what a killed process had begun to write
+        path.unlink()
+    path = folder / f"step_{step:06}.pt"
+    if path.exists():
+        return
+    with replacing(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # how PyTorch reports a full disk
+            raise OSError(f"{temporary} could not be written: {error}") from error
+    remove_states(saved_states(folder)[:-keep])
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """The states in `folder`, oldest first."""
+    return sorted(folder.glob("step_*.pt"))
+
+
+def remove_states(states: list[Path]) -> None:
+    for path in states:
+        path.unlink()
+
+
+def newest_state(folder: Path) -> dict | None:
+    """The newest state, None if there is none. Raises ValueError naming the file if that state is damaged."""
+    paths = saved_states(folder)
+    if not paths:
+        return None
+    try:
+        return torch.load(paths[-1], map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{paths[-1]} is damaged: {error}. Remove it to go on from the state before it.") from error
