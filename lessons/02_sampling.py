@@ -12,7 +12,7 @@ import torch
 from common import show, tidy
 
 from minclipo.model import GPT, GPTConfig, KVCache, init_weights
-from minclipo.pretrain import solution_loss
+from minclipo.toy import solution_loss
 from minclipo.sampler import sample, sampling_logprobs
 
 # %% [markdown]

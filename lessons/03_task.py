@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 from common import KINDS, pretrained, problems_of, show, verdicts
 
-from minclipo.intervals import share_interval
+from minclipo.runs.intervals import share_interval
 from minclipo.sampler import sample
 from minclipo.tasks.chain import OPERANDS, CarelessAuthor, ChainProblem, check_outcome, check_steps, random_problem
 from minclipo.toy import toy_tokenizer

@@ -148,7 +148,7 @@ print(f"largest difference between the two models' weights: {max(differences):.0
 histories, labels = {}, {"baseline": "GRPO", "oracle": "oracle"}
 grpo, histories["baseline"] = train("06_grpo", start)
 oracle, histories["oracle"] = train("06_oracle", start, process_penalty=0.5)
-watched = ("accuracy", "hallucination_rate", "outcome_signal")
+watched = ("accuracy", "hallucination_rate", "informative_prompts")
 for name, history in histories.items():
     for metrics in history[::20] + history[-1:]:
         print(f"{labels[name]:6}   step {metrics['step']:3}", *(f"  {key} {metrics[key]:.2f}" for key in watched))

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from common import KINDS, LESSONS, pretrained, problems_of, show, show_training, tidy, train, training_steps, verdicts
 
 from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_loss, contrastive_reward
-from minclipo.files import read_json
+from minclipo.checkpoint.files import read_json
 from minclipo.grpo import group_advantages
-from minclipo.intervals import mean_interval
-from minclipo.plots import STYLES
+from minclipo.runs.intervals import mean_interval
+from minclipo.runs.plots import STYLES
 from minclipo.sampler import sample
 from minclipo.toy import METHODS as OPTIONS
 from minclipo.toy import PAPER_WARMUP, toy_tokenizer
@@ -239,7 +239,7 @@ for method, options in (("baseline", {}), ("clipo", OPTIONS["clipo"]), ("clipo_p
 show_training(histories, "09_training", "Accuracy and hallucination rate of the training rollouts, one run each")
 for method in ("clipo", "clipo_paper"):
     last = histories[method][-20:]
-    mixed, differ = (sum(line[key] for line in last) / len(last) for key in ("outcome_signal", "contrastive_signal"))
+    mixed, differ = (sum(line[key] for line in last) / len(last) for key in ("informative_prompts", "contrastive_signal"))
     print(f"{method:11} last steps: {mixed:.0%} of the prompts have right and wrong ones, in {differ:.0%} c differs")
 
 # %% [markdown]

@@ -13,9 +13,9 @@ import torch
 from common import KINDS, LESSONS, pretrained, problems_of, show, show_training, tidy, train, verdicts
 
 from minclipo.contrastive import center_by_group, contrastive_loss, contrastive_reward
-from minclipo.files import read_json
-from minclipo.intervals import mean_interval
-from minclipo.prompt_contrast import logprobs_under, prompt_contrast
+from minclipo.checkpoint.files import read_json
+from minclipo.runs.intervals import mean_interval
+from minclipo.extensions.prompt_contrast import logprobs_under, prompt_contrast
 from minclipo.sampler import sample
 from minclipo.toy import METHODS as OPTIONS
 from minclipo.toy import toy_tokenizer

@@ -15,10 +15,10 @@ import matplotlib.pyplot as plt
 import torch
 from common import LESSONS, METHODS, show, tidy
 
-from minclipo.algorithms import ALGORITHMS, NAMES
-from minclipo.dapo import informative_groups, overlong_penalty
+from minclipo.runs.recipes import ALGORITHMS, NAMES
+from minclipo.extensions.dapo import informative_groups, overlong_penalty
 from minclipo.grpo import group_advantages, policy_loss, token_weights
-from minclipo.intervals import mean_interval
+from minclipo.runs.intervals import mean_interval
 
 # %% [markdown]
 # ## GRPO, from rewards to one number

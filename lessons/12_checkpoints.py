@@ -24,7 +24,7 @@ from minclipo.checkpoint import load_model
 from minclipo.logprobs import rollout_logprobs
 from minclipo.model import GPT
 from minclipo.sampler import sample
-from minclipo.tokenizer import load_tokenizer
+from minclipo.checkpoint import load_tokenizer
 from minclipo.verifier import verify
 
 FOLDER = LESSONS.parent / "tests" / "fixtures" / "parity" / "llama3_rope_scaling"

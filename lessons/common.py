@@ -18,16 +18,19 @@ import torch
 from torch import Tensor
 
 from minclipo.checkpoint import load_model
-from minclipo.model import GPT
-from minclipo.plots import STYLES
+from minclipo.config import TrainConfig
+from minclipo.model import GPT, upcast
+from minclipo.runs.loop import Run
+from minclipo.runs.plots import STYLES
+from minclipo.runs.recipes import TOY
 from minclipo.sampler import Rollouts
-from minclipo.tasks.chain import ChainProblem, check_outcome, is_faithful
-from minclipo.toy import TASK, TOY, toy_tokenizer
-from minclipo.trainer import TrainConfig, Trainer
+from minclipo.tasks.chain import ChainProblem, check_steps
+from minclipo.toy import TASK, toy_tokenizer
+from minclipo.trainer import Trainer
 
 LESSONS = Path(__file__).parent
 RUNS = LESSONS.parent / "runs" / "lessons"
-METHODS = {name: style["color"] for name, style in STYLES.items()}  # one colour a method, everywhere
+METHODS = {name: style["color"] for name, style in STYLES.items()}  # one colour per method, everywhere
 KINDS = {"faithful": "#56B4E9", "hallucinated": "#E69F00", "wrong": "#999999"}  # what a rollout can be, everywhere
 
 # Sums in another order round differently, and after a hundred training steps that is another run. One thread, so that a
@@ -45,12 +48,25 @@ def problems_of(stream: str, count: int) -> list[ChainProblem]:
     return [TASK.draw(stream, index) for index in range(count)]
 
 
+def is_faithful(problem: ChainProblem, completion: str) -> bool:
+    """True if every step is right. A completion with a right answer that is not faithful is called hallucinated."""
+    return all(check_steps(problem, completion))
+
+
 def verdicts(problems: list[ChainProblem], rollouts: Rollouts) -> tuple[Tensor, Tensor]:
     """(is the answer right? [N] bool, is every step right? [N] bool) of the toy's rollouts, as in lesson 3."""
-    texts, G = toy_tokenizer().decode_batch(rollouts.completion_ids()), rollouts.group_size
-    rows = [(problems[i // G], text, finished) for i, (text, finished) in enumerate(zip(texts, rollouts.finished))]
-    correct = torch.tensor([check_outcome(problem, text, bool(finished)) for problem, text, finished in rows])
-    return correct, torch.tensor([is_faithful(problem, text) for problem, text, _ in rows])
+    texts = toy_tokenizer().decode_batch(rollouts.completion_ids())
+    correct = TASK.outcomes(problems, texts, rollouts.finished.tolist())
+    faithful = [all(steps) for steps in TASK.steps(problems, texts, [True] * len(texts))]
+    return torch.tensor(correct), torch.tensor(faithful)
+
+
+def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean hidden state over the masked tokens, [N, D] float32 or wider, from hidden [N, T, D] and mask [N, T].
+
+    What `sample` sums up token by token. In bfloat16 a long sum stagnates (tests/test_golden.py shows how far off).
+    """
+    return (upcast(hidden) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 def training_steps(steps: int) -> int:
@@ -64,9 +80,9 @@ def train(name: str, start: GPT, *, steps: int = 100, **options) -> tuple[GPT, l
     options: those of TrainConfig, else the toy's. The run's files go to runs/lessons/NAME.
     """
     config = TrainConfig(**TOY | {"keep_states": 0} | options | {"steps": training_steps(steps)})
-    trainer = Trainer(copy.deepcopy(start), toy_tokenizer(), TASK, config, RUNS / name)
-    with contextlib.redirect_stdout(io.StringIO()):  # a line a step; the progress bar stays
-        history = trainer.run(name)
+    trainer = Trainer(copy.deepcopy(start), toy_tokenizer(), TASK, config)
+    with contextlib.redirect_stdout(io.StringIO()):  # one line per step; the progress bar stays
+        history = Run(trainer, RUNS / name, name).train()
     return trainer.model, history
 
 
@@ -91,7 +107,7 @@ def show(figure: plt.Figure, name: str, caption: str) -> None:
 def show_training(
     histories: dict[str, list[dict]], name: str, caption: str, metrics=("accuracy", "hallucination_rate")
 ) -> None:
-    """Show metrics of runs, a panel each, against the training step; histories: a method's metrics of each step."""
+    """Show metrics of runs, one panel each, against the training step; histories: a method's metrics of each step."""
     figure, axes = plt.subplots(1, len(metrics), figsize=(3 * len(metrics) + 1, 3.4), layout="constrained")
     for axis, metric in zip(axes, metrics):
         for method, history in histories.items():

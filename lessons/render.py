@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from minclipo.files import write_text
+from minclipo.checkpoint.files import write_text
 
 LESSONS = Path(__file__).parent
 PAGES = LESSONS / "pages"

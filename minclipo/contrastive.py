@@ -106,7 +106,9 @@ def contrastive_loss(
         never an anchor; a batch without an anchor gives zeros.
     positive [N]: row of the positive to use for infonce (read at anchors only); default: drawn with `generator`.
     """
-    assert correct.shape == group.shape == embeddings.shape[:1], "embeddings must be [N, E], correct and group [N]"
+    N, _ = embeddings.shape
+    assert correct.shape == group.shape == (N,), f"correct and group must be [N] = [{N}], one per row of embeddings"
+    assert temperature > 0, f"temperature must be positive, found {temperature}"
     assert loss in LOSSES, f"loss must be one of {', '.join(LOSSES)}; found {loss!r}"
     assert anchors in ANCHORS, f"anchors must be one of {', '.join(ANCHORS)}; found {anchors!r}"
     correct = correct.bool()
@@ -120,7 +122,7 @@ def contrastive_loss(
     A, P = candidates[is_anchor], positives[is_anchor]  # [A, N] each
     log_sum_A = masked_logsumexp(q, A)  # [A]
     if loss == "infonce":
-        p = drawn(P, generator) if positive is None else positive[is_anchor][:, None]  # [A, 1]
+        p = drawn(P, generator) if positive is None else positive[is_anchor, None]  # [A, 1]
         assert P.gather(1, p).all(), "positive names a row that is no positive of its anchor"
         losses = log_sum_A - q.gather(1, p)[:, 0]
     elif loss == "supcon_out":
@@ -130,7 +132,7 @@ def contrastive_loss(
     else:  # soft_nn
         losses = log_sum_A - masked_logsumexp(q, P)
 
-    per_row = torch.zeros_like(embeddings[:, 0]).masked_scatter(is_anchor, losses)  # [N]
+    per_row = losses.new_zeros(N).masked_scatter(is_anchor, losses)  # [N]
     return ContrastiveLoss(per_row, is_anchor, losses.sum() / max(1, len(losses)))
 
 

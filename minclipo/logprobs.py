@@ -68,6 +68,7 @@ def completion_hidden(
     """
     assert completions.shape == mask.shape and mask.dtype == torch.bool, "completions and a bool mask must be [N, T]"
     assert not (mask[:, 1:] & ~mask[:, :-1]).any(), "mask must be true for the first tokens of each row only"
+    assert all(prompts), "prompts must not be empty: give each at least one token (a bos token, say)"
     tokens, lengths = pad_right(prompts, mask.device)  # [B, P], [B]
     places = torch.arange(len(tokens), device=mask.device)
     owner = places if owner is None else owner

@@ -98,7 +98,6 @@ class KVCache:
 
 def pad_right(rows: list[list[int]], device=None) -> tuple[Tensor, Tensor]:
     """Ragged lists of ids -> (tokens [B, P] padded with 0 on the right, lengths [B])."""
-    assert rows and all(rows), "prompts must not be empty: give each at least one token (a bos token, say)"
     tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
     return tokens.to(device), torch.tensor([len(row) for row in rows], device=device)
 
@@ -151,11 +150,12 @@ def sample(
     Raises ValueError for sequences that the model has no positions for, FloatingPointError for logits that are not
     finite.
     """
+    assert prompts and all(prompts), "prompts must not be empty: give each at least one token (a bos token, say)"
     assert group_size >= 1 and max_new_tokens >= 1, f"must be at least 1: {group_size=}, {max_new_tokens=}"
     assert 0 <= temperature < float("inf"), f"temperature must be 0 (greedy) or positive, found {temperature}"
     assert top_k is None or top_k >= 1, f"top_k must be at least 1 (None: off), found {top_k}"
     assert top_p is None or 0 < top_p <= 1, f"top_p must be above 0 and at most 1 (None: off), found {top_p}"
-    longest, limit = max(map(len, prompts), default=0) + max_new_tokens, model.config.max_positions
+    longest, limit = max(map(len, prompts)) + max_new_tokens, model.config.max_positions
     if longest > limit:
         raise ValueError(f"prompt + max_new_tokens is {longest} tokens, more than the model's max_positions {limit}")
     at_once = max(1, sampling_rows // group_size) if sampling_rows else len(prompts)  # prompts

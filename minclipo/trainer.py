@@ -261,7 +261,9 @@ class Trainer:
         return state | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from what `state_dict` returned."""
+        """Go on from what `state_dict` returned; ValueError, KeyError or RuntimeError if it is another run's."""
+        if state.keys() != self.state_dict().keys():
+            raise ValueError(f"it holds {', '.join(sorted(state))}")
         for name, part in self.learning_parts().items():
             part.load_state_dict(state[name])
         self.generator.set_state(state["generator"].cpu())

@@ -306,6 +306,8 @@ class NumberReader:
         return raised(base, int(exponent))
 
     def atom(self) -> Quantity:
+        if self.take("-"):  # 2 * -3
+            return times(exact(-1), self.atom())
         if self.take("√"):
             radicand = rational(self.atom())
             if radicand < 0:
@@ -341,7 +343,7 @@ def times(a: Quantity, b: Quantity) -> Quantity:
 
 def raised(base: Quantity, exponent: int) -> Quantity:
     if base.square == 0 and exponent <= 0:
-        raise ValueError("0^0 and 1/0 are no numbers")
+        raise ZeroDivisionError("0^0 and 1/0 are no numbers")
     bits = base.square.numerator.bit_length() + base.square.denominator.bit_length()
     if abs(exponent) > 1 and abs(exponent) * bits > MAX_BITS:
         raise ValueError("too large a power")

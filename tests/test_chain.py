@@ -13,10 +13,14 @@ from minclipo.tasks.chain import (
     ChainProblem,
     check_outcome,
     check_steps,
-    is_faithful,
     random_problem,
 )
 from minclipo.toy import toy_tokenizer
+
+
+def is_faithful(problem, completion):
+    return all(check_steps(problem, completion))
+
 
 PROBLEM = ChainProblem(7, (5, -3, 8, -2))
 FAITHFUL = "+5 12 -3 9 +8 17 -2 15 # 15"

@@ -12,11 +12,11 @@ from conftest import FIXTURES, small_gpt
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minclipo import checkpoint
-from minclipo.checkpoint import load_model, read_json, save_model, save_tensors, write_json
-from minclipo.config_json import config_from_json, config_to_json
+from minclipo.checkpoint import Checkpoint, load_model, load_tokenizer, save_model, save_tensors
+from minclipo.checkpoint import weights as checkpoint
+from minclipo.checkpoint.config_json import config_from_json, config_to_json
+from minclipo.checkpoint.files import read_json, write_json
 from minclipo.model import RopeScaling
-from minclipo.tokenizer import load_tokenizer
 from minclipo.toy import toy_tokenizer
 
 PARITY, MALFORMED = FIXTURES / "parity", FIXTURES / "parity" / "malformed"
@@ -147,7 +147,7 @@ def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minclipo.checkpoint.save_file", full_disk)
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_tensors({"x": torch.zeros(3)}, path)
     assert torch.equal(load_file(path)["x"], torch.ones(3))
@@ -169,7 +169,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
     save_model(load_model(PARITY / "smollm2_like_bf16"), load_tokenizer(PARITY / "smollm2_like_bf16"), tmp_path)
-    assert {path.stat().st_ino for path in tmp_path.iterdir()} == synced
+    assert {path.stat().st_ino for path in [tmp_path, *tmp_path.iterdir()]} == synced  # the names in the folder, too
 
 
 # ---------------------------------------------------------------- directories that are wrong
@@ -575,15 +575,33 @@ def hub(monkeypatch):
 
 def test_a_hub_id_is_downloaded_and_loaded(hub):
     assert load_model("org/name").config == load_model(PARITY / "smollm2_like_bf16").config
-    assert load_tokenizer("org/name").has_chat_template
-    assert [(call["repo_id"], call["revision"]) for call in hub] == [("org/name", None)] * 2
+    assert load_tokenizer("org/name").chat_template is not None
+    assert {(call["repo_id"], call["revision"]) for call in hub} == {("org/name", None)}
 
 
 @pytest.mark.parametrize("revision", ["main", "v1.0", "0123abc", "refs/pr/1"])
 def test_a_hub_id_may_name_a_revision(hub, revision):
     """Catches: results that change when the model's author uploads another version."""
     load_model(f"org/name@{revision}")
-    assert hub[0]["revision"] == revision
+    assert {call["revision"] for call in hub} == {revision}
+
+
+def test_a_model_that_changes_while_it_is_loaded_is_refused(monkeypatch):
+    """Catches: the shape of one version and the weights of the next."""
+    versions = iter([PARITY / "smollm2_like_bf16", PARITY / "llama_untied_fp32"])
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(next(versions)))
+    with pytest.raises(ValueError, match="org/name has changed on the hub"):
+        load_model("org/name")
+
+
+def test_weights_are_downloaded_last(hub):
+    """Catches: gigabytes downloaded before a setting that does not fit the model is refused."""
+    opened = Checkpoint("org/name")
+    assert opened.config.num_layers > 0 and opened.tokenizer.eos_ids
+    asked_for_weights = lambda: any(fnmatch.fnmatch("model.safetensors", p) for c in hub for p in c["allow_patterns"])
+    assert not asked_for_weights()
+    opened.model()
+    assert asked_for_weights()
 
 
 def test_only_harmless_files_are_downloaded(hub):
@@ -593,7 +611,8 @@ def test_only_harmless_files_are_downloaded(hub):
     wanted += ["model.safetensors.index.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"]
     unwanted = ["pytorch_model.bin", "x.pt", "x.pth", "x.pkl", "x.ckpt", "model.onnx", "x.gguf", "tokenizer.pickle"]
     unwanted += ["modeling_x.py", "consolidated.safetensors", "model.h5", "model.msgpack"]
-    found = [name for name in wanted + unwanted if any(fnmatch.fnmatch(name, p) for p in hub[0]["allow_patterns"])]
+    patterns = {pattern for call in hub for pattern in call["allow_patterns"]}
+    found = [name for name in wanted + unwanted if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     assert found == wanted
 
 

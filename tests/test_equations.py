@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import FIXTURES
 
-from minclipo.equations import check_equations
+from minclipo.tasks.equations import check_equations
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The experiments behind lessons/results.md: the runner resumes, tables pair the right runs, variants do what they say."""
 
-import copy
 import json
 import sys
 from pathlib import Path
@@ -19,7 +18,8 @@ from page import filled  # noqa: E402
 from variants import CLIPO, EXPERIMENTS, Variant  # noqa: E402
 
 from minclipo.config import TrainConfig  # noqa: E402
-from minclipo.intervals import paired_interval  # noqa: E402
+from minclipo.contrastive import contrastive_loss  # noqa: E402
+from minclipo.logprobs import completion_hidden  # noqa: E402
 from minclipo.tasks.chain import OPERANDS  # noqa: E402
 from minclipo.toy import TASK, ToyConfig, toy_model, toy_tokenizer  # noqa: E402
 from minclipo.trainer import Trainer  # noqa: E402
@@ -64,14 +64,14 @@ def test_a_run_with_other_settings_is_not_passed_off(tiny, tmp_path, capsys):
         assert runner.main(command) == 1
     finally:
         tiny[1].training["contrastive_weight"] = CLIPO["contrastive_weight"]
-    assert "CLIPO/seed0 was made with other settings" in capsys.readouterr().err
+    assert "CLIPO/seed0/result.json was made with other settings" in capsys.readouterr().err
 
 
 def test_a_start_with_other_settings_is_not_passed_off(tiny, tmp_path, monkeypatch):
     """Catches: models of an earlier textbook beside results that name the present one."""
     textbooks.start("tiny", 0, tmp_path)
     monkeypatch.setitem(textbooks.TEXTBOOKS, "tiny", textbooks.Textbook(TINY, operations=(3, 4)))
-    with pytest.raises(ValueError, match="tiny/seed0 was made with other settings"):
+    with pytest.raises(ValueError, match="tiny/seed0/result.json was made with other settings"):
         textbooks.start("tiny", 0, tmp_path)
 
 
@@ -90,14 +90,14 @@ def test_differences_pair_equal_seeds_of_one_textbook():
 
 def test_paired_interval_by_hand():
     """Differences 1, 2, 3: mean 2, half width 4.303 / sqrt(3). Catches: unpaired variances; a cut to [0, 1]."""
-    interval = paired_interval([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
+    interval = tables.paired_interval([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
     assert (interval.mean, interval.high) == (2.0, pytest.approx(2 + 4.303 / 3**0.5))
     with pytest.raises(ValueError, match="pair up"):
-        paired_interval([1.0, 2.0], [1.0])
+        tables.paired_interval([1.0, 2.0], [1.0])
 
 
 def test_every_variant_makes_a_config():
-    """Catches: a misspelt option, found after an hour of training. Equal folders must mean equal settings."""
+    """Equal folders must mean equal settings. Catches: a misspelt option, found after an hour of training."""
     seen = {}
     for make in EXPERIMENTS.values():
         names = [(variant.textbook, variant.name) for variant in make()]
@@ -119,40 +119,51 @@ def test_held_out_operands_are_never_trained_on():
     assert {len(problem.operands) for problem in other} == {7}
 
 
-def test_the_direct_gradient_goes_into_the_policy_and_not_into_the_rewards(tmp_path):
+EASY = textbooks.Task(TASK.draw, lambda problem, text, finished: len(text) % 2 == 0)  # half of all texts are right
+
+
+def tiny_trainer(kind: type[Trainer], **options) -> Trainer:
+    config = TrainConfig(**SIZE, steps=1, **options)
+    return kind(toy_model(TINY, seed=0), toy_tokenizer(), EASY, config)
+
+
+def test_the_direct_gradient_goes_into_the_policy_and_not_into_the_rewards():
     """Catches: a contrastive loss that is detached on the way, or paid twice."""
     weights = {}
     for weight in (1e-9, 1.0):
-        config = TrainConfig(**SIZE, steps=1, contrastive_weight=weight, contrastive_level="batch", keep_states=0)
-        trainer = DirectContrast(toy_model(TINY, seed=0), toy_tokenizer(), EASY, config, tmp_path)
-        before = copy.deepcopy(trainer.model.state_dict())
-        trainer.step()
-        assert set(trainer.batch["rewards"].tolist()) <= {0.0, 1.0}
+        trainer = tiny_trainer(DirectContrast, contrastive_weight=weight, contrastive_level="batch")
+        step = trainer.step()
+        assert set(step.rewards.tolist()) == {0.0, 1.0}
         weights[weight] = trainer.model.state_dict()
-    assert any(not torch.equal(weights[1.0][name], weights[1e-9][name]) for name in before)
+    assert any(not torch.equal(value, weights[1e-9][name]) for name, value in weights[1.0].items())
 
 
-EASY = textbooks.Task(TASK.draw, lambda problem, text, finished: len(text) % 2 == 0)
-
-
-def test_the_direct_loss_with_weight_zero_would_be_grpo(tmp_path, monkeypatch):
+def test_the_direct_loss_with_weight_zero_would_be_grpo(monkeypatch):
     """Catches: rewards, random numbers or gradients of the variant that differ from GRPO's beyond its one term."""
-    config = dict(**SIZE, steps=1, keep_states=0)
-    plain = Trainer(toy_model(TINY, seed=0), toy_tokenizer(), EASY, TrainConfig(**config), tmp_path)
-    direct = DirectContrast(
-        toy_model(TINY, seed=0), toy_tokenizer(), EASY, TrainConfig(**config, contrastive_weight=0.1), tmp_path
-    )
+    plain, direct = tiny_trainer(Trainer), tiny_trainer(DirectContrast, contrastive_weight=0.1)
     monkeypatch.setattr(direct.config, "contrastive_weight", 0.0)
     plain.step(), direct.step()
     for ours, theirs in zip(direct.model.parameters(), plain.model.parameters()):
         assert torch.equal(ours, theirs)
 
 
-def test_the_direct_gradient_refuses_micro_batches(tmp_path):
-    """Catches: the contrastive term counted once a micro-batch, over pairs that never meet."""
-    config = TrainConfig(**SIZE, steps=1, contrastive_weight=0.1, micro_batch_tokens=50, keep_states=0)
+def test_the_direct_loss_reads_every_row_after_its_own_prompt():
+    """Against one prompt per row, rows in any order. Catches: rows and prompts mixed up where prompts are shared."""
+    trainer = tiny_trainer(DirectContrast, contrastive_weight=0.1, contrastive_level="batch", contrastive_center=False)
+    step, rows = trainer.step(), torch.tensor([6, 1, 4, 0, 7, 3])
+    rollouts, mask = step.rollouts, step.rollouts.mask[rows]
+    prompts = [rollouts.prompts[row // rollouts.group_size] for row in rows.tolist()]
+    hidden = completion_hidden(trainer.model, prompts, rollouts.completions[rows], mask)  # [rows, T, D]
+    pooled = torch.stack([states[own].mean(0) for states, own in zip(hidden, mask)])  # [rows, D]
+    options = dict(loss="soft_nn", level="batch", temperature=0.5)
+    slow = contrastive_loss(trainer.head(pooled), step.correct[rows], rollouts.group[rows], **options).mean
+    assert slow > 0 and torch.allclose(trainer.contrast_of(rollouts, rows), slow)
+
+
+def test_the_direct_gradient_refuses_micro_batches():
+    """Catches: the contrastive term counted once per micro-batch, over pairs that never meet."""
     with pytest.raises(ValueError, match="micro_batch_tokens must be 0"):
-        DirectContrast(toy_model(TINY, seed=0), toy_tokenizer(), EASY, config, tmp_path).step()
+        tiny_trainer(DirectContrast, contrastive_weight=0.1, micro_batch_tokens=50).step()
 
 
 @pytest.mark.skipif(not (ROOT / "lessons" / "results.md").is_file(), reason="page in the making")

@@ -1,17 +1,25 @@
 """Values and gradients of the public reference code (fixtures/README.md), in our names and conventions."""
 
 import json
+import sys
 from collections import Counter
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import FIXTURES, golden, tensors_of
 
-from minclipo.contrastive import ContrastiveHead, contrastive_loss
-from minclipo.dapo import informative_groups, overlong_penalty
+import minclipo.trainer as trainer_module
+from minclipo.config import TrainConfig
+from minclipo.contrastive import ContrastiveHead, contrastive_loss, contrastive_reward
+from minclipo.extensions.dapo import informative_groups, overlong_penalty
 from minclipo.grpo import aggregate, group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
-from minclipo.logprobs import mean_pool
-from minclipo.trainer import contrastive_step
+from minclipo.trainer import Trainer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "lessons"))
+from common import mean_pool  # noqa: E402
 
 LOSS = {
     "infonce_loss": "infonce",
@@ -30,7 +38,7 @@ AGGREGATION = {
 
 
 def cases(family: str, keep=lambda case: True):
-    """pytest parameters: (case, its inputs, its expected tensors), one a case that `keep` keeps."""
+    """pytest parameters: (case, its inputs, its expected tensors), one per case that `keep` keeps."""
     found, tensors = golden(family)
     kept = [case for case in found if keep(case)]
     return [
@@ -149,34 +157,37 @@ def test_head(case, inputs, expected):
 
 
 @pytest.mark.parametrize("case, inputs, expected", cases("clipo_step"))
-def test_three_clipo_steps(case, inputs, expected):
+def test_three_clipo_steps(case, inputs, expected, monkeypatch):
     """Catches: a reward from after the head's update, AdamW with other defaults, the reward's floor or sign.
 
-    Rows are grouped by an index that need not be sorted; `group_advantages` wants a prompt's rows adjacent.
+    Stage 3 as the trainer runs it, with what no option sets: given positives, and a constant added to the rewards. Rows
+    are grouped by an index that need not be sorted; `group_advantages` wants a prompt's rows adjacent.
     """
     options = case["options"]
     head = ContrastiveHead(options["hidden"], options["output"], options["head"])
     load_projection(head, inputs, "init_")
     optimizer = torch.optim.AdamW(head.parameters(), lr=options["lr"], weight_decay=options["weight_decay"])
+    config = TrainConfig(
+        contrastive_weight=options["lam"],
+        contrastive_loss=LOSS[options["loss_type"]],
+        contrastive_level=options["level"],
+        contrastive_temperature=options["temperature"],
+        contrastive_center=False,
+    )
+    learns = None if options["fixed"] else optimizer
+    trainer = SimpleNamespace(config=config, head=head, head_optimizer=learns, generator=None)
+    monkeypatch.setattr(trainer_module, "contrastive_reward", partial(contrastive_reward, constant=options["const"]))
     for step in range(options["steps"]):
         group, correct = inputs[f"group_id_{step}"].long(), inputs[f"labels_{step}"] > 0
         positive = expected.get(f"sampled_index_{step}")
         torch.testing.assert_close(
             head(inputs[f"hidden_{step}"]).detach(), expected[f"embeddings_{step}"], rtol=2e-5, atol=2e-6
         )
-        reward, _ = contrastive_step(
-            head,
-            None if options["fixed"] else optimizer,
-            inputs[f"hidden_{step}"],
-            correct,
-            group,
-            weight=options["lam"],
-            constant=options["const"],
-            loss=LOSS[options["loss_type"]],
-            level=options["level"],
-            temperature=options["temperature"],
-            positive=None if positive is None else positive.long(),
-        )
+        if positive is not None:
+            given = partial(contrastive_loss, positive=positive.long())
+            monkeypatch.setattr(trainer_module, "contrastive_loss", given)
+        rollouts = SimpleNamespace(pooled=inputs[f"hidden_{step}"], group=group)
+        reward, _ = Trainer.contrast(trainer, rollouts, correct)
         torch.testing.assert_close(reward, expected[f"contrastive_rewards_{step}"], rtol=1e-4, atol=2e-5)
         suffix = "proj_weight" if options["head"] == "linear" else "proj_0_weight"
         torch.testing.assert_close(
@@ -394,7 +405,7 @@ def test_overlong_penalty(case):
 
 @pytest.mark.parametrize("case", dapo_cases("dynamic_sampling", 8))
 def test_kept_groups(case):
-    """verl's groups may differ in size and lie apart: one call a group. Catches: groups of one that are dropped, or
+    """verl's groups may differ in size and be apart: one call per group. Catches: groups of one that are dropped, or
     groups that are all wrong that are kept."""
     metric, ids = torch.tensor(case["metric"], dtype=torch.float64), torch.tensor(case["group_id"])
     kept = [g for g in ids.unique().tolist() if informative_groups(metric[ids == g], int((ids == g).sum())).all()]

@@ -12,19 +12,19 @@ import pytest
 import torch
 from conftest import FIXTURES, small_gpt
 
-import minclipo.evaluation as evaluation
-import minclipo.tasks.word_problems as word_problems
-from minclipo.checkpoint import save_model
+import minclipo.runs.evaluator as evaluator_module
+import minclipo.sampler as sampler
+from minclipo.checkpoint import load_tokenizer, save_model
+from minclipo.checkpoint.files import read_lines, write_lines
+from minclipo.checkpoint.hub import dataset_files
+from minclipo.checkpoint.tokenizer import prompt_writer
 from minclipo.config import TrainConfig
-from minclipo.evaluation import evaluate, pass_at_k
-from minclipo.files import read_lines, write_lines
 from minclipo.model import GPT
-from minclipo.optimizer import Float32AdamW
-from minclipo.runs import check_room
+from minclipo.runs.machine import check_room
+from minclipo.runs.measure import evaluate, pass_at_k, timed_step
 from minclipo.tasks import Task
 from minclipo.tasks.sums import check_outcome, is_held_out, sums_task
-from minclipo.tasks.word_problems import read_problems, word_problem_task
-from minclipo.tokenizer import load_tokenizer
+from minclipo.tasks.word_problems import WordProblem, read_problems, word_problem_task
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
 
@@ -49,7 +49,7 @@ PROBLEMS = [{"question": f"What is {n} + 1?", "answer": f"{n} + 1 = {n + 1}\n###
 
 def test_every_epoch_has_every_problem_once_in_its_own_order():
     """Catches: drawing with replacement, every epoch in the same order, streams that share an order."""
-    task = word_problem_task([(str(n), "1") for n in range(20)], render=lambda question: question)
+    task = word_problem_task([WordProblem(prompt=str(n), question=str(n), truth="1") for n in range(20)])
     epochs = [[task.draw("training 0", 20 * epoch + i).question for i in range(20)] for epoch in range(3)]
     assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == 20 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
@@ -70,13 +70,13 @@ def test_every_epoch_has_every_problem_once_in_its_own_order():
 def test_broken_files_are_named(tmp_path, lines, names):
     (tmp_path / "data.jsonl").write_text(lines)
     with pytest.raises(ValueError, match=names):
-        read_problems(str(tmp_path / "data.jsonl"), "question", "answer")
+        read_problems([tmp_path / "data.jsonl"], "question", "answer")
 
 
 def test_numbers_may_be_answers(tmp_path):
     """Catches: 0 taken for no answer."""
     file = jsonl(tmp_path / "a.jsonl", [{"q": "3 - 3?", "a": 0}, {"q": "1 / 2?", "a": 0.5}])
-    assert read_problems(file, "q", "a") == [("3 - 3?", "0"), ("1 / 2?", "0.5")]
+    assert read_problems([Path(file)], "q", "a") == [("3 - 3?", "0"), ("1 / 2?", "0.5")]
 
 
 def test_parquet_needs_pyarrow_and_says_so(tmp_path, monkeypatch):
@@ -84,12 +84,12 @@ def test_parquet_needs_pyarrow_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     (tmp_path / "a.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match="a.parquet: parquet files need pyarrow"):
-        read_problems(str(tmp_path / "a.parquet"), "question", "answer")
+        read_problems([tmp_path / "a.parquet"], "question", "answer")
 
 
 def test_a_source_that_is_nothing_is_named():
     with pytest.raises(FileNotFoundError, match="nowhere.jsonl does not exist. Give a .jsonl or .parquet file"):
-        read_problems("nowhere.jsonl", "question", "answer")
+        dataset_files("nowhere.jsonl")
 
 
 def test_a_hub_dataset_is_downloaded_by_pattern(tmp_path, monkeypatch):
@@ -101,21 +101,21 @@ def test_a_hub_dataset_is_downloaded_by_pattern(tmp_path, monkeypatch):
         jsonl(tmp_path / name, [{"question": name, "answer": "1"}])
     asked = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path))
-    assert read_problems("openai/gsm8k:main/train-*", "question", "answer") == [("main/train-0.jsonl", "1")]
+    assert dataset_files("openai/gsm8k:main/train-*") == [tmp_path / "main" / "train-0.jsonl"]
     assert asked == [(("openai/gsm8k",), dict(repo_type="dataset", allow_patterns=["main/train-*"]))]
     with pytest.raises(FileNotFoundError, match="openai/gsm8k on the Hugging Face hub has no .* like other/"):
-        word_problems.download_dataset("openai/gsm8k", "other/*")
+        dataset_files("openai/gsm8k:other/*")
 
     def offline(*_, **__):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(FileNotFoundError, match="openai/gsm8k.*ConnectionError: no network. Give a local"):
-        read_problems("openai/gsm8k:main/train-*", "question", "answer")
+        dataset_files("openai/gsm8k:main/train-*")
 
 
 def test_word_problems_are_judged_by_answer_and_equations():
-    task = word_problem_task([("How many?", "48/2 = 24 clips\n#### 24")], render=lambda question: question)
+    task = word_problem_task([WordProblem("How many?", "How many?", "48/2 = 24 clips\n#### 24")])
     problem = task.draw("training 0", 0)
     assert task.check_outcome(problem, "48/2 = 24, so \\boxed{24}", True)
     assert not task.check_outcome(problem, "so \\boxed{25}", True)
@@ -179,7 +179,7 @@ def test_samples_of_a_problem_are_counted_together():
         samples=6,
         max_new_tokens=3,
         seed=0,
-        rows_at_once=20,
+        sampling_rows=20,
     )
     assert found["pass_at"].keys() == {1, 2, 4}
     assert all(value == pytest.approx(found["accuracy"]) for value in found["pass_at"].values())
@@ -189,38 +189,36 @@ def test_samples_of_a_problem_are_counted_together():
 
 def test_evaluation_never_grows_more_rows_than_it_may(monkeypatch):
     """Catches: a bound on the problems instead of on their completions, eight times the memory for avg@8."""
-    grown, original = [], evaluation.sample
-    monkeypatch.setattr(
-        evaluation, "sample", lambda m, p, g, *a, **k: grown.append(len(p) * g) or original(m, p, g, *a, **k)
-    )
+    grown, original = [], sampler.decode
+    monkeypatch.setattr(sampler, "decode", lambda m, p, g, *a: grown.append(len(p) * g) or original(m, p, g, *a))
     model, task = small_gpt(vocab_size=122), Task(TASK.draw, lambda problem, text, finished: True)
-    evaluate(model, toy_tokenizer(), task, problems=9, samples=8, max_new_tokens=2, seed=0, rows_at_once=20)
+    evaluate(model, toy_tokenizer(), task, problems=9, samples=8, max_new_tokens=2, seed=0, sampling_rows=20)
     assert sum(grown) == 72 and max(grown) == 16
 
 
 def test_evaluation_options_arrive(tmp_path, monkeypatch):
     """Catches: an evaluation that takes more memory than the training allows itself; sampling at another temperature."""
     asked = []
-    monkeypatch.setattr(train_llm, "evaluate", lambda *_, **options: asked.append(options) or {})
+    monkeypatch.setattr(evaluator_module, "evaluate", lambda *_, **options: asked.append(options) or {})
     config = train_llm.LLMConfig(model="m", data="d", eval_samples=2, eval_temperature=0.9, eval_top_p=0.8)
     task = Task(TASK.draw, lambda *_: True, size=5)
-    train_llm.Evaluator(None, None, task, config, TrainConfig(sampling_rows=7), tmp_path).measure()
+    train_llm.make_evaluator(config, TrainConfig(sampling_rows=7), None, None, task).measure()
     greedy, sampled = asked
-    assert greedy["temperature"] == 0 and greedy["rows_at_once"] == sampled["rows_at_once"] == 7
+    assert greedy["temperature"] == 0 and greedy["sampling_rows"] == sampled["sampling_rows"] == 7
     assert (sampled["temperature"], sampled["top_p"], sampled["samples"], sampled["problems"]) == (0.9, 0.8, 2, 5)
 
 
 def test_a_resumed_run_forgets_later_evaluations(tmp_path, monkeypatch):
     """Evaluated at step 4, but the last state is of step 2. Catches: a result of a model that no longer exists."""
     write_lines(tmp_path / "evaluation.jsonl", [{"step": step, "greedy": {}} for step in (0, 2, 4)])
-    config = train_llm.LLMConfig(model="m", data="d", eval_every=2)
-    evaluator = train_llm.Evaluator(None, None, None, config, TrainConfig(steps=8), tmp_path)
+    evaluator = train_llm.make_evaluator(train_llm.LLMConfig(model="m", data="d"), TrainConfig(), None, None, TASK)
+    options = dict(every=2, last=8, out=tmp_path, show=2)
     found = dict(correct=1, problems=2, accuracy=0.5, completion_length=3.0, finished=1.0, examples=[])
     monkeypatch.setattr(evaluator, "measure", lambda: {"greedy": found})
-    monkeypatch.setattr(train_llm, "plot_evaluation", lambda *_: None)
-    evaluator.after_step(2)
+    monkeypatch.setattr(evaluator_module, "plot_evaluation", lambda *_: None)
+    evaluator.after_step(2, **options)
     assert [line["step"] for line in evaluator.lines] == [0, 2]
-    evaluator.after_step(4)
+    evaluator.after_step(4, **options)
     assert read_lines(tmp_path / "evaluation.jsonl")[2]["greedy"]["accuracy"] == 0.5
 
 
@@ -228,7 +226,7 @@ def test_greedy_evaluation_does_not_depend_on_how_it_is_cut():
     model, task = small_gpt(vocab_size=122), Task(TASK.draw, lambda problem, text, finished: True)
     settings = dict(problems=10, max_new_tokens=5, seed=0, temperature=0.0)
     texts = [
-        [text for _, text, _ in evaluate(model, toy_tokenizer(), task, **settings, rows_at_once=rows)["examples"]]
+        [text for _, text, _ in evaluate(model, toy_tokenizer(), task, **settings, sampling_rows=rows)["examples"]]
         for rows in (1, 4, 100)
     ]
     assert texts[0] == texts[1] == texts[2]
@@ -240,8 +238,7 @@ def test_greedy_evaluation_does_not_depend_on_how_it_is_cut():
 def test_questions_go_through_the_chat_template():
     """Catches: a chat model asked in plain text, the suffix after the assistant's opening, a system prompt lost."""
     tokenizer = load_tokenizer(CHAT_MODEL)
-    config = train_llm.LLMConfig(model="m", data="d", system_prompt="Be brief.")
-    write = train_llm.prompt_writer(tokenizer, config, " Box it.")
+    write = prompt_writer(tokenizer, suffix=" Box it.", system_prompt="Be brief.")
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1? Box it."}]
     assert write("1 + 1?") == tokenizer.chat(messages)
 
@@ -250,12 +247,11 @@ def test_without_a_chat_template_the_question_is_plain_text():
     """Catches: a bos token left out for tokenizers that put one before every text, or made up for others."""
     tokenizer = load_tokenizer(CHAT_MODEL)
     tokenizer.chat_template = None
-    config = train_llm.LLMConfig(model="m", data="d")
-    assert train_llm.prompt_writer(tokenizer, config, "?")("1 + 1") == "1 + 1?\n"
+    assert prompt_writer(tokenizer, suffix="?")("1 + 1") == "1 + 1?\n"
     for name in ("llama_untied_fp32", "llama3_rope_scaling", "mistral_no_window", "qwen2_tied_qkv_bias"):
         tokenizer = load_tokenizer(FIXTURES / "parity" / name)
         tokenizer.chat_template = None
-        text = train_llm.prompt_writer(tokenizer, config, "")("1 + 1")
+        text = prompt_writer(tokenizer)("1 + 1")
         assert tokenizer.encode(text) == tokenizer.encode("1 + 1\n", add_special_tokens=True)
 
 
@@ -331,7 +327,7 @@ def test_a_run_never_reads_the_model_that_it_writes(tmp_path, capsys):
     inside = message_of(
         "--model", str(tmp_path / "run" / "model"), "--data", "sums", "--out", str(tmp_path / "run"), capsys=capsys
     )
-    assert "lies in --out" in inside and (tmp_path / "run" / "metrics.jsonl").is_file()
+    assert "is inside --out" in inside and (tmp_path / "run" / "metrics.jsonl").is_file()
 
 
 def test_without_eval_data_rollouts_are_shown(tmp_path, capsys):
@@ -347,24 +343,25 @@ def test_template_variables_and_the_date_reach_the_prompt(monkeypatch):
     tokenizer.chat_template.source = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }} {{ enable_thinking }}"
     tokenizer.chat_template.now = datetime(2024, 2, 29)
     config = train_llm.LLMConfig(model="m", data="d", chat_variables='{"enable_thinking": false}')
-    assert train_llm.prompt_writer(tokenizer, config, "")("1 + 1?") == "2024-02-29 1 + 1? False"
+    write = prompt_writer(tokenizer, variables=config.template_variables())
+    assert write("1 + 1?") == "2024-02-29 1 + 1? False"
 
 
 # Table 3.9 of the options that the paper's two recipes share, and where they differ.
 RECIPE = dict(
     group_size=16, temperature=1.0, learning_rate=1e-6, weight_decay=0.01, max_grad_norm=1.0, clip_low=0.2, clip_high=0.2,
     dual_clip=3.0, aggregation="token_mean", advantage_scale="std", kl_weight=0.001, kl_kind="k3", contrastive_weight=0.2,
-    contrastive_loss="infonce", contrastive_level="group", contrastive_temperature=0.05, contrastive_constant=0.0,
+    contrastive_loss="infonce", contrastive_level="group", contrastive_temperature=0.05,
     contrastive_floor=-0.5, contrastive_center=False, contrastive_similarity="cosine", contrastive_anchors="correct",
     head_kind="linear", head_learning_rate=1e-3, head_weight_decay=0.01, max_prompt_tokens=512,
 )  # fmt: skip
 TRACKS = {
     "track1": dict(
-        prompts_per_step=512, mini_batches=2, max_new_tokens=2048, head_size=512, head_warmup_steps=13, steps=84,
+        prompts_per_step=512, num_mini_batches=2, max_new_tokens=2048, head_size=512, head_warmup_steps=13, steps=84,
         eval_every=7, eval_samples=0, model="Qwen/Qwen2.5-3B-Instruct",
     ),
     "track2": dict(
-        prompts_per_step=128, mini_batches=1, max_new_tokens=4096, head_size=2048, head_warmup_steps=57, steps=580,
+        prompts_per_step=128, num_mini_batches=1, max_new_tokens=4096, head_size=2048, head_warmup_steps=57, steps=580,
         eval_every=29, eval_samples=16, eval_temperature=0.6, eval_top_p=0.95, model="Qwen/Qwen2.5-7B-Instruct",
     ),
 }  # fmt: skip
@@ -446,7 +443,7 @@ def test_a_small_disk_is_noticed_before_training(tmp_path, capsys, monkeypatch):
 def test_no_forward_pass_is_larger_than_micro_batch_tokens(tmp_path, monkeypatch):
     """One long rollout among short ones, and what the model really gets. Catches: short rows padded to the longest row
     of the whole batch."""
-    trainer = micro_batch_trainer(tmp_path, micro_batch_tokens=40)
+    trainer = micro_batch_trainer(micro_batch_tokens=40)
     original, seen = GPT.forward, []
     rollouts = trainer.sample([TASK.draw("training 0", i) for i in range(4)])
     rollouts.mask[1:, 2:] = False  # one rollout of 6 tokens, fifteen of 2
@@ -457,28 +454,28 @@ def test_no_forward_pass_is_larger_than_micro_batch_tokens(tmp_path, monkeypatch
     assert len(seen) > 2 and max(seen) <= 40
 
 
-def micro_batch_trainer(tmp_path, **changes) -> Trainer:
+def micro_batch_trainer(**changes) -> Trainer:
     easy = Task(TASK.draw, lambda problem, text, finished: zlib.crc32(text.encode()) % 2 == 0)
     settings = dict(prompts_per_step=4, group_size=4, max_new_tokens=6, learning_rate=1e-3, seed=1)
-    config = TrainConfig(**settings | changes)
-    return Trainer(small_gpt(vocab_size=122).double(), toy_tokenizer(), easy, config, tmp_path)
+    return Trainer(small_gpt(vocab_size=122).double(), toy_tokenizer(), easy, TrainConfig(**settings | changes))
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum", "constant"])
 def test_the_step_does_not_depend_on_its_micro_batches(tmp_path, monkeypatch, aggregation):
     """The gradient of every mini-batch, in float64. Catches: a mean of means, a KL penalty or a metric weighed by part."""
-    seen, original = [], Float32AdamW.clip_gradients
+    seen, original = [], torch.nn.utils.clip_grad_norm_
 
-    def watched(self, max_norm):
-        seen.append(torch.cat([master.grad.flatten() for master in self.masters.values()]).clone())
-        return original(self, max_norm)
+    def watched(weights, max_norm):
+        weights = list(weights)
+        seen.append(torch.cat([weight.grad.flatten() for weight in weights]).clone())
+        return original(weights, max_norm)
 
-    monkeypatch.setattr(Float32AdamW, "clip_gradients", watched)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watched)
     runs = []
     for tokens in (0, 30, 1):
-        trainer = micro_batch_trainer(tmp_path, aggregation=aggregation, micro_batch_tokens=tokens, kl_weight=0.1)
+        trainer = micro_batch_trainer(aggregation=aggregation, micro_batch_tokens=tokens, kl_weight=0.1)
         seen.clear()
-        metrics = trainer.step()
+        metrics = timed_step(trainer)
         metrics.pop("seconds")
         runs.append((list(seen), metrics))
     whole, wanted = runs[0]

@@ -1,4 +1,4 @@
-"""Log-probs of given completions: the same as one plain forward pass a row, in value and gradient, and cheaper."""
+"""Log-probs of given completions: the same as one plain forward pass per row, in value and gradient, and cheaper."""
 
 import pytest
 import torch
@@ -6,22 +6,24 @@ from conftest import small_gpt
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import minclipo.logprobs as module
-from minclipo.logprobs import completion_logprobs, micro_batches
-from minclipo.sampler import Rollouts
+from minclipo.logprobs import completion_logprobs, micro_batches, rows_logprobs
+from minclipo.sampler import Rollouts, sample
 
-PROMPTS = [[1, 2, 3], [1, 2, 3], [4], [5, 6, 7, 8, 9], [4], [1, 2, 3]]  # rows that share a prompt are not all adjacent
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+OWNER = torch.tensor([0, 0, 1, 2, 1, 0])  # rows that share a prompt are not all adjacent
 LENGTHS = [4, 1, 6, 3, 6, 5]
 
 
 def batch(seed: int = 0):
     completions = torch.randint(0, 31, (6, 6), generator=torch.Generator().manual_seed(seed))
-    return PROMPTS, completions, torch.arange(6) < torch.tensor(LENGTHS)[:, None]
+    return PROMPTS, completions, torch.arange(6) < torch.tensor(LENGTHS)[:, None], OWNER
 
 
-def slow_logprobs(model, prompts, completions, mask, temperature):
+def slow_logprobs(model, prompts, completions, mask, owner, temperature):
     """Each row by itself, whole, without any cache: [N, T]."""
     rows = []
-    for prompt, completion, length in zip(prompts, completions, mask.sum(1).tolist()):
+    for b, completion, length in zip(owner, completions, mask.sum(1).tolist()):
+        prompt = prompts[b]
         tokens = torch.cat([torch.tensor(prompt), completion[:length]])
         logits = model.logits(model(tokens[None]))[0, len(prompt) - 1 : -1] / temperature
         chosen = logits.log_softmax(-1).gather(-1, completion[:length, None])[:, 0]
@@ -45,6 +47,24 @@ def test_values_and_gradients_equal_a_slow_loop(temperature, tied):
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
     ours, theirs = (gradients(model, (weights * values).sum()) for values in (got, wanted))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_without_owner_each_row_has_its_own_prompt():
+    """Catches: rows paired with the prompts of others where nobody says whose they are."""
+    model, (prompts, completions, mask, owner) = small_gpt().double(), batch()
+    repeated = [prompts[b] for b in owner]
+    got, wanted = completion_logprobs(model, repeated, completions, mask), completion_logprobs(model, *batch())
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_some_rows_of_rollouts_are_scored_under_their_own_prompts():
+    """Rows in any order, padded to the longest of them. Catches: a prompt that is lost, or counted from another row."""
+    model = small_gpt()
+    made = sample(model, [[1, 2, 3], [4], [5, 6]], 3, 8, eos_ids=[0, 1, 2, 3, 4])
+    rows = torch.tensor([7, 2, 0, 6, 1])
+    got, _ = rows_logprobs(model, made, rows)
+    assert got.shape[1] == made.mask[rows].sum(1).max()
+    torch.testing.assert_close(got, made.logprobs[rows, : got.shape[1]], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk, checkpointing", [(1, False), (31 * 4, False), (2**25, True), (31 * 4, True)])
@@ -80,7 +100,7 @@ def largest_tensor(rows: int) -> int:
     model = small_gpt(vocab_size=3000, hidden_size=8, num_heads=2, num_kv_heads=1)
     completions, mask = torch.randint(0, 3000, (rows, 16)), torch.ones(rows, 16, dtype=torch.bool)
     with Largest() as largest:
-        logprobs, _ = completion_logprobs(model, [[1, 2]] * rows, completions, mask)
+        logprobs, _ = completion_logprobs(model, [[1, 2]], completions, mask, torch.zeros(rows, dtype=torch.long))
         logprobs.sum().backward()
     return largest.numel
 
@@ -145,14 +165,13 @@ def test_gradients_are_the_same_every_time_with_two_threads():
     """Catches: rows[indices], whose gradient PyTorch adds up in the order in which its threads come; then a resumed run
     would differ from an uninterrupted one. The rows are shuffled: two threads meet at every prompt."""
     model = small_gpt(hidden_size=64, num_kv_heads=4)
-    rows = torch.randperm(256).tolist()
-    prompts = [[1 + row % 8] * 8 for row in rows]
+    owner, prompts = torch.randperm(256) % 8, [[1 + b] * 8 for b in range(8)]
     completions, mask = torch.randint(0, 31, (256, 12)), torch.ones(256, 12, dtype=torch.bool)
     weights = torch.randn(256, 12)
     torch.set_num_threads(2)
     try:
         found = [
-            gradients(model, (weights * completion_logprobs(model, prompts, completions, mask)[0]).sum())
+            gradients(model, (weights * completion_logprobs(model, prompts, completions, mask, owner)[0]).sum())
             for _ in range(6)
         ]
     finally:

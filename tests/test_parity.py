@@ -7,11 +7,12 @@ import torch
 from conftest import FIXTURES
 from safetensors.torch import load_file
 
-from minclipo.checkpoint import load_model, read_json
+from minclipo.checkpoint import load_model
+from minclipo.checkpoint.files import read_json
 from minclipo.logprobs import completion_logprobs
 from minclipo.model import GPT
-from minclipo.pretrain import solution_loss
 from minclipo.sampler import pad_right, sample
+from minclipo.toy import solution_loss
 
 PARITY = FIXTURES / "parity"
 CHECKPOINTS = sorted(path.name for path in PARITY.iterdir() if path.name != "malformed")

@@ -10,9 +10,12 @@ import pytest
 import torch
 from conftest import small_gpt
 
+import minclipo.logprobs as logprobs_module
 import minclipo.trainer as trainer_module
 from minclipo.config import TrainConfig
-from minclipo.prompt_contrast import LIMIT, draw_other_prompts, logprobs_under, prompt_contrast
+from minclipo.extensions.prompt_contrast import LIMIT, draw_other_prompts, logprobs_under, prompt_contrast
+from minclipo.model import GPT
+from minclipo.runs.loop import Run
 from minclipo.sampler import Rollouts, sample
 from minclipo.tasks import Task
 from minclipo.toy import TASK, ToyConfig, toy_tokenizer
@@ -90,7 +93,7 @@ def test_a_row_without_tokens_gains_nothing():
 )
 def test_shapes_that_do_not_fit_are_refused(others, mask):
     """Catches: a wrong shape that broadcasts, the K dimension forgotten."""
-    with pytest.raises(ValueError, match=r"own_logprobs and mask must be \[N, T\]"):
+    with pytest.raises(AssertionError, match=r"own_logprobs and mask must be \[N, T\]"):
         prompt_contrast(torch.zeros(7, 5), torch.zeros(others), torch.ones(mask, dtype=torch.bool))
 
 
@@ -180,7 +183,7 @@ def test_other_prompts_come_from_the_generator():
 @pytest.mark.parametrize("B, K", [(1, 1), (2, 2), (4, 7), (4, 0)])
 def test_more_other_prompts_than_there_are_is_refused(B, K):
     """Catches: the circle going round to the prompt itself."""
-    with pytest.raises(ValueError, match=f"{K} other prompts cannot be drawn"):
+    with pytest.raises(AssertionError, match=f"{K} others cannot be drawn"):
         draw_other_prompts(B, K)
 
 
@@ -218,12 +221,11 @@ def test_logprobs_under_equal_a_plain_forward_pass(temperature):
 @pytest.mark.parametrize("tokens", [1, 25, 60])
 def test_micro_batches_change_nothing(monkeypatch, tokens):
     """Catches: parts written to the wrong rows, rows scored twice or never, a limit that is not passed on."""
-    import minclipo.logprobs as module
-
     model, rollouts, calls = small_gpt(), ragged_rollouts(), []
     wanted = logprobs_under(model, rollouts, OTHERS)
-    original = module.completion_logprobs
-    monkeypatch.setattr(module, "completion_logprobs", lambda *a, **k: calls.append(len(a[1])) or original(*a, **k))
+    original = logprobs_module.completion_logprobs
+    watched = lambda *a, **k: calls.append(len(a[2])) or original(*a, **k)
+    monkeypatch.setattr(logprobs_module, "completion_logprobs", watched)
     got = logprobs_under(model, rollouts, OTHERS, micro_batch_tokens=tokens)
     torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-5)
     assert len(calls) > 3 and sum(calls) == 36
@@ -268,8 +270,8 @@ EASY = Task(TASK.draw, lambda problem, text, finished: zlib.crc32(text.encode())
 TINY = dict(steps=4, prompts_per_step=5, group_size=4, max_new_tokens=5, learning_rate=1e-2, save_every=2)
 
 
-def make(out, **changes) -> Trainer:
-    return Trainer(small_gpt(vocab_size=122), toy_tokenizer(), EASY, TrainConfig(**TINY | changes), out)
+def make(**changes) -> Trainer:
+    return Trainer(small_gpt(vocab_size=122), toy_tokenizer(), EASY, TrainConfig(**TINY | changes))
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
@@ -278,67 +280,70 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 def watch_gains(monkeypatch) -> list[torch.Tensor]:
     """The gains of all steps from now on."""
-    seen, original = [], Trainer.prompt_contrast
-    watched = lambda self, rollouts: seen.append(original(self, rollouts)) or seen[-1]
-    monkeypatch.setattr(Trainer, "prompt_contrast", watched)
+    seen, original = [], trainer_module.own_prompt_gain
+    monkeypatch.setattr(trainer_module, "own_prompt_gain", lambda *a: seen.append(original(*a)) or seen[-1])
     return seen
 
 
-def test_right_answers_earn_weight_times_gain_and_wrong_ones_nothing(tmp_path, monkeypatch):
+def test_right_answers_earn_weight_times_gain_and_wrong_ones_nothing(monkeypatch):
     """Catches: wrong answers paid, the weight dropped or squared, a gain that is added after the advantage."""
-    trainer, seen = make(tmp_path, prompt_contrast_weight=0.3), watch_gains(monkeypatch)
-    metrics = trainer.step()
-    gain, correct, rewards = seen[0], trainer.batch["correct"], trainer.batch["rewards"]
+    trainer, seen = make(prompt_contrast_weight=0.3), watch_gains(monkeypatch)
+    step = trainer.step()
+    gain, correct, rewards = seen[0], step.correct, step.rewards
     assert 0 < correct.sum() < 20 and (gain[~correct].abs() > 1e-3).any()
     torch.testing.assert_close(rewards[correct], 1 + 0.3 * gain[correct])
     assert (rewards[~correct] == 0).all()
-    assert metrics["prompt_contrast"] == pytest.approx(gain[correct].mean().item(), rel=1e-5)
+    assert step.metrics["prompt_contrast"] == pytest.approx(gain[correct].mean().item(), rel=1e-5)
     wanted = trainer_module.group_advantages(rewards, 4)
-    assert torch.equal(trainer.batch["advantages"], wanted)
+    assert torch.equal(step.advantages, wanted)
 
 
-def test_the_trainer_passes_its_settings_on(tmp_path):
-    """Catches: temperature, number of others or generator that stay at their defaults."""
-    trainer = make(tmp_path, prompt_contrast_weight=0.3, prompt_contrast_others=3, temperature=0.7)
-    rollouts = trainer.sample([TASK.draw("training 0", i) for i in range(5)])
+def test_the_trainer_passes_its_settings_on(monkeypatch):
+    """Catches: temperature, number of others, limit or generator that stay at their defaults."""
+    options = dict(prompt_contrast_weight=0.3, prompt_contrast_others=3, temperature=0.7, micro_batch_tokens=30)
+    trainer, limits = make(**options), []
+    original = logprobs_module.micro_batches
+    monkeypatch.setattr(logprobs_module, "micro_batches", lambda *a: limits.append(a[2]) or original(*a))
+    batch = trainer.collect()
+    step = trainer_module.Step(1, *batch[:3], correct=batch[3])
     others = draw_other_prompts(5, 3, torch.Generator().set_state(trainer.generator.get_state()))
-    wanted = prompt_contrast(
-        rollouts.logprobs, logprobs_under(trainer.model, rollouts, others, temperature=0.7), rollouts.mask
-    )
-    assert torch.equal(trainer.prompt_contrast(rollouts), wanted)
+    other_logprobs = logprobs_under(trainer.model, step.rollouts, others, temperature=0.7)
+    gain = prompt_contrast(step.rollouts.logprobs, other_logprobs, step.rollouts.mask)
+    limits.clear()
+    torch.testing.assert_close(trainer.extension_rewards(step), 0.3 * gain * step.correct, atol=1e-5, rtol=1e-5)
+    assert limits == [30] * 3
 
 
-def test_weight_0_draws_no_random_number(tmp_path, monkeypatch):
+def test_weight_0_draws_no_random_number(monkeypatch):
     """After a step the generator stands where sampling and the order of the mini-batches leave it, and the prompts are
     never scored again. Catches: GRPO and CLIPO that change, or grow slower, for an option that is off."""
 
     def never(*_, **__):
         raise AssertionError("prompt contrast is off")
 
-    for name in ("draw_other_prompts", "logprobs_under", "prompt_contrast"):
-        monkeypatch.setattr(trainer_module, name, never)
-    trainer, g = make(tmp_path), torch.Generator().manual_seed(0)
+    monkeypatch.setattr(trainer_module, "own_prompt_gain", never)
+    trainer, g = make(), torch.Generator().manual_seed(0)
     prompts = toy_tokenizer().encode_batch([TASK.draw("training 0", i).prompt for i in range(5)])
     sample(copy.deepcopy(trainer.model), prompts, 4, 5, eos_ids=toy_tokenizer().eos_ids, generator=g)
     torch.randperm(20, generator=g)
-    assert "prompt_contrast" not in trainer.step()
+    assert "prompt_contrast" not in trainer.step().metrics
     assert torch.equal(trainer.generator.get_state(), g.get_state())
 
 
-def test_weight_0_is_bit_equal_whatever_the_number_of_others(tmp_path):
+def test_weight_0_is_bit_equal_whatever_the_number_of_others():
     """Catches: an option of prompt contrast that reaches a run without it."""
-    runs = [make(tmp_path, prompt_contrast_others=K) for K in (2, 50)]  # 50: more than there are, and no error
+    runs = [make(prompt_contrast_others=K) for K in (2, 50)]  # 50: more than there are, and no error
     for trainer in runs:
         trainer.step(), trainer.step()
     assert torch.equal(weights(runs[0]), weights(runs[1]))
 
 
-def test_prompt_contrast_reaches_the_weights(tmp_path):
+def test_prompt_contrast_reaches_the_weights():
     """The counterpart of the tests above. The first step samples the same, so that only the reward differs."""
-    runs = [make(tmp_path, prompt_contrast_weight=weight) for weight in (0.0, 0.3, 0.3)]
+    runs = [make(prompt_contrast_weight=weight) for weight in (0.0, 0.3, 0.3)]
     for trainer in runs:
         trainer.step()
-    assert torch.equal(runs[0].batch["completions"], runs[1].batch["completions"])
+    assert torch.equal(*(trainer.last.rollouts.completions for trainer in runs[:2]))
     assert not torch.equal(weights(runs[0]), weights(runs[1])) and torch.equal(weights(runs[1]), weights(runs[2]))
 
 
@@ -346,11 +351,11 @@ def test_a_resumed_run_ends_bit_equal(tmp_path):
     """Stopped after 2 of 4 steps. Catches: other prompts drawn from a generator that the state does not hold."""
     changes = dict(prompt_contrast_weight=0.3)
     without_times = lambda lines: [{name: line[name] for name in line if name != "seconds"} for line in lines]
-    whole = make(tmp_path / "whole", **changes)
-    wanted = whole.run()
-    make(tmp_path / "parts", **changes | dict(steps=2)).run()
-    resumed = make(tmp_path / "parts", **changes)
-    assert without_times(resumed.run(resume=True)) == without_times(wanted) and len(wanted) == 4
+    whole, resumed = make(**changes), make(**changes)
+    wanted = Run(whole, tmp_path / "whole").train()
+    Run(make(**changes | dict(steps=2)), tmp_path / "parts").train()
+    history = Run(resumed, tmp_path / "parts").train(resume=True)
+    assert without_times(history) == without_times(wanted) and len(wanted) == 4
     assert torch.equal(weights(resumed), weights(whole))
     assert torch.equal(resumed.generator.get_state(), whole.generator.get_state())
 
@@ -435,8 +440,6 @@ def test_the_attack_runs_and_goes_on(attack, tmp_path, capsys):
 
 def test_no_scoring_pass_is_larger_than_micro_batch_tokens(monkeypatch):
     """One long completion among short ones. Catches: short rows padded to the longest of the whole batch."""
-    from minclipo.model import GPT
-
     model, rollouts, seen, original = small_gpt(), ragged_rollouts(), [], GPT.forward
     rollouts.mask[1:, 1:] = False
     watch = lambda self, tokens, *rest: seen.append(tokens.numel()) or original(self, tokens, *rest)

@@ -96,7 +96,9 @@ def test_four_steps_end_with_the_recorded_weights(name):
     assert found["metrics"]["accuracy"] == pytest.approx(wanted["metrics"]["accuracy"], abs=0.05)
     if record["machine"] == machine():
         assert found["checksum"] == wanted["checksum"] and found["change"] == wanted["change"]
-        assert {name: found["metrics"][name] for name in wanted["metrics"]} == pytest.approx(wanted["metrics"], rel=1e-6)
+        assert {name: found["metrics"][name] for name in wanted["metrics"]} == pytest.approx(
+            wanted["metrics"], rel=1e-6
+        )
 
 
 @pytest.mark.skipif("MINCLIPO_SLOW" not in os.environ, reason="three minutes: set MINCLIPO_SLOW=1")

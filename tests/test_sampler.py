@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import small_gpt
 
-from minclipo.logprobs import completion_logprobs, mean_pool
-from minclipo.sampler import _draw, sample, sampling_logprobs
+from minclipo.logprobs import completion_logprobs
+from minclipo.sampler import draw_token, sample, sampling_logprobs
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12]]
 
@@ -33,17 +33,8 @@ def test_pooled_states_equal_one_plain_forward_pass():
     prompts = [prompt for prompt in PROMPTS for _ in range(5)]
     for row, prompt in enumerate(prompts):
         completion = rollouts.completions[row][rollouts.mask[row]]
-        hidden = model(torch.cat([torch.tensor(prompt), completion])[None])[:, len(prompt) :]  # [1, T, D]
-        mean = mean_pool(hidden, torch.ones(1, len(completion), dtype=torch.bool))[0]
-        torch.testing.assert_close(rollouts.pooled[row], mean, atol=1e-5, rtol=1e-5)
-
-
-def test_prompts_may_be_tensors():
-    """Catches: tensors added to completions element by element where lists are joined."""
-    model, prompts = small_gpt(), torch.tensor([[1, 2, 3], [4, 5, 6]])
-    rollouts = rollouts_of(model, prompts=prompts, group_size=1)
-    logprobs, _ = completion_logprobs(model, prompts, rollouts.completions, rollouts.mask)
-    torch.testing.assert_close(rollouts.logprobs, logprobs, atol=1e-5, rtol=1e-5)
+        hidden = model(torch.cat([torch.tensor(prompt), completion])[None])[0, len(prompt) :]  # [T, D]
+        torch.testing.assert_close(rollouts.pooled[row], hidden.mean(0), atol=1e-5, rtol=1e-5)
 
 
 def test_a_row_ends_with_its_first_eos():
@@ -121,42 +112,39 @@ def test_entropy_equals_enumeration():
 @pytest.mark.parametrize(
     "changes, names",
     [
-        (dict(prompts=[]), "prompts is empty"),
-        (dict(prompts=[[1], []]), r"prompts\[1\] is empty"),
-        (dict(prompts=[[1, 31]]), r"prompts\[0\] has a token id outside 0..30"),
+        (dict(prompts=[]), "prompts must not be empty"),
+        (dict(prompts=[[1], []]), "prompts must not be empty"),
         (dict(temperature=-0.5), "temperature .* -0.5"),
         (dict(temperature=float("nan")), "temperature .* nan"),
-        (dict(prompts=[1, 2]), "prompts must be sequences of whole numbers"),
-        (dict(prompts=[[1.5]]), "prompts must be sequences of whole numbers"),
-        (dict(eos_ids=[31]), r"eos_ids must lie in 0..30, found \[31\]"),
-        (dict(group_size=0), "group_size .* 0"),
-        (dict(max_new_tokens=0), "max_new_tokens"),
-        (dict(max_new_tokens=60), "66 tokens, more than the model's max_positions 64"),
+        (dict(group_size=0), "group_size=0"),
+        (dict(max_new_tokens=0), "max_new_tokens=0"),
         (dict(top_k=0), "top_k .* 0"),
         (dict(top_p=1.5), "top_p .* 1.5"),
     ],
 )
 def test_bad_arguments_are_named(changes, names):
-    with pytest.raises(ValueError, match=names):
+    with pytest.raises(AssertionError, match=names):
         rollouts_of(small_gpt(), **changes)
 
 
-def test_mismatched_completions_and_mask_are_named():
-    with pytest.raises(ValueError, match=r"completions \(1, 3\), mask \(1, 2\)"):
-        completion_logprobs(small_gpt(), [[1]], torch.ones(1, 3, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool))
+def test_sequences_without_positions_are_refused():
+    """Catches: a completion that runs past what the model was trained for, without a sound."""
+    with pytest.raises(ValueError, match="66 tokens, more than the model's max_positions 64"):
+        rollouts_of(small_gpt(), max_new_tokens=60)
 
 
 @pytest.mark.parametrize(
     "completions, mask, names",
     [
-        ([[1, 2, 3]], [[True, False, True]], "mask must be bool and true for the first tokens"),
-        ([[1, 2, 3]], [[1, 1, 0]], "mask must be bool .* torch.int64"),
-        ([[1, 2, 31]], [[True, True, True]], "completions has a token id outside 0..30"),
+        ([[1, 2, 3]], [[True, True]], "completions and a bool mask must be"),
+        ([[1, 2, 3]], [[True, False, True]], "mask must be true for the first tokens"),
+        ([[1, 2, 3]], [[1, 1, 0]], "a bool mask"),
+        ([[1, 2, 3], [1, 2, 3]], [[True] * 3] * 2, "owner must name a prompt for each of 2 rows"),
     ],
 )
 def test_completions_that_would_be_misread_are_refused(completions, mask, names):
     """Catches: a mask with a hole, or padded on the left, which gives wrong log-probs without a sound."""
-    with pytest.raises(ValueError, match=names):
+    with pytest.raises(AssertionError, match=names):
         completion_logprobs(small_gpt(), [[1]], torch.tensor(completions), torch.tensor(mask))
 
 
@@ -174,11 +162,11 @@ def test_logits_that_are_not_finite_stop_the_sampling():
         rollouts_of(model)
 
 
-def test_rows_at_once_gives_whole_groups_in_order():
+def test_sampling_rows_gives_whole_groups_in_order():
     """Catches: groups cut in two, prompts and rows joined in different orders, widths that do not fit."""
     model, greedy = small_gpt(), dict(temperature=0.0, eos_ids=[0, 1, 2])
     together = rollouts_of(model, **greedy)
-    apart = rollouts_of(model, **greedy, rows_at_once=11)  # two groups of five, then the other two
+    apart = rollouts_of(model, **greedy, sampling_rows=11)  # two groups of five, then the other two
     assert apart.prompts == together.prompts and apart.group_size == 5
     for name in ("completions", "mask", "finished"):
         assert torch.equal(
@@ -186,7 +174,7 @@ def test_rows_at_once_gives_whole_groups_in_order():
             together.completions[together.mask] if name == "completions" else getattr(together, name),
         )
     torch.testing.assert_close(apart.pooled, together.pooled, atol=1e-5, rtol=1e-5)
-    sampled = rollouts_of(model, rows_at_once=1)  # a group at a time
+    sampled = rollouts_of(model, sampling_rows=1)  # a group at a time
     prompts = [prompt for prompt in PROMPTS for _ in range(5)]
     logprobs, _ = completion_logprobs(model, prompts, sampled.completions, sampled.mask)
     torch.testing.assert_close(sampled.logprobs, logprobs, atol=1e-5, rtol=1e-5)
@@ -197,5 +185,5 @@ def test_extreme_random_numbers_draw_possible_tokens(monkeypatch, number):
     """Token 0 and the last one have probability 0. Catches: an index past the end, or a log-prob of -inf, once in 2^24."""
     logits = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]])
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, number))
-    token, logprob = _draw(logits, 1.0, None, None, None)
+    token, logprob = draw_token(logits, 1.0, None, None, None)
     assert token.item() == (1 if number else 2) and logprob.isfinite()

@@ -1,6 +1,7 @@
 """Options, intervals, pictures, and train_toy.py run as a user runs it, only shorter."""
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -13,9 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from minclipo.intervals import mean_interval, share_interval
-from minclipo.options import add_options, given_options, option
-from minclipo.plots import plot_training
+from minclipo.config import TrainConfig, option
+from minclipo.runs.command_line import add_options, changeable_later, given_options, needed_by
+from minclipo.runs.folder import prepare_out
+from minclipo.runs.intervals import mean_interval, share_interval
+from minclipo.runs.plots import plot_training
+from minclipo.runs.recipes import METHODS, SWITCHES
+from minclipo.runs.report import marked
+from minclipo.tasks.chain import ChainProblem
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -26,17 +32,33 @@ SHORT = "--pretrain-steps 3 --steps 2 --prompts-per-step 2 --group-size 4 --eval
 
 @dataclass
 class Sample:
-    count: int = option(3, "how many, 5% say")
-    rate: float = option(0.5, "how fast")
-    kind: str = option("a", "which", choices=("a", "b"))
-    on: bool = option(True, "whether")
+    count: int = option(3, "how many, 5% say", group="size")
+    rate: float = option(0.5, "how fast", group="speed")
+    kind: str = option("a", "which", group="size", choices=("a", "b"))
+    on: bool = option(True, "whether", group="size", needs="count", later=True)
+
+
+def test_an_option_says_what_it_needs_and_whether_it_may_change():
+    """Catches: a switch that no option has, a method without the option that makes it, a seed changed on the way."""
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    needs = needed_by(TrainConfig)
+    assert set(needs.values()) <= names and needed_by(Sample) == {"on": "count"}
+    assert all(
+        name.partition("_")[0] in ("contrastive", "head") for name in needs if needs[name] == "contrastive_weight"
+    )
+    assert all(METHODS[method][switch] > 0 for method, switch in SWITCHES.items())
+    assert changeable_later(Sample) == {"on"}
+    assert changeable_later(TrainConfig) == {
+        "steps", "save_every", "keep_states", "sampling_rows", "micro_batch_tokens"
+    }  # fmt: skip
 
 
 def test_options_give_what_was_given():
     """Catches: defaults reported as given (they would override a method's preset), a flag that cannot be switched off."""
     parser = argparse.ArgumentParser()
     add_options(parser, Sample)
-    parser.format_help()  # a % in a sentence must not break the help
+    text = parser.format_help()  # a % in a sentence must not break the help
+    assert text.count("size:") == text.count("speed:") == 1 and text.index("--kind") < text.index("speed:")
     assert given_options(parser.parse_args([]), Sample) == {}
     given = given_options(parser.parse_args("--count 4 --no-on --kind b".split()), Sample)
     assert given == {"count": 4, "on": False, "kind": "b"}
@@ -111,10 +133,10 @@ def test_prompt_contrast_options_reach_prompt_contrast_only():
 
 
 def test_wrong_steps_are_marked():
-    problem = train_toy.ChainProblem(7, (5, -3))
-    assert train_toy.marked(problem, "+5 12 -4 9 # 9", colour=False) == "+5 12 [-4 9] # 9"
-    assert "\033[1;31m-4 9\033[0m" in train_toy.marked(problem, "+5 12 -4 9 # 9", colour=True)
-    assert train_toy.marked(problem, "+5 12 -3 9 +1 10 # 10", colour=False) == "+5 12 -3 9 [+1 10] # 10"
+    problem = ChainProblem(7, (5, -3))
+    assert marked(problem, "+5 12 -4 9 # 9", colour=False) == "+5 12 [-4 9] # 9"
+    assert "\033[1;31m-4 9\033[0m" in marked(problem, "+5 12 -4 9 # 9", colour=True)
+    assert marked(problem, "+5 12 -3 9 +1 10 # 10", colour=False) == "+5 12 -3 9 [+1 10] # 10"
 
 
 def run_toy(*arguments, out: Path, **options) -> subprocess.CompletedProcess:
@@ -190,7 +212,7 @@ def test_a_damaged_state_ends_with_a_message(tmp_path, capsys):
     out = tmp_path / "toy"
     assert train_toy.main([*SHORT, "--method", "baseline", "--out", str(out)]) == 0
     (out / "seed0" / "baseline" / "result.json").unlink()
-    state = sorted((out / "seed0" / "baseline" / "states").iterdir())[-1] / "policy.safetensors"
+    state = sorted((out / "seed0" / "baseline" / "states").iterdir())[-1]
     state.write_bytes(state.read_bytes()[:-9])
     assert train_toy.main([*SHORT, "--method", "baseline", "--resume", "--out", str(out)]) == 1
     assert "is damaged" in capsys.readouterr().err
@@ -224,5 +246,5 @@ def test_bad_command_lines_end_at_once(tmp_path, capsys):
     assert "--head-size is an option of clipo, which --method leaves out" in ignored
     idle = message_of("--kl-kind", "k2", out=tmp_path / "a", capsys=capsys)
     assert "--kl-kind does nothing without --kl-weight" in idle
-    train_toy.prepare_out(tmp_path / "b", {"script": "train_toy.py", "toy": {}, "training": {"steps": 5}}, resume=False)
+    prepare_out(tmp_path / "b", {"script": "train_toy.py", "toy": {}, "training": {"steps": 5}}, resume=False)
     assert "choose another --out" in message_of("--resume", out=tmp_path / "b", capsys=capsys)

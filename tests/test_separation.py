@@ -1,4 +1,4 @@
-"""lessons/experiments/separation.py: the AUC, what constructed states give, the axes of the map, the whole script."""
+"""lessons/experiments/separation*.py: the AUC, what constructed states give, the axes of the map, the whole script."""
 
 import json
 import random
@@ -10,18 +10,25 @@ import pytest
 import torch
 
 from minclipo.checkpoint import save_model
+from minclipo.checkpoint.files import write_json
 from minclipo.contrastive import ContrastiveHead
-from minclipo.files import write_json
+from minclipo.runs.loop import Run
 from minclipo.toy import TASK, ToyConfig, toy_model, toy_tokenizer
 from minclipo.trainer import Trainer
 
 EXPERIMENTS = Path(__file__).parent.parent / "lessons" / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 import separation  # noqa: E402
+import separation_map  # noqa: E402
+import separation_states  # noqa: E402
 import textbooks  # noqa: E402
-from separation import OURS, PAPERS, States, auc, cosines, mean_auc, principal_axes, signal  # noqa: E402
+from run import train_config  # noqa: E402
+from separation_auc import auc, loss_of, mean_auc  # noqa: E402
+from separation_map import principal_axes, snapshots  # noqa: E402
+from separation_signal import cosines, signal  # noqa: E402
+from separation_states import OURS, PAPERS, States  # noqa: E402
 
-TINY = dict(prompts_per_step=2, group_size=4)  # a training step of a moment
+TINY = dict(prompts_per_step=2, group_size=4)  # a training step that takes a moment
 
 
 def slow_auc(values: list[float], positive: list[bool]) -> float:
@@ -66,7 +73,7 @@ def test_separated_states_have_auc_1_and_mirrored_ones_0(level):
     """Catches: clean and hallucinated mixed up, wrong rollouts compared, a group without both kinds counted."""
     states, head = constructed(), ContrastiveHead(6, 6, "none")
     options = dict(center=False, seed=0, loss="soft_nn", temperature=0.5, level=level)
-    found = separation.loss_of(states, head, **options)
+    found = loss_of(states, head, **options)
     assert mean_auc(found.loss, states, found.anchors) == (1.0, 2)
     mirrored = replace(states, faithful=~states.faithful)  # right and wrong stay as they are
     assert mean_auc(found.loss, mirrored, found.anchors) == (0.0, 2)
@@ -76,7 +83,7 @@ def test_separated_states_have_auc_1_and_mirrored_ones_0(level):
 
 
 def test_the_signal_of_constructed_states():
-    """A floor of -1e-3 swallows every reward, a floor far down none. Catches: shares of the wrong rows."""
+    """A floor of -1e-3 swallows every reward, a very low floor none. Catches: shares of the wrong rows."""
     states, heads = constructed(), [ContrastiveHead(6, 6, "none")]
     ours = replace(OURS, contrastive_center=False)
     free = signal(states, replace(ours, contrastive_floor=-100.0), heads, 0)
@@ -117,27 +124,28 @@ def out(tmp_path, monkeypatch):
     save_model(toy_model(ToyConfig(), 0), toy_tokenizer(), folder / "model")
     settings = {"toy": asdict(textbooks.TEXTBOOKS["toy"].config), "operations": [4, 4]}
     write_json(folder / "result.json", {"settings": settings})
-    mapped = {name: replace(v, training=v.training | TINY) for name, v in separation.MAPPED.items()}
-    monkeypatch.setattr(separation, "MAPPED", mapped)
+    mapped = {name: replace(v, training=v.training | TINY) for name, v in separation_map.MAPPED.items()}
+    monkeypatch.setattr(separation_map, "MAPPED", mapped)
     return tmp_path
 
 
 def judge_by_length(monkeypatch) -> None:
     """An untrained model is never right. With this check half of its rollouts are, and half of these are faithful."""
-    monkeypatch.setattr(separation, "is_faithful", lambda problem, text: len(text) % 4 == 0)
-    task = replace(TASK, check_outcome=lambda problem, text, finished: len(text) % 2 == 0)
-    monkeypatch.setattr(separation, "TASK", task)
+    outcome, steps = (lambda problem, text, finished: len(text) % 2 == 0), lambda problem, text: [len(text) % 4 == 0]
+    task = replace(TASK, check_outcome=outcome, check_steps=steps)
+    monkeypatch.setattr(separation_states, "TASK", task)
+    monkeypatch.setattr(separation_map, "TASK", task)
 
 
 def test_looking_does_not_disturb_training(out, monkeypatch):
     """Catches: snapshots drawn with the trainer's generator, or out of its problems."""
     judge_by_length(monkeypatch)  # so that there is something to learn
-    variant = separation.MAPPED["clipo"]
-    states = separation.snapshots(variant, 0, out, [0, 1, 2], prompts=2)
+    variant = separation_map.MAPPED["clipo"]
+    states = snapshots(variant, 0, out, [0, 1, 2], prompts=2)
     assert list(states) == [0, 1, 2] and len(states[2].correct) == 2 * OURS.group_size
     assert not states[0].pooled.equal(states[2].pooled)
-    model, config = toy_model(ToyConfig(), 0), separation.train_config(replace(variant, steps=2), 0)
-    Trainer(model, toy_tokenizer(), separation.TASK, config, out / "plain").run()
+    model, config = toy_model(ToyConfig(), 0), train_config(replace(variant, steps=2), 0)
+    Run(Trainer(model, toy_tokenizer(), separation_map.TASK, config), out / "plain").train()
     files = [folder / "model" / "model.safetensors" for folder in (out / "plain", out / "separation/seed0/CLIPO")]
     assert files[0].read_bytes() == files[1].read_bytes()
 

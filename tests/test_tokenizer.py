@@ -7,9 +7,9 @@ import pytest
 from conftest import FIXTURES
 from tokenizers import Tokenizer as FastTokenizer
 
-from minclipo.chat_template import ChatTemplate
-from minclipo.checkpoint import read_json, write_json
-from minclipo.tokenizer import load_tokenizer
+from minclipo.checkpoint import load_tokenizer
+from minclipo.checkpoint.chat_template import ChatTemplate
+from minclipo.checkpoint.files import read_json, write_json
 from minclipo.toy import toy_tokenizer
 
 PARITY = FIXTURES / "parity"
@@ -116,7 +116,7 @@ def test_the_template_of_an_earlier_model_does_not_stay(tmp_path):
     write_json(tmp_path / "config.json", {})
     load_tokenizer(PARITY / "smollm2_like_bf16").save(tmp_path)
     toy_tokenizer().save(tmp_path)
-    assert not load_tokenizer(tmp_path).has_chat_template
+    assert load_tokenizer(tmp_path).chat_template is None
 
 
 def test_without_a_template_chat_says_so():
@@ -134,7 +134,7 @@ def test_named_templates_without_a_default_are_no_template(tmp_path):
     """Catches: a template for tools used for everything."""
     copy_of("mistral_no_window", tmp_path)
     update(tmp_path / "tokenizer_config.json", chat_template=[{"name": "tool_use", "template": "x"}])
-    assert not load_tokenizer(tmp_path).has_chat_template
+    assert load_tokenizer(tmp_path).chat_template is None
 
 
 @pytest.mark.parametrize("template", [3, ["x"], [{"name": "default"}], [{"name": "default", "template": 3}], {"a": 1}])

@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file
 
 import minclipo.trainer as trainer_module
-from minclipo.checkpoint import load_model
-from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_loss
-from minclipo.evaluation import evaluate
+from minclipo.checkpoint import load_model, load_tokenizer
+from minclipo.config import TrainConfig
+from minclipo.contrastive import center_by_group, contrastive_loss
 from minclipo.grpo import PolicyLoss, group_advantages
-from minclipo.logprobs import completion_logprobs
-from minclipo.metrics import faithfulness_metrics, rollout_metrics
+from minclipo.logprobs import rows_logprobs
+from minclipo.runs.loop import Run, step_tensors
+from minclipo.runs.measure import evaluate, faithfulness, rollout_metrics
 from minclipo.sampler import sample
 from minclipo.tasks import Task
 from minclipo.tasks.chain import check_outcome, random_problem
-from minclipo.tokenizer import load_tokenizer
 from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_tokenizer
-from minclipo.trainer import TrainConfig, Trainer, contrastive_step
+from minclipo.trainer import Step, Trainer
 
 TINY = dict(steps=3, prompts_per_step=6, group_size=8, learning_rate=3e-3)
 METHODS = {"grpo": {}, "clipo": dict(contrastive_weight=0.5), "oracle": dict(process_penalty=0.5)}
@@ -47,8 +47,8 @@ def lenient(problem, completion, finished) -> bool:
 EASY = Task(draw, lenient, lambda problem, completion: [True, len(completion) % 3 > 0])
 
 
-def make(start, tmp_path, task=EASY, **changes) -> Trainer:
-    return Trainer(copy.deepcopy(start), toy_tokenizer(), task, TrainConfig(**TINY | changes), tmp_path)
+def make(start, task=EASY, **changes) -> Trainer:
+    return Trainer(copy.deepcopy(start), toy_tokenizer(), task, TrainConfig(**TINY | changes))
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
@@ -57,7 +57,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["grpo", "clipo"])
 @pytest.mark.parametrize("step_check", ["absent", "a lie"])
-def test_the_step_check_never_reaches_training(start, tmp_path, method, step_check):
+def test_the_step_check_never_reaches_training(start, method, step_check):
     """Rewards, advantages, batches and weights are bit-equal with the step check, without it, and with a lie in its place.
 
     Catches: any path from the process labels into GRPO's or CLIPO's training data.
@@ -65,11 +65,10 @@ def test_the_step_check_never_reaches_training(start, tmp_path, method, step_che
     other = Task(draw, lenient, None if step_check == "absent" else lambda problem, completion: [False])
     runs = []
     for task in (EASY, other):
-        trainer = make(start, tmp_path, task, **METHODS[method])
+        trainer = make(start, task, **METHODS[method])
         batches = []
         for _ in range(3):
-            trainer.step()
-            batches.append({name: tensor.clone() for name, tensor in trainer.batch.items()})
+            batches.append(step_tensors(trainer.step(), trainer.tokenizer))
         runs.append((batches, weights(trainer)))
     (batches, first), (other_batches, second) = runs
     for batch, other_batch in zip(batches, other_batches):
@@ -78,72 +77,70 @@ def test_the_step_check_never_reaches_training(start, tmp_path, method, step_che
     assert torch.equal(first, second)
 
 
-def test_the_oracle_does_see_the_steps(start, tmp_path):
+def test_the_oracle_does_see_the_steps(start):
     """The counterpart of the test above: it could not fail if nothing ever reached training."""
-    first = make(start, tmp_path, **METHODS["oracle"])
-    second = make(start, tmp_path, Task(draw, lenient, lambda problem, completion: [True]), **METHODS["oracle"])
-    first.step(), second.step()
-    assert not torch.equal(first.batch["rewards"], second.batch["rewards"])
+    first = make(start, **METHODS["oracle"])
+    second = make(start, Task(draw, lenient, lambda problem, completion: [True]), **METHODS["oracle"])
+    assert not torch.equal(first.step().rewards, second.step().rewards)
     assert not torch.equal(weights(first), weights(second))
 
 
-def test_the_oracle_without_a_step_check_is_refused(start, tmp_path):
-    with pytest.raises(ValueError, match="process_penalty needs a task with a step check"):
-        make(start, tmp_path, OUTCOME_ONLY, process_penalty=0.5)
+def test_the_oracle_without_a_step_check_is_refused(start):
+    with pytest.raises(AssertionError, match="process_penalty needs a task with a step check"):
+        make(start, OUTCOME_ONLY, process_penalty=0.5)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_all_methods_get_the_same_problems(start, tmp_path, method):
+def test_all_methods_get_the_same_problems(start, method):
     """Problems go by their number alone. Catches: a step that repeats the problems of the one before."""
-    trainer = make(start, tmp_path, **METHODS[method])
+    trainer = make(start, **METHODS[method])
     for first in (0, 6):
         wanted = [draw("training 0", index).prompt for index in range(first, first + 6)]
-        trainer.step()
-        prompts = [trainer.batch[f"prompt_{b}"].tolist() for b in range(6)]
-        assert prompts == toy_tokenizer().encode_batch(wanted)
+        step = trainer.step()
+        assert step.rollouts.prompts == toy_tokenizer().encode_batch(wanted)
+        assert [problem.prompt for problem in step.problems] == wanted
 
 
-def test_the_policy_stands_still_while_the_head_warms_up(start, tmp_path):
+def test_the_policy_stands_still_while_the_head_warms_up(start):
     """Catches: warm-up counted from 1 or 0 wrongly, a policy update inside it, a head that does not learn in it."""
-    trainer = make(start, tmp_path, contrastive_weight=0.5, head_warmup_steps=2)
+    trainer = make(start, contrastive_weight=0.5, head_warmup_steps=2)
     before, head = weights(trainer), trainer.head.projection[0].weight.detach().clone()
     for _ in range(2):
-        metrics = trainer.step()
-        assert torch.equal(weights(trainer), before) and "policy_loss" not in metrics
+        assert "policy_loss" not in trainer.step().metrics
+        assert torch.equal(weights(trainer), before)
     assert not torch.equal(trainer.head.projection[0].weight, head)
     trainer.step()
     assert not torch.equal(weights(trainer), before)
 
 
-def test_a_frozen_head_stands_still(start, tmp_path):
-    trainer = make(start, tmp_path, contrastive_weight=0.5, head_learning_rate=0.0)
+def test_a_frozen_head_stands_still(start):
+    trainer = make(start, contrastive_weight=0.5, head_learning_rate=0.0)
     head = trainer.head.projection[0].weight.detach().clone()
     trainer.step()
     assert torch.equal(trainer.head.projection[0].weight, head)
 
 
-def test_the_contrastive_loss_leaves_the_policy_alone(start, tmp_path):
+def test_the_contrastive_loss_leaves_the_policy_alone(start):
     """No gradient reaches the policy except through the reward. Catches: pooled states with a graph."""
-    trainer = make(start, tmp_path, contrastive_weight=0.5)
+    trainer = make(start, contrastive_weight=0.5)
     rollouts = trainer.sample([random_problem(random.Random(0)) for _ in range(6)])
     trainer.contrast(rollouts, torch.arange(48) % 2 == 0)
     assert all(p.grad is None for p in trainer.model.parameters())
 
 
-def test_without_an_anchor_the_head_stands_still():
+def test_without_an_anchor_the_head_stands_still(start):
     """All rollouts correct at group level. Catches: a step on a zero gradient, where weight decay still shrinks the head."""
-    head = ContrastiveHead(4, 3)
-    before = head.projection[0].weight.detach().clone()
-    optimizer = torch.optim.AdamW(head.parameters(), lr=0.1, weight_decay=0.1)
-    right, group = torch.ones(6, dtype=torch.bool), torch.zeros(6, dtype=torch.long)
-    reward, loss = contrastive_step(head, optimizer, torch.randn(6, 4), right, group, weight=0.5)
-    assert torch.equal(head.projection[0].weight, before) and (reward == 0).all() and loss == 0
+    trainer = make(start, contrastive_weight=0.5, contrastive_level="group", head_weight_decay=0.1)
+    before = trainer.head.projection[0].weight.detach().clone()
+    rollouts = trainer.sample([random_problem(random.Random(0)) for _ in range(6)])
+    reward, loss = trainer.contrast(rollouts, torch.ones(48, dtype=torch.bool))
+    assert torch.equal(trainer.head.projection[0].weight, before) and (reward == 0).all() and loss == 0
 
 
 @pytest.mark.parametrize("center", [True, False])
-def test_centring_is_done_when_it_is_asked_for(start, tmp_path, center):
+def test_centring_is_done_when_it_is_asked_for(start, center):
     """Catches: an option that is declared and never used, like the official `debias`."""
-    trainer = make(start, tmp_path, contrastive_weight=0.1, contrastive_center=center)
+    trainer = make(start, contrastive_weight=0.1, contrastive_center=center)
     rollouts = trainer.sample([random_problem(random.Random(0)) for _ in range(6)])
     correct = torch.arange(48) % 3 > 0
     pooled = center_by_group(rollouts.pooled, rollouts.group) if center else rollouts.pooled
@@ -153,53 +150,45 @@ def test_centring_is_done_when_it_is_asked_for(start, tmp_path, center):
     torch.testing.assert_close(loss, wanted.mean)
 
 
-def test_each_rollout_is_judged_by_its_own_problem(start, tmp_path):
+def test_each_rollout_is_judged_by_its_own_problem(start):
     """Catches: problems and rows paired in the wrong order, which turns the reward into noise."""
     seen = []
     watch = lambda problem, *_: seen.append(problem) or True
-    trainer = make(start, tmp_path, Task(draw, watch, lambda *row: [watch(*row)]))
+    trainer = make(start, Task(draw, watch, lambda *row: [watch(*row)]))
     problems = [random_problem(random.Random(i)) for i in range(6)]
     rollouts = trainer.sample(problems)
     wanted = [problems[b] for b in rollouts.group.tolist()]
-    trainer.verify(problems, rollouts, [""] * 48)
-    trainer.check_steps(problems, [""] * 48)
+    trainer.verify(problems, rollouts)
+    trainer.task.steps(problems, [""] * 48, [True] * 48)
     assert seen == wanted + wanted and len(set(wanted)) == 6
 
 
-def test_rewards_are_outcome_plus_contrast(start, tmp_path, monkeypatch):
+def test_rewards_are_outcome_plus_contrast(start, monkeypatch):
     """The update gets exactly the group advantage of the summed reward. Catches: contrast added after the advantage."""
     seen = {}
-    original = trainer_module.contrastive_step
-
-    def watched(*args, **kwargs):
-        seen["correct"] = args[3]
-        seen["contrastive"], loss = original(*args, **kwargs)
-        return seen["contrastive"], loss
-
-    monkeypatch.setattr(trainer_module, "contrastive_step", watched)
     monkeypatch.setattr(
         Trainer, "update_policy", lambda self, rollouts, advantages: seen.update(advantages=advantages) or {}
     )
-    make(start, tmp_path, contrastive_weight=0.5).step()
-    assert seen["contrastive"].min() < 0 and seen["correct"].any()
-    wanted = group_advantages(seen["correct"].float() + seen["contrastive"], 8)
-    assert torch.equal(seen["advantages"], wanted)
+    step = make(start, contrastive_weight=0.5).step()
+    assert step.contrastive_rewards.min() < 0 and step.correct.any()
+    assert torch.equal(step.rewards, step.correct.float() + step.contrastive_rewards)
+    assert torch.equal(seen["advantages"], group_advantages(step.rewards, 8))
 
 
-def test_the_first_mini_batch_is_on_policy(start, tmp_path, monkeypatch):
+def test_the_first_mini_batch_is_on_policy(start, monkeypatch):
     """Sampled log-probs and recomputed ones agree: ratio 1, kl 0. Catches: another temperature, dropped or shifted tokens."""
     seen = []
     original = trainer_module.policy_loss
     monkeypatch.setattr(trainer_module, "policy_loss", lambda *a, **k: seen.append(a) or original(*a, **k))
-    trainer = make(start, tmp_path, temperature=0.7)
+    trainer = make(start, temperature=0.7)
     trainer.step()
     logprobs, old, _, mask = seen[0]
     torch.testing.assert_close(logprobs[mask], old[mask], atol=1e-5, rtol=1e-5)
 
 
-def test_dr_grpos_constant_is_the_length_that_a_completion_may_have(start, tmp_path, monkeypatch):
+def test_dr_grpos_constant_is_the_length_that_a_completion_may_have(start, monkeypatch):
     """Catches: the longest completion of the batch in its place, which brings the length bias back."""
-    trainer = make(start, tmp_path, aggregation="constant")
+    trainer = make(start, aggregation="constant")
     rollouts, seen = trainer.sample([draw("training 0", i) for i in range(6)]), []
     rollouts.mask[:, 5:] = False
     for name in ("mask", "completions", "logprobs"):
@@ -210,14 +199,14 @@ def test_dr_grpos_constant_is_the_length_that_a_completion_may_have(start, tmp_p
     assert seen == [16]
 
 
-def test_every_rollout_is_used_once_a_step(start, tmp_path, monkeypatch):
+def test_every_rollout_is_used_once_a_step(start, monkeypatch):
     """Catches: mini-batches that overlap or leave the remainder out (48 rows in 5 parts)."""
     used = []
     original = Trainer.update_on
     monkeypatch.setattr(
         Trainer, "update_on", lambda self, r, a, rows: used.extend(rows.tolist()) or original(self, r, a, rows)
     )
-    make(start, tmp_path, mini_batches=5).step()
+    make(start, num_mini_batches=5).step()
     assert sorted(used) == list(range(48))
 
 
@@ -226,8 +215,7 @@ def test_training_raises_the_reward(start, tmp_path):
 
     Over five seeds the accuracy rose by 0.28 to 0.42: 0.15 is far from chance.
     """
-    trainer = make(start, tmp_path, steps=20, prompts_per_step=16)
-    history = trainer.run()
+    history = Run(make(start, steps=20, prompts_per_step=16), tmp_path).train()
     first, last = (sum(m["accuracy"] for m in part) / 3 for part in (history[:3], history[-3:]))
     assert last > first + 0.15
 
@@ -236,13 +224,13 @@ def test_a_kl_penalty_holds_the_policy_back(start, tmp_path):
     """Catches: the penalty subtracted, or taken against the moving policy (then it is 0)."""
     distances = {}
     for weight in (1e-6, 1.0):
-        trainer = make(start, tmp_path, steps=8, kl_weight=weight)
-        distances[weight] = trainer.run()[-1]["kl_reference"]
+        run = Run(make(start, steps=8, kl_weight=weight), tmp_path / str(weight))
+        distances[weight] = run.train()[-1]["kl_reference"]
     assert 0 < distances[1.0] < 0.5 * distances[1e-6]
 
 
-def test_the_same_seed_gives_the_same_run_and_another_does_not(start, tmp_path):
-    runs = [make(start, tmp_path, seed=seed, contrastive_weight=0.3, contrastive_loss="infonce") for seed in (1, 1, 2)]
+def test_the_same_seed_gives_the_same_run_and_another_does_not(start):
+    runs = [make(start, seed=seed, contrastive_weight=0.3, contrastive_loss="infonce") for seed in (1, 1, 2)]
     for trainer in runs:
         trainer.step()
     assert torch.equal(weights(runs[0]), weights(runs[1]))
@@ -251,11 +239,14 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(start, tmp_path):
 
 def test_metrics_of_a_batch_made_by_hand():
     """4 groups of 2: both right, one right, both wrong, both right; the contrastive reward differs in the last only."""
-    rollouts = sample_of_eight()
     correct = torch.tensor([1, 1, 1, 0, 0, 0, 1, 1]).bool()
     contrastive = torch.tensor([-0.1, -0.1, 0.0, 0, 0, 0, -0.2, -0.4])
-    got = rollout_metrics(rollouts, correct, correct.float() + contrastive, contrastive)
-    assert got["outcome_signal"] == 0.25 and got["contrastive_signal"] == 0.25
+    step = Step(1, rollouts=sample_of_eight(), correct=correct, contrastive_rewards=contrastive)
+    step.rewards = correct.float() + contrastive
+    assert "contrastive_penalty" not in rollout_metrics(step)
+    step.metrics["contrastive_loss"] = 2.0
+    got = rollout_metrics(step)
+    assert got["informative_prompts"] == 0.25 and got["contrastive_signal"] == 0.25
     assert got["accuracy"] == pytest.approx(5 / 8)
     assert got["contrastive_penalty"] == pytest.approx(0.8 / 5)
     assert got["reward"] == pytest.approx((5 - 0.8) / 8)
@@ -263,10 +254,9 @@ def test_metrics_of_a_batch_made_by_hand():
 
 def test_steps_are_counted_in_right_answers():
     """Catches: wrong answers in the hallucination rate, or in the number of steps that it rests on."""
-    correct, faithful = torch.tensor([True, True, False, True]), torch.tensor([True, False, False, True])
-    got = faithfulness_metrics(correct, faithful, torch.tensor([3, 1, 9, 2]))
+    got = faithfulness([[True, True, True], [False], None, [True, True]])
     assert got["hallucination_rate"] == pytest.approx(1 / 3) and got["steps_checked"] == 2
-    assert got["faithful_accuracy"] == 0.5
+    assert got["faithful_accuracy"] == 0.5 and got["faithful"] == 2
 
 
 def sample_of_eight():
@@ -278,12 +268,12 @@ def sample_of_eight():
 
 def test_run_writes_metrics_and_a_model_that_loads(start, tmp_path):
     """Catches: a saved model that is not the trained one."""
-    trainer = make(start, tmp_path, contrastive_weight=0.3)
-    history = trainer.run()
+    trainer = make(start, contrastive_weight=0.3)
+    history = Run(trainer, tmp_path).train()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == history and [line["step"] for line in lines] == [1, 2, 3]
     wanted = {
-        "reward", "accuracy", "outcome_signal", "contrastive_signal", "hallucination_rate", "contrastive_penalty", "kl",
+        "reward", "accuracy", "informative_prompts", "contrastive_signal", "hallucination_rate", "contrastive_penalty", "kl",
         "clip_fraction", "gradient_norm", "entropy", "completion_length", "seconds",
     }  # fmt: skip
     assert wanted <= lines[0].keys()
@@ -294,7 +284,7 @@ def test_run_writes_metrics_and_a_model_that_loads(start, tmp_path):
 
 def test_a_nan_loss_stops_the_run_and_saves_the_evidence(start, tmp_path, monkeypatch):
     """Catches: weights spoilt by the NaN, a last good model overwritten, an error that does not say where to look."""
-    trainer = make(start, tmp_path, steps=9, save_every=1, mini_batches=1)
+    trainer = make(start, steps=9, save_every=1, num_mini_batches=1)
     original, calls = trainer_module.policy_loss, []
 
     def spoilt(*args, **kwargs):
@@ -309,7 +299,7 @@ def test_a_nan_loss_stops_the_run_and_saves_the_evidence(start, tmp_path, monkey
 
     monkeypatch.setattr(trainer_module, "policy_loss", spoilt)
     with pytest.raises(FloatingPointError) as error:
-        trainer.run()
+        Run(trainer, tmp_path).train()
     message = str(error.value)
     assert "step 3" in message and "failed_batch.safetensors" in message and "after step 2" in message
     batch = load_file(tmp_path / "failed_batch.safetensors")
@@ -332,9 +322,9 @@ def test_weights_that_cannot_compute_never_replace_good_ones(start, tmp_path, mo
         return {}
 
     monkeypatch.setattr(Trainer, "update_policy", spoil)
-    trainer = make(start, tmp_path, steps=9, save_every=1)
+    trainer = make(start, steps=9, save_every=1)
     with pytest.raises(FloatingPointError, match="step 1: the updated model's logits .* after step 0 are in"):
-        trainer.run()
+        Run(trainer, tmp_path).train()
     model, tokenizer = load_model(tmp_path / "model"), load_tokenizer(tmp_path / "model")
     assert evaluate(model, tokenizer, TASK, problems=20, max_new_tokens=16, seed=0)["problems"] == 20
 
@@ -365,7 +355,7 @@ def test_evaluate_counts(start):
         (dict(seed=2**70), "seed must be at most"),
         (dict(head_warmup_steps=3), "head_warmup_steps is 3, but contrastive_weight 0 has no head"),
         (dict(head_warmup_steps=60, contrastive_weight=0.1), "head_warmup_steps 60 leaves the policy none of 60 steps"),
-        (dict(dual_clip=0.5), "dual_clip must be above 1, or 0 for none; found 0.5"),
+        (dict(dual_clip=0.5), "dual_clip must be above 1, or 0 for off; found 0.5"),
         (dict(aggregation="mean"), "aggregation must be one of token_mean.*'mean'"),
         (dict(contrastive_level="prompt"), "contrastive_level must be one of"),
     ],
@@ -375,30 +365,29 @@ def test_bad_settings_are_named(changes, names):
         TrainConfig(**changes)
 
 
-def test_no_logprob_is_computed_twice_when_nothing_asks_for_it(start, tmp_path, monkeypatch):
-    """One forward with gradient a mini-batch and no other: pooled states and old log-probs come from sampling."""
+def test_no_logprob_is_computed_twice_when_nothing_asks_for_it(start, monkeypatch):
+    """One forward with gradient per mini-batch and no other: pooled states and old log-probs come from sampling."""
     calls = []
-    monkeypatch.setattr(
-        trainer_module, "completion_logprobs", lambda *a, **k: calls.append(1) or completion_logprobs(*a, **k)
-    )
-    make(start, tmp_path, contrastive_weight=0.3, mini_batches=2).step()
+    monkeypatch.setattr(trainer_module, "rows_logprobs", lambda *a, **k: calls.append(1) or rows_logprobs(*a, **k))
+    make(start, contrastive_weight=0.3, num_mini_batches=2).step()
     assert len(calls) == 2
 
 
 def test_a_contrastive_loss_that_is_not_finite_stops_the_run(start, tmp_path):
     """Catches: NaN rewards, and a head spoilt for good by one bad batch."""
-    trainer = make(start, tmp_path, contrastive_weight=0.3)
+    trainer = make(start, contrastive_weight=0.3)
     with torch.no_grad():
         trainer.head.projection[0].weight[0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="step 1: the contrastive head.*not finite.*failed_batch"):
-        trainer.run()
+        Run(trainer, tmp_path).train()
 
 
 # For every option: a value other than its default, the function it must reach, and under which name.
 DESTINATIONS = [
     ("temperature", 0.7, "sample", "temperature"),
-    ("temperature", 0.7, "completion_logprobs", "temperature"),
+    ("temperature", 0.7, "rows_logprobs", "temperature"),
     ("max_new_tokens", 13, "sample", 3),
+    ("sampling_rows", 16, "sample", "sampling_rows"),
     ("group_size", 4, "sample", 2),
     ("group_size", 4, "group_advantages", 1),
     ("advantage_scale", "none", "group_advantages", "scale"),
@@ -410,26 +399,25 @@ DESTINATIONS = [
     ("max_new_tokens", 13, "token_weights", 2),
     ("micro_batch_tokens", 77, "micro_batches", 2),
     ("kl_kind", "k2", "kl_penalty", 2),
-    ("contrastive_weight", 0.37, "contrastive_step", "weight"),
-    ("contrastive_loss", "supcon_in", "contrastive_step", "loss"),
-    ("contrastive_level", "batch", "contrastive_step", "level"),
-    ("contrastive_temperature", 0.21, "contrastive_step", "temperature"),
-    ("contrastive_similarity", "l2", "contrastive_step", "similarity"),
-    ("contrastive_anchors", "all", "contrastive_step", "anchors"),
-    ("contrastive_floor", -0.4, "contrastive_step", "floor"),
-    ("contrastive_constant", 0.05, "contrastive_step", "constant"),
+    ("contrastive_weight", 0.37, "contrastive_reward", "weight"),
+    ("contrastive_loss", "supcon_in", "contrastive_loss", "loss"),
+    ("contrastive_level", "batch", "contrastive_loss", "level"),
+    ("contrastive_temperature", 0.21, "contrastive_loss", "temperature"),
+    ("contrastive_similarity", "l2", "contrastive_loss", "similarity"),
+    ("contrastive_anchors", "all", "contrastive_loss", "anchors"),
+    ("contrastive_floor", -0.4, "contrastive_reward", "floor"),
     ("head_size", 7, "ContrastiveHead", 1),
     ("head_kind", "mlp", "ContrastiveHead", 2),
 ]
 
 
 @pytest.mark.parametrize("name, value, function, place", DESTINATIONS)
-def test_options_arrive_where_they_act(start, tmp_path, monkeypatch, name, value, function, place):
+def test_options_arrive_where_they_act(start, monkeypatch, name, value, function, place):
     """Catches: an option that is declared and read by nobody, or that arrives under another's name."""
     calls, original = [], getattr(trainer_module, function)
     monkeypatch.setattr(trainer_module, function, lambda *a, **k: calls.append((a, k)) or original(*a, **k))
     settings = {"contrastive_weight": 0.1, "kl_weight": 0.01} | {name: value}
-    make(start, tmp_path, **settings).step()
+    make(start, **settings).step()
     assert calls
     for positional, named in calls:
         assert (named[place] if isinstance(place, str) else positional[place]) == value
@@ -444,15 +432,15 @@ def test_options_arrive_where_they_act(start, tmp_path, monkeypatch, name, value
         ("head_weight_decay", 0.54, True, "weight_decay"),
     ],
 )
-def test_optimizer_options_arrive(start, tmp_path, name, value, of_head, field):
-    trainer = make(start, tmp_path, **{"contrastive_weight": 0.1, name: value})
-    optimizer = trainer.head_optimizer if of_head else trainer.optimizer.adamw
+def test_optimizer_options_arrive(start, name, value, of_head, field):
+    trainer = make(start, **{"contrastive_weight": 0.1, name: value})
+    optimizer = trainer.head_optimizer if of_head else trainer.optimizer
     assert optimizer.param_groups[0][field] == value
 
 
-def test_the_gradient_is_clipped_to_its_norm(start, tmp_path, monkeypatch):
+def test_the_gradient_is_clipped_to_its_norm(start, monkeypatch):
     """Catches: clipping after the step, or another norm. What the optimizer sees is at most max_grad_norm long."""
-    trainer, seen = make(start, tmp_path, max_grad_norm=0.01), []
+    trainer, seen = make(start, max_grad_norm=0.01), []
     original = trainer.optimizer.step
 
     def watched():
@@ -460,15 +448,15 @@ def test_the_gradient_is_clipped_to_its_norm(start, tmp_path, monkeypatch):
         return original()
 
     monkeypatch.setattr(trainer.optimizer, "step", watched)
-    metrics = trainer.step()
+    metrics = trainer.step().metrics
     assert len(seen) == 2 and max(seen) <= 0.01 * 1.001 < metrics["gradient_norm"]
 
 
-def test_the_oracle_takes_off_what_it_is_told(start, tmp_path):
+def test_the_oracle_takes_off_what_it_is_told(start):
     """Outcome 1, minus 0.3 where the step check objects. Catches: the penalty on wrong answers too, or its sign."""
     task = Task(draw, lambda problem, *_: problem.start % 2 == 0, lambda problem, _: [problem.start % 3 == 0])
-    trainer = make(start, tmp_path, task, process_penalty=0.3)
-    trainer.step()
+    trainer = make(start, task, process_penalty=0.3)
+    step = trainer.step()
     problems = [draw("training 0", index) for index in range(6)]
     wanted = [float(p.start % 2 == 0) * (1.0 if p.start % 3 == 0 else 0.7) for p in problems for _ in range(8)]
-    torch.testing.assert_close(trainer.batch["rewards"], torch.tensor(wanted))
+    torch.testing.assert_close(step.rewards, torch.tensor(wanted))

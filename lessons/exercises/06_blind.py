@@ -19,7 +19,7 @@ def oracle_rewards(correct: Tensor, step_is_right: Tensor, step_exists: Tensor, 
     raise NotImplementedError("Count the steps that exist and are wrong. Mind 0 / 0.")
 
 
-def outcome_signal(rewards: Tensor, group_size: int) -> Tensor:
+def informative_prompts(rewards: Tensor, group_size: int) -> Tensor:
     """The share of groups whose rewards are not all equal: a number (0-d float tensor) from rewards [N].
 
     The group_size rollouts of a prompt stand side by side. Equal means equal: sixteen rewards of 0.9 are.
@@ -57,13 +57,13 @@ def check_oracle_rewards(oracle_rewards):
     )
 
 
-def check_outcome_signal(outcome_signal):
+def check_informative_prompts(informative_prompts):
     rewards = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
-    expect(outcome_signal(rewards, 3), 0.0, "all right, all wrong")
-    expect(outcome_signal(rewards, 2), 1 / 3, "the same rewards in groups of 2")
-    expect(outcome_signal(torch.tensor([1.0, 0.0, 1.0, 0.0]), 2), 1.0, "every group has both")
-    expect(outcome_signal(torch.tensor([0.5, 1.0, 0.5, 0.5]), 2), 0.5, "no wrong answer, but different rewards")
-    expect(outcome_signal(torch.full((48,), 0.9), 16), 0.0, "sixteen equal rewards of 0.9 a group")
+    expect(informative_prompts(rewards, 3), 0.0, "all right, all wrong")
+    expect(informative_prompts(rewards, 2), 1 / 3, "the same rewards in groups of 2")
+    expect(informative_prompts(torch.tensor([1.0, 0.0, 1.0, 0.0]), 2), 1.0, "every group has both")
+    expect(informative_prompts(torch.tensor([0.5, 1.0, 0.5, 0.5]), 2), 0.5, "no wrong answer, but different rewards")
+    expect(informative_prompts(torch.full((48,), 0.9), 16), 0.0, "sixteen equal rewards of 0.9 a group")
 
 
 def check_mean_advantages(mean_advantages):

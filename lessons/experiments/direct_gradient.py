@@ -1,14 +1,15 @@
 """The other way to use the contrastive loss: as a loss. Its gradient flows through the hidden states into the policy.
 
-CLIPO's loss only prices rollouts: the policy learns from which tokens it drew. Here the loss bends the hidden states
-themselves, as contrastive learning usually does, and the rewards stay the outcome's.
+CLIPO's loss only prices rollouts: the policy learns from the tokens that it drew. Here the loss bends the hidden states
+themselves, as is usual in contrastive learning, and the rewards are those of the outcome check.
 """
 
 import torch
 from torch import Tensor
 
 from minclipo.contrastive import center_by_group, contrastive_loss
-from minclipo.logprobs import completion_hidden, mean_pool
+from minclipo.logprobs import completion_hidden
+from minclipo.model import upcast
 from minclipo.sampler import Rollouts
 from minclipo.trainer import Trainer
 
@@ -17,20 +18,43 @@ class DirectContrast(Trainer):
     """Trainer whose contrastive_weight weighs the mean contrastive loss of each mini-batch in the policy's own loss."""
 
     def contrast(self, rollouts: Rollouts, correct: Tensor) -> tuple[Tensor, Tensor]:
-        """Updates the head as ever, but no rollout is paid."""
+        """Updates the head as usual, but pays no rollout."""
         if self.config.micro_batch_tokens:
             raise ValueError("micro_batch_tokens must be 0: rollouts in different micro-batches are never compared")
-        self.correct = correct
         reward, loss = super().contrast(rollouts, correct)
         return torch.zeros_like(reward), loss
 
-    def loss_of(self, rollouts, advantages, weights, rows) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(
+        self, rollouts: Rollouts, advantages: Tensor, weights: Tensor, rows: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().loss_of(rollouts, advantages, weights, rows)
-        config = self.config
-        prompts = [rollouts.prompts[i // rollouts.group_size] for i in rows.tolist()]
-        mask, group = rollouts.mask[rows], rollouts.group[rows]
+        return loss + self.config.contrastive_weight * self.contrast_of(rollouts, rows), metrics
+
+    def contrast_of(self, rollouts: Rollouts, rows: Tensor) -> Tensor:
+        """Mean contrastive loss of these rows among themselves, with gradient."""
+        config, group, mask = self.config, rollouts.group[rows], rollouts.mask[rows]  # [rows], [rows, T]
+        place: dict[int, int] = {}  # prompt -> its place among the prompts of these rows
+        owner = [place.setdefault(prompt, len(place)) for prompt in group.tolist()]
+        owner = torch.tensor(owner, device=mask.device)  # [rows]
+        prompts = [rollouts.prompts[prompt] for prompt in place]
         # These states predict the tokens, where sampling pools the states after them: one place earlier.
-        pooled = mean_pool(completion_hidden(self.model, prompts, rollouts.completions[rows], mask), mask)  # [rows, D]
+        hidden = completion_hidden(self.model, prompts, rollouts.completions[rows], mask, owner)  # [rows, T, D]
+        pooled = mean_pool(hidden, mask)  # [rows, D]
         embeddings = self.head(center_by_group(pooled, group) if config.contrastive_center else pooled)  # [rows, E]
-        found = contrastive_loss(embeddings, self.correct[rows], group, **self.contrastive_options())
-        return loss + config.contrastive_weight * found.mean, metrics
+        found = contrastive_loss(
+            embeddings,
+            self.last.correct[rows],
+            group,
+            loss=config.contrastive_loss,
+            level=config.contrastive_level,
+            temperature=config.contrastive_temperature,
+            similarity=config.contrastive_similarity,
+            anchors=config.contrastive_anchors,
+            generator=self.generator,
+        )
+        return found.mean
+
+
+def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean hidden state over the masked tokens, [N, D] in float32 at least, from hidden [N, T, D] and mask [N, T]."""
+    return (upcast(hidden) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)

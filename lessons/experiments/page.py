@@ -2,8 +2,8 @@
 
     python lessons/experiments/page.py --out runs/experiments
 
-What stands in the page between <!-- table: NAME --> and <!-- end --> becomes lessons/results/NAME/table.md, so that
-page and results cannot differ. Without --out nothing is copied, and the page is filled with what is there.
+Whatever the page has between <!-- table: NAME --> and <!-- end --> is replaced by lessons/results/NAME/table.md, so page
+and results cannot differ. Without --out nothing is copied, and the page is filled with what is there.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
-from minclipo.files import write_text
+from minclipo.checkpoint.files import write_text
 
 LESSONS = Path(__file__).parent.parent
 BLOCK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -30,7 +30,7 @@ def copy(out: Path, results: Path) -> None:
 
 
 def filled(page: str, results: Path) -> str:
-    """The page with every table as it is in `results`. Raises FileNotFoundError naming a table that is not there."""
+    """The page with every table as it is in `results`. Raises FileNotFoundError naming a table that is missing."""
 
     def block(found: re.Match) -> str:
         path = results / found[1] / "table.md"

@@ -7,10 +7,10 @@ import matplotlib.pyplot as plt
 from tables import Found
 from textbooks import TEXTBOOKS
 
-from minclipo.intervals import Interval, mean_interval
-from minclipo.plots import STYLES
+from minclipo.runs.intervals import Interval, mean_interval
+from minclipo.runs.plots import STYLES
 
-COLORS = {  # the first that a variant's name contains
+COLORS = {  # by what a variant's name contains; the first that fits
     "after pretraining": "#999999",
     "oracle": STYLES["oracle"]["color"],
     "CLIPO + prompt contrast": "#56B4E9",
@@ -46,7 +46,7 @@ def tidy(axis) -> None:
 
 
 def dots(found: Found, path: Path) -> None:
-    """A row a variant: hallucination rate and accuracy with their intervals."""
+    """One row per variant: hallucination rate and accuracy with their intervals."""
     found = [(variant, list(by_seed.values())) for variant, by_seed in found if by_seed]
     figure, axes = plt.subplots(
         1, 2, figsize=(9.5, 0.9 + 0.24 * len(found)), sharey=True, width_ratios=(3, 2), layout="constrained"
@@ -64,8 +64,8 @@ def dots(found: Found, path: Path) -> None:
 
 
 def lines(found: Found, path: Path, label: str, place: Callable[[str], float]) -> None:
-    """Hallucination rate and accuracy against a property of the textbook: a line a method, the mean, and thin points,
-    one a seed."""
+    """Hallucination rate and accuracy against a property of the textbook: one line per method, the mean, and small
+    points, one per seed."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, measure in zip(axes, ("hallucination_rate", "accuracy")):
         for shift, name in enumerate(dict.fromkeys(variant.name for variant, _ in found)):
@@ -85,7 +85,7 @@ def lines(found: Found, path: Path, label: str, place: Callable[[str], float]) -
 
 
 def frontier(found: Found, path: Path) -> None:
-    """Made-up steps against the shared false step: what helps is left, what does no harm is low."""
+    """Made-up steps against the shared false step: methods that help are on the left, harmless ones at the bottom."""
     by_place = {(variant.textbook, variant.name): list(by_seed.values()) for variant, by_seed in found if by_seed}
     names = [name for book, name in by_place if book == "toy" and ("shared70", name) in by_place]
     figure, axis = plt.subplots(figsize=(8.5, 6), layout="constrained")
@@ -93,11 +93,11 @@ def frontier(found: Found, path: Path) -> None:
         x, y = (over_seeds(by_place[book, name], "hallucination_rate") for book in ("toy", "shared70"))
         for interval, vertical in ((x, False), (y, True)):
             error_bar(axis, x.mean, y.mean, interval, vertical=vertical, color=color_of(name), faint=True)
-        above = (5, 5) if number % 2 else (5, -11)  # neighbours' numbers apart
+        above = (5, 5) if number % 2 else (5, -11)  # keeps neighbours' numbers apart
         axis.annotate(str(number), (x.mean, y.mean), xytext=above, textcoords="offset points", fontsize=9)
         axis.plot([], [], "o", color=color_of(name), label=f"{number}  {name}")
     axis.set(
-        xlabel="hallucination rate, made-up operands (15% a step)",
+        xlabel="hallucination rate, made-up operands (15% per step)",
         ylabel="hallucination rate, the same false step in 70% of the solutions",
         xlim=(-0.02, 1.02),
         ylim=(-0.02, 1.02),
@@ -166,6 +166,6 @@ def draw(name: str, found: Found, folder: Path) -> None:
         lines(found, picture, "share of solutions with the same false quote", share)
     if name == "made_up":
         probability = lambda book: TEXTBOOKS[book].config.hallucinate
-        lines(found, picture, "probability of a made-up operand, a step", probability)
+        lines(found, picture, "probability of a made-up operand, per step", probability)
     if name == "generalisation":
         tests(found, picture)

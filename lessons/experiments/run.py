@@ -15,23 +15,26 @@ from pathlib import Path
 
 import torch
 from direct_gradient import DirectContrast
+from finished import finished
 from pictures import draw
 from tables import write_tables
 from textbooks import TEXTBOOKS, Textbook, start
 from variants import EXPERIMENTS, Variant, beginning
 
+from minclipo.checkpoint.files import read_json, write_json
 from minclipo.config import TrainConfig
-from minclipo.evaluation import evaluate
-from minclipo.files import read_json, write_json
 from minclipo.model import GPT
+from minclipo.runs.loop import Run
+from minclipo.runs.measure import evaluate
+from minclipo.runs.recipes import TOY
 from minclipo.tasks import Task
-from minclipo.tasks.chain import is_faithful, is_total_first
-from minclipo.toy import TOY, toy_tokenizer
+from minclipo.tasks.chain import check_steps, is_total_first
+from minclipo.toy import toy_tokenizer
 from minclipo.trainer import Trainer
 
 WINDOW = 20  # training steps at the beginning and at the end whose metrics are averaged
 SIGNALS = (
-    "outcome_signal",
+    "informative_prompts",
     "contrastive_signal",
     "contrastive_penalty",
     "prompt_contrast",
@@ -41,7 +44,7 @@ SIGNALS = (
 
 
 def train_config(variant: Variant, seed: int) -> TrainConfig:
-    """The toy's settings, those of the variant, and no copies on the way: a run takes seconds."""
+    """The toy's settings, then the variant's own, and no copies on the way: a run takes seconds."""
     common = dict(steps=variant.steps, save_every=variant.steps, keep_states=0, seed=seed)
     room = dict(max_new_tokens=TEXTBOOKS[variant.textbook].max_new_tokens)
     return TrainConfig(**TOY | common | room | variant.training)
@@ -53,9 +56,7 @@ def run(variant: Variant, seed: int, out: Path) -> None:
     config = train_config(variant, seed) if variant.steps else None
     training = asdict(config) if config else None
     settings = {"training": training, "toy": asdict(textbook.config), "direct": variant.direct}
-    if (folder / "result.json").is_file():
-        if read_json(folder / "result.json").get("settings") != settings:
-            raise ValueError(f"{folder} was made with other settings: move it away, or choose another --out")
+    if finished(folder / "result.json", settings) is not None:
         return
     print(f"\nseed {seed}, {variant.textbook}: {variant.name}")
     model, began = start(variant.textbook, seed, out), time.perf_counter()
@@ -68,9 +69,9 @@ def run(variant: Variant, seed: int, out: Path) -> None:
 
 
 def train(model: GPT, variant: Variant, config: TrainConfig, textbook: Textbook, folder: Path) -> dict:
-    """Train the model in place; the metrics that say what the contrast had to work with, at first and at last."""
-    trainer = (DirectContrast if variant.direct else Trainer)(model, toy_tokenizer(), textbook.training, config, folder)
-    history = trainer.run(variant.name)
+    """Train the model in place; the metrics that say what the contrast had to work with, at the start and at the end."""
+    trainer = (DirectContrast if variant.direct else Trainer)(model, toy_tokenizer(), textbook.training, config)
+    history = Run(trainer, folder, variant.name).train()
     return {"first": means(history[:WINDOW]), "last": means(history[-WINDOW:])}
 
 
@@ -98,11 +99,11 @@ def measure(model: GPT, textbook: Textbook, seed: int) -> dict:
 def diversity(found: dict) -> dict[str, float]:
     """What 16 completions of each problem have in common. found: from `evaluate`."""
     right = [(problem, text) for problem, text, correct in found["examples"] if correct]
-    faithful = [(problem, text) for problem, text in right if is_faithful(problem, text)]
+    faithful = [(problem, text) for problem, text in right if all(check_steps(problem, text))]
     return {
         "pass@16": found["pass_at"][16],
-        "distinct right solutions a problem": len(set(right)) / found["problems"],
-        "distinct faithful solutions a problem": len(set(faithful)) / found["problems"],
+        "distinct right solutions per problem": len(set(right)) / found["problems"],
+        "distinct faithful solutions per problem": len(set(faithful)) / found["problems"],
         "share of total-first among the right": sum(is_total_first(text) for _, text in right) / max(1, len(right)),
     }
 

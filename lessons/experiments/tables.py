@@ -1,19 +1,66 @@
-"""Results as a Markdown table and as JSON: means over seeds, 95% intervals, paired differences."""
+"""Results as Markdown tables and as JSON: means over seeds, 95% intervals, paired differences."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from textbooks import TEXTBOOKS
 from variants import Variant
 
-from minclipo.files import write_json, write_text
-from minclipo.intervals import Interval, mean_interval, paired_interval
+from minclipo.checkpoint.files import write_json, write_text
+from minclipo.runs.intervals import Interval, mean_interval, student
 
 MEASURES = ("accuracy", "hallucination_rate", "faithful_accuracy")
 Found = list[tuple[Variant, dict[int, dict]]]  # each variant with its result by seed
 
 
+# ---- what all experiments use ----
+
+
+def table(corner: str, columns: Iterable[str], rows: list[list[str]]) -> str:
+    """A Markdown table. corner: the heading of the rows' first cells; columns: the headings of the others."""
+    columns = list(columns)
+    lines = [f"| {corner}".rstrip() + f" | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def values_at(found: Iterable[dict], *keys: str) -> list:
+    """The value at the end of these keys, one per result."""
+    values = list(found)
+    for key in keys:
+        values = [value[key] for value in values]
+    return values
+
+
+def share(values: list[float]) -> str:
+    """A mean with its interval, or the one value there is."""
+    return cell(mean_interval(values)) if len(values) > 1 else f"{values[0]:.3f}"
+
+
+def cell(interval: Interval) -> str:
+    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def write_results(results, text: str, folder: Path) -> None:
+    """Write results.json and table.md to folder, and show the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "results.json", results)
+    write_text(folder / "table.md", text)
+    print(text)
+
+
+# ---- the tables of run.py ----
+
+
+def paired_interval(values: list[float], others: list[float]) -> Interval:
+    """Student's t interval of the mean of values[i] - others[i]: what two methods share, seed by seed, cancels."""
+    if len(values) != len(others):
+        raise ValueError(f"values and others must pair up, found {len(values)} and {len(others)}")
+    mean, half = student([value - other for value, other in zip(values, others)])
+    return Interval(mean, mean - half, mean + half)
+
+
 def summary(found: Found) -> list[dict]:
-    """One dict a variant that has been run: its name, seeds, values by measure, and differences to its partner."""
+    """One dict per variant that has been run: its name, seeds, values by measure, and differences from its partner."""
     rows = []
     by_place = {(variant.textbook, variant.steps, variant.name): by_seed for variant, by_seed in found}
     for variant, by_seed in found:
@@ -37,15 +84,6 @@ def summary(found: Found) -> list[dict]:
     return rows
 
 
-def cell(interval: Interval) -> str:
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def share(values: list[float]) -> str:
-    """A mean with its interval, or the one value there is."""
-    return cell(mean_interval(values)) if len(values) > 1 else f"{values[0]:.3f}"
-
-
 def points(difference: dict | None) -> str:
     """A difference of two shares in percentage points, with its interval."""
     if difference is None:
@@ -54,49 +92,44 @@ def points(difference: dict | None) -> str:
 
 
 def markdown(rows: list[dict]) -> str:
-    """One table a textbook."""
-    lines = []
-    for textbook in dict.fromkeys(row["textbook"] for row in rows):
-        mine = [row for row in rows if row["textbook"] == textbook]
-        if len({row["textbook"] for row in rows}) > 1:
+    """One table per textbook."""
+    columns = [name.replace("_", " ") for name in MEASURES]
+    columns += ["halluc. − partner's, points", "accuracy − partner's, points", "seeds"]
+    lines, textbooks = [], dict.fromkeys(row["textbook"] for row in rows)
+    for textbook in textbooks:
+        if len(textbooks) > 1:
             lines += [f"**{textbook}**: {describe(textbook)}", ""]
-        lines += [
-            "| | accuracy | hallucination rate | faithful accuracy | halluc. − partner's, points | accuracy − "
-            "partner's, points | seeds |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for row in mine:
-            difference = row.get("difference", {})
-            values = [share(row["values"][name]) for name in MEASURES]
-            differences = [points(difference.get(name)) for name in ("hallucination_rate", "accuracy")]
-            lines.append(f"| {' | '.join([row['name'], *values, *differences, str(len(row['seeds']))])} |")
-        lines.append("")
+        lines += [table("", columns, [line(row) for row in rows if row["textbook"] == textbook]), ""]
     return "\n".join(lines)
+
+
+def line(row: dict) -> list[str]:
+    """The cells of one variant."""
+    difference = row.get("difference", {})
+    values = [share(row["values"][name]) for name in MEASURES]
+    differences = [points(difference.get(name)) for name in ("hallucination_rate", "accuracy")]
+    return [row["name"], *values, *differences, str(len(row["seeds"]))]
 
 
 def describe(textbook: str) -> str:
     config = TEXTBOOKS[textbook].config
-    words = [f"made-up operand {config.hallucinate:.0%} a step", f"slip {config.slip:.0%} a step"]
+    words = [f"made-up operand {config.hallucinate:.0%} per step", f"slip {config.slip:.0%} per step"]
     words += [f"the same false quote in {config.shared_step:.0%} of the solutions"] * (config.shared_step > 0)
     words += [f"total first in {config.total_first:.0%} of the solutions"] * (config.total_first > 0)
     return ", ".join(words) + f"; {config.pretrain_steps} steps of pretraining"
 
 
-def nested(rows: list[dict], key: str) -> str:
-    """What the rows' `tests` or `diversity` say, a column a test."""
+def nested(rows: list[dict], key: str, form: Callable[[list], str]) -> str:
+    """What the rows' `tests` or `diversity` say, one column per name in there; form writes the values of all seeds."""
     mine = [row for row in rows if key in row]
-    if not mine:
-        return ""
-    names = list(mine[0][key][0])
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for row in mine:
-        if key == "tests":
-            both = ("accuracy", "hallucination_rate")
-            cells = [", ".join(share([run[name][what] for run in row[key]]) for what in both) for name in names]
-        else:
-            cells = [f"{sum(run[name] for run in row[key]) / len(row[key]):.3f}" for name in names]
-        lines.append(f"| {' | '.join([row['name'], *cells])} |")
-    return "\n".join(lines) + "\n"
+    names = list(mine[0][key][0]) if mine else []
+    cells = [[row["name"], *(form(values_at(row[key], name)) for name in names)] for row in mine]
+    return table("", names, cells) + "\n" if mine else ""
+
+
+def tested(found: list[dict]) -> str:
+    """What one test says, for all seeds."""
+    return ", ".join(share(values_at(found, name)) for name in ("accuracy", "hallucination_rate"))
 
 
 def time_table(rows: list[dict]) -> str:
@@ -109,11 +142,9 @@ def time_table(rows: list[dict]) -> str:
 
 
 def write_tables(found: Found, folder: Path) -> None:
+    """Write results.json and table.md of what has been found to folder."""
     rows = summary(found)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "results.json", rows)
-    tests = nested(rows, "tests")
-    parts = [markdown(rows), tests and "accuracy, hallucination rate:\n\n" + tests, nested(rows, "diversity")]
-    text = "\n".join(part for part in [*parts, time_table(rows)] if part)
-    write_text(folder / "table.md", text)
-    print(text)
+    tests = nested(rows, "tests", tested)
+    diversity = nested(rows, "diversity", lambda values: f"{sum(values) / len(values):.3f}")
+    parts = [markdown(rows), tests and "accuracy, hallucination rate:\n\n" + tests, diversity, time_table(rows)]
+    write_results(rows, "\n".join(part for part in parts if part), folder)

@@ -1,19 +1,22 @@
-"""The textbooks that the experiments start from, and the models that have read them."""
+"""The textbooks that the experiments start from, the models that have read them, and problems to look at them with."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import count, islice
 from pathlib import Path
 
+from finished import finished
+
 from minclipo.checkpoint import load_model, save_model
-from minclipo.files import read_json, write_json
+from minclipo.checkpoint.files import write_json
 from minclipo.model import GPT
 from minclipo.tasks import Task
-from minclipo.tasks.chain import OPERANDS
+from minclipo.tasks.chain import OPERANDS, ChainProblem
 from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_task, toy_tokenizer
 
-SHORT = (
-    1000  # pretraining steps, half of the toy's, where there are many textbooks; too few for some seeds, it turned out
-)
+# Pretraining steps where there are many textbooks, half of the toy's. It turned out to be too few for some seeds.
+SHORT = 1000
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,10 @@ TEXTBOOKS = {
 
 
 def start(name: str, seed: int, out: Path) -> GPT:
-    """The model that has read that textbook, from out/starts; it reads it now if it has not yet."""
+    """The model that has read that textbook, from out/starts; if it is not there yet, it reads the textbook now."""
     textbook, folder, tokenizer = TEXTBOOKS[name], out / "starts" / name / f"seed{seed}", toy_tokenizer()
     settings = {"toy": asdict(textbook.config), "operations": list(textbook.operations)}
-    if (folder / "result.json").is_file():
-        if read_json(folder / "result.json").get("settings") != settings:
-            raise ValueError(f"{folder} was made with other settings: move it away, or choose another --out")
-    else:
+    if finished(folder / "result.json", settings) is None:
         print(f"\nseed {seed}: reading the textbook {name!r}, {textbook.config.pretrain_steps} steps", flush=True)
         began = time.perf_counter()
         model = pretrained_toy(textbook.config, tokenizer, seed, textbook.operations)
@@ -82,3 +82,11 @@ def start(name: str, seed: int, out: Path) -> GPT:
         seconds = time.perf_counter() - began
         write_json(folder / "result.json", {"seconds": seconds, "settings": settings})
     return load_model(folder / "model")
+
+
+def fresh_problems(
+    stream: str, number: int, wanted: Callable[[ChainProblem], bool] = lambda problem: True
+) -> list[ChainProblem]:
+    """The toy's first problems that are wanted, from a stream that neither training nor evaluation draws from."""
+    drawn = (TASK.draw(stream, index) for index in count())
+    return list(islice(filter(wanted, drawn), number))

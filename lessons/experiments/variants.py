@@ -1,26 +1,25 @@
-"""What is trained in each experiment: a list of variants, each of them a few settings beside the toy's own."""
+"""What is trained in each experiment: a list of variants, each of them a few settings besides the toy's own."""
 
 from dataclasses import dataclass, field
 
-from minclipo.algorithms import ALGORITHMS, NAMES
 from minclipo.contrastive import LOSSES
-from minclipo.toy import METHODS, TOY
+from minclipo.runs.recipes import ALGORITHMS, METHODS, NAMES, TOY
 
-CLIPO, ORACLE = METHODS["clipo"], METHODS["oracle"]
+CLIPO, CLIPO_PAPER, ORACLE = METHODS["clipo"], METHODS["clipo_paper"], METHODS["oracle"]
 NO_STD = dict(advantage_scale="none")
-BRIEF = 60  # training steps wherever there are many variants; the comparison of the algorithms has the toy's own number
+BRIEF = 60  # training steps where there are many variants; the comparison of the algorithms takes as many as the toy
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a table. Runs that two experiments share are made once: textbook, steps and name tell them apart."""
+    """One row of a table. Runs that two experiments share are made once: textbook, steps and name identify them."""
 
     name: str
     training: dict = field(default_factory=dict)  # options of TrainConfig
     textbook: str = "toy"
     steps: int = BRIEF  # 0: the model as pretraining left it
     direct: bool = False  # the contrastive loss as a gradient instead of a reward
-    against: str = "GRPO"  # name of the variant that the paired differences are taken to
+    against: str = "GRPO"  # name of the variant that its paired differences are taken from
 
     @property
     def folder(self) -> str:
@@ -30,7 +29,7 @@ class Variant:
 
 
 def algorithms() -> list[Variant]:
-    """Every algorithm with and without the contrastive reward, and what an oracle gets out of GRPO."""
+    """Every algorithm with and without the contrastive reward, and what an oracle makes of GRPO."""
     variants = []
     for name, label in NAMES.items():
         settings = dict(steps=TOY["steps"], against=label)
@@ -40,7 +39,7 @@ def algorithms() -> list[Variant]:
 
 
 def gspo_clip() -> list[Variant]:
-    """GSPO with a hundred times its paper's clip range; thought of when GSPO's first runs had been seen."""
+    """GSPO with a hundred times its paper's clip range; an idea from after GSPO's first runs."""
     wide = ALGORITHMS["gspo"] | dict(clip_low=0.03, clip_high=0.04)
     settings = dict(steps=TOY["steps"], against="GSPO, wide clip")
     return [Variant("GSPO, wide clip", wide, **settings), Variant("GSPO, wide clip + CLIPO", wide | CLIPO, **settings)]
@@ -84,7 +83,6 @@ def ingredients() -> list[Variant]:
 
 
 GROUP = dict(contrastive_level="group")
-PAPER = METHODS["clipo_paper"]
 FRONTIER = {
     "GRPO": {},
     "GRPO, no std": NO_STD,
@@ -95,7 +93,7 @@ FRONTIER = {
     "CLIPO, std + 0.1": CLIPO | dict(advantage_epsilon=0.1),
     "CLIPO, group level, weight 0.5": CLIPO | GROUP | dict(contrastive_weight=0.5),
     "CLIPO, group level, weight 2, floor -2": CLIPO | GROUP | dict(contrastive_weight=2.0, contrastive_floor=-2.0),
-    "CLIPO, paper's setting, no warm-up": PAPER,
+    "CLIPO, paper's setting, no warm-up": CLIPO_PAPER,
     "prompt contrast": dict(prompt_contrast_weight=0.2),
     "prompt contrast, no std": dict(prompt_contrast_weight=0.2) | NO_STD,
     "CLIPO + prompt contrast": dict(contrastive_weight=0.05, prompt_contrast_weight=0.5),
@@ -112,7 +110,7 @@ def frontier() -> list[Variant]:
 
 
 def prompt_contrast() -> list[Variant]:
-    """The rows of the frontier that our own extension is to be compared with, for more seeds."""
+    """The rows of the frontier that our own extension is compared with, for more seeds."""
     names = ("GRPO", "GRPO, no std", "CLIPO", "oracle")
     return [variant for variant in frontier() if variant.name in names or "prompt contrast" in variant.name]
 

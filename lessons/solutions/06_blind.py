@@ -10,7 +10,7 @@ def oracle_rewards(correct: Tensor, step_is_right: Tensor, step_exists: Tensor, 
     return correct * (1 - penalty * share).clamp(min=0)
 
 
-def outcome_signal(rewards: Tensor, group_size: int) -> Tensor:
+def informative_prompts(rewards: Tensor, group_size: int) -> Tensor:
     grouped = rewards.view(-1, group_size)  # [B, G]
     return (grouped.amax(1) > grouped.amin(1)).float().mean()
 

@@ -65,7 +65,9 @@ def config_from_json(config: dict) -> GPTConfig:
     hidden_size = _integer(config, "hidden_size")
     head_dim = _integer(config, "head_dim") if _given(config, "head_dim") else family.head_dim
     if head_dim is None and hidden_size % num_heads:
-        raise ValueError(f"num_attention_heads {num_heads} does not divide hidden_size {hidden_size}: give head_dim")
+        raise ValueError(
+            f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}: give head_dim"
+        )
     if (head_dim or hidden_size // num_heads) % 2:
         raise ValueError(f"head_dim must be even, found {head_dim or hidden_size // num_heads}")
     rope_theta, rope_scaling = _rope(config)

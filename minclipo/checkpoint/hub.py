@@ -55,6 +55,6 @@ def _download(hub_id: str, patterns: list[str], instead: str, **options) -> Path
     except Exception as error:  # no network, no such model, no permission, disk full: each has its own class there
         at = f" at revision {options['revision']}" if options.get("revision") else ""
         raise FileNotFoundError(
-            f"{hub_id} does not exist locally, and downloading it{at} from the Hugging Face hub failed: "
+            f"{hub_id} is no local path, and downloading it{at} from the Hugging Face hub failed: "
             f"{type(error).__name__}: {error}. Give {instead} instead"
         ) from error

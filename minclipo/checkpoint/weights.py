@@ -58,7 +58,10 @@ class Checkpoint:
         they stay: there is never a second copy of the model.
         """
         config, path = self.config, self.directory / "config.json"
-        weights_path = _weights_path(model_directory(self.source))
+        directory = model_directory(self.source)
+        if directory != self.directory:
+            raise ValueError(f"{self.source} has changed on the hub since {self.directory} was downloaded: start again")
+        weights_path = _weights_path(directory)
         stored = _stored_tensors(weights_path)
         model = _empty_model(config, len(stored), path)
         _check_tensors(stored, model, weights_path)

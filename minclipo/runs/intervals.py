@@ -8,7 +8,7 @@ T_QUANTILES = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-Z = 1.960  # the same of the normal distribution
+Z = 1.960  # the same quantile of the normal distribution
 
 
 @dataclass
@@ -30,20 +30,12 @@ def share_interval(count: int, trials: int) -> Interval:
 
 def mean_interval(values: list[float]) -> Interval:
     """Student's t interval of the mean of at least two values, cut to [0, 1]: the values are shares."""
-    mean, half = _student(values)
+    mean, half = student(values)
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 
-def paired_interval(values: list[float], others: list[float]) -> Interval:
-    """Student's t interval of the mean of values[i] - others[i]: what two methods share, seed by seed, cancels."""
-    if len(values) != len(others):
-        raise ValueError(f"values and others must pair up, found {len(values)} and {len(others)}")
-    mean, half = _student([value - other for value, other in zip(values, others)])
-    return Interval(mean, mean - half, mean + half)
-
-
-def _student(values: list[float]) -> tuple[float, float]:
-    """(mean, half width of its interval)."""
+def student(values: list[float]) -> tuple[float, float]:
+    """(mean, half width of its 95% interval) of at least two values: Student's t."""
     n = len(values)
     if n < 2:
         raise ValueError(f"values must hold at least two numbers, found {n}")

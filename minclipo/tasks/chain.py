@@ -116,8 +116,3 @@ def check_steps(problem: ChainProblem, completion: str) -> list[bool]:
 def is_total_first(completion: str) -> bool:
     """Which of the two ways of writing steps this is: a total has no sign, an operand always has one."""
     return completion[:1].isdigit()
-
-
-def is_faithful(problem: ChainProblem, completion: str) -> bool:
-    """True if every step is right. An outcome-correct completion that is not faithful is called hallucinated."""
-    return all(check_steps(problem, completion))

@@ -3,15 +3,15 @@ r"""Do the sums add up that a worked solution writes down?
 check_equations finds equations between numbers, such as 48/2 = 24, and computes both sides exactly. It knows nothing of
 the problem: a solution may compute the wrong thing without a slip, or hide a slip by writing no sum down.
 Left out, not guessed: letters, powers, roots, numbers with units or words between them.
-This file imports nothing from the package, so that it can be used alone.
 """
 
 import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from minclipo.verifier import NumberReader, rational
+
 MAX_TOKENS = 100  # of one side of an equation
-MAX_DEPTH = 20  # brackets within brackets
 MAX_DIGITS = 30  # of a number
 
 ANNOTATION = re.compile(r"<<([^<>]*)>>")  # GSM8K's calculator: 48/2 = <<48/2=24>>24
@@ -20,6 +20,7 @@ SPELLINGS = {"−": "-", "–": "-", "×": "*", "·": "*", "÷": "/", r"\times":
 SPELLINGS |= dict.fromkeys([r"\(", r"\)", r"\[", r"\]", r"\$", "$", "€", "£"], " ") | {r"\%": "%"}
 TIMES = re.compile(r"(?<=[\d)%])\s*[xX]\s*(?=[\d(.])|(?<=%)\s+of\s+(?=[\d(.])", re.ASCII)  # 5 x 3, 20% of 50
 A_B_C = re.compile(r"/[\d.]+/")
+NOT_WRITTEN_OUT = re.compile(r"(?:^|\() ?\+|[\d.)] \(|\) [\d.]")  # 10 points + 14 = 24; 2 (3), a product or a remark
 TOKEN = re.compile(
     r"""(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?P<percent>\ ?%)?
     | (?P<stop>[-=]>|[→⇒?"“”`] | (?<!\d)[.,:;]|[.,:;](?!\d))  # but not the comma of 1,5 and the colon of 9:30
@@ -134,50 +135,20 @@ def compare(left: tuple[Token, ...] | None, right: tuple[Token, ...] | None) -> 
 
 
 def equal(left: tuple[Token, ...], right: tuple[Token, ...], percent: int) -> bool:
-    difference = abs(Calculator(left, percent).value() - Calculator(right, percent).value())
+    difference = abs(value(left, percent) - value(right, percent))
     decimals = len(right[-1].text.partition(".")[2])
     if difference == 0 or len(right) > 2 or not decimals:  # 2: a number and its sign
         return difference == 0
     return difference * (percent if right[-1].percent else 1) <= Fraction(1, 2 * 10**decimals)
 
 
-class Calculator:
-    """Computes a side by recursive descent. ValueError: this is no arithmetic."""
-
-    def __init__(self, tokens: tuple[Token, ...], percent: int):
-        self.tokens, self.percent = [*reversed(tokens)], percent  # the next token is the last one
-
-    def next(self, *texts: str) -> str:
-        """Takes the next token if it is one of these."""
-        return self.tokens.pop().text if self.tokens and self.tokens[-1].text in texts else ""
-
-    def value(self) -> Fraction:
-        total = self.sum(MAX_DEPTH)
-        if self.tokens:
-            raise ValueError("2 (3)")
-        return total
-
-    def sum(self, depth: int) -> Fraction:
-        total = self.product(depth)
-        while sign := self.next("+", "-"):
-            total += self.product(depth) if sign == "+" else -self.product(depth)
-        return total
-
-    def product(self, depth: int) -> Fraction:
-        value = self.atom(depth)
-        while sign := self.next("*", "/"):
-            value = value * self.atom(depth) if sign == "*" else value / self.atom(depth)
-        return value
-
-    def atom(self, depth: int) -> Fraction:
-        if self.next("-"):
-            return -self.atom(depth)
-        if self.next("("):
-            value = self.sum(depth - 1) if depth else None
-            if value is None or not self.next(")"):
-                raise ValueError("not closed, or nested too deeply")
-            return value
-        if not self.tokens or self.tokens[-1].kind != "number":
-            raise ValueError("no number")
-        token = self.tokens.pop()
-        return Fraction(token.text) / (self.percent if token.percent else 1)
+def value(tokens: tuple[Token, ...], percent: int) -> Fraction:
+    """The number that a side comes to, by the verifier's arithmetic. ValueError: this is no arithmetic."""
+    text = " ".join(f"({token.text}/{percent})" if token.percent else token.text for token in tokens)
+    if NOT_WRITTEN_OUT.search(text):
+        raise ValueError("a sum that begins before this side, or a number beside a parenthesis")
+    reader = NumberReader(text)
+    total = rational(reader.sum())
+    if reader.text[reader.position :].strip():
+        raise ValueError("something is left over")
+    return total

@@ -34,7 +34,7 @@ def read_problems(paths: list[Path], question_field: str, answer_field: str) -> 
                     raise ValueError(f"{place}: no field {field!r} with something in it; found: {found}")
             pairs.append((str(record[question_field]), str(record[answer_field])))
     if not pairs:
-        raise ValueError(f"{', '.join(map(str, paths))}: no problems in there")
+        raise ValueError(f"{', '.join(map(str, paths))} holds no problems")
     return pairs
 
 

@@ -15,10 +15,10 @@ import torch
 
 from minclipo.checkpoint import load_model
 from minclipo.config import TrainConfig
-from minclipo.runs import peak_memory_mib
+from minclipo.runs.machine import peak_memory_mib
 from minclipo.tasks import Task
 from minclipo.tasks.sums import SumProblem
-from minclipo.tokenizer import load_tokenizer
+from minclipo.checkpoint import load_tokenizer
 from minclipo.trainer import Trainer
 
 STAGES = ("sample", "update_policy")
@@ -59,7 +59,7 @@ def main() -> None:
         prompts_per_step=arguments.prompts,
         group_size=arguments.group_size,
         max_new_tokens=arguments.tokens,
-        mini_batches=1,
+        num_mini_batches=1,
         learning_rate=1e-5,
         micro_batch_tokens=arguments.micro_batch_tokens,
     )

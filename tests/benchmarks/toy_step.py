@@ -12,7 +12,7 @@ from collections import defaultdict
 import torch
 
 from minclipo.checkpoint import load_model
-from minclipo.tokenizer import load_tokenizer
+from minclipo.checkpoint import load_tokenizer
 from minclipo.toy import TASK
 from minclipo.trainer import TrainConfig, Trainer
 
