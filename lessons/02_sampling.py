@@ -11,9 +11,9 @@ import matplotlib.pyplot as plt
 import torch
 from common import show, tidy
 
-from minclipo.model import GPT, GPTConfig, KVCache, init_weights
+from minclipo.model import GPT, GPTConfig, init_weights
+from minclipo.sampler import KVCache, sample, sampling_logprobs
 from minclipo.toy import solution_loss
-from minclipo.sampler import sample, sampling_logprobs
 
 # %% [markdown]
 # ## From logits to one word
@@ -214,7 +214,7 @@ print("one place at a time, the same")
 # %% [markdown]
 # A key is turned to its position once and stays good, since only the distance counts (lesson 1). `KVCache` is this for
 # all layers and rows. The prompt goes through once (*prefill*), and not once a row but once for the whole group:
-# `select` copies its keys and values. After that a step computes one place a row.
+# `keep` copies its keys and values. After that a step computes one place a row.
 
 
 # %%
@@ -223,7 +223,7 @@ def write_cached(model, prompt, G, T, temperature, seed):
     generator = torch.Generator().manual_seed(seed)
     cache = KVCache(model.config, 1, len(prompt) + T)
     hidden, computed = model(torch.tensor([prompt]), cache)[:, -1], len(prompt)  # [1, D]
-    cache.select(torch.zeros(G, dtype=torch.long))  # row 0, G times
+    cache.keep(torch.zeros(G, dtype=torch.long))  # row 0, G times
     drawn = [draw(model.logits(hidden.expand(G, -1)), temperature, generator)]
     for _ in range(T - 1):
         hidden = model(drawn[-1][0][:, None], cache)[:, 0]  # [G, D], of the last word alone
@@ -307,5 +307,5 @@ print("they agree")
 #
 # **What to try next.** Give `sample` temperature 3 (and `score` in the assertion below it), then `top_k=2` as well (and
 # take the assertion out: `score` knows no cuts): most rows come back to the book, but not all. Where one word alone is
-# right, the second is a mistake. Then read `_grow` in `minclipo/sampler.py`: how do rows leave? Lesson 3 gives the
+# right, the second is a mistake. Then read `decode` in `minclipo/sampler.py`: how do rows leave? Lesson 3 gives the
 # model a task.

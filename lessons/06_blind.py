@@ -13,13 +13,15 @@ import json
 
 import matplotlib.pyplot as plt
 import torch
-from common import KINDS, LESSONS, METHODS, RUNS, pretrained, problems_of, show, show_training, tidy, train, verdicts
+from common import KINDS, LESSONS, METHODS, pretrained, problems_of, show, show_training, tidy, train, verdicts
 
+from minclipo.config import TrainConfig
 from minclipo.grpo import group_advantages, policy_loss
-from minclipo.logprobs import completion_logprobs
+from minclipo.logprobs import rows_logprobs
+from minclipo.runs.recipes import TOY
 from minclipo.sampler import sample
-from minclipo.toy import TASK, TOY, toy_tokenizer
-from minclipo.trainer import TrainConfig, Trainer
+from minclipo.toy import TASK, toy_tokenizer
+from minclipo.trainer import Trainer
 
 start, tokenizer, G = pretrained("careless"), toy_tokenizer(), 16
 
@@ -98,7 +100,7 @@ for name, reward in rewards.items():
 #
 # ## A training step
 #
-# Nearly everything in it is known by now. `completion_logprobs` gives the log-probs of given completions, [N, T], as
+# Nearly everything in it is known by now. `rows_logprobs` gives the log-probs of some of the rollouts, [rows, T], as
 # lesson 2's `score` did for one completion. Half of the rollouts, in random order, go into each of two optimizer steps;
 # at the second one the policy has moved, and lesson 5's ratio has something to do. A gradient longer than 1 is scaled
 # down to 1.
@@ -110,10 +112,9 @@ def grpo_step(model, optimizer, problems, generator):
     correct, _ = verdicts(problems, rollouts)  # 2. verify; the steps are not looked at
     advantages = group_advantages(correct.float(), G)  # 3. compare with the group, [N]
     for rows in torch.randperm(len(advantages), generator=generator).chunk(2):  # 4. update
-        prompts = [rollouts.prompts[i // G] for i in rows.tolist()]
-        completions, mask = rollouts.completions[rows], rollouts.mask[rows]  # [N / 2, T]
-        logprobs, _ = completion_logprobs(model, prompts, completions, mask)  # [N / 2, T], with gradient
-        loss = policy_loss(logprobs, rollouts.logprobs[rows], advantages[rows], mask).loss
+        logprobs, _ = rows_logprobs(model, rollouts, rows)  # [N / 2, T], T the longest of them; with gradient
+        old, mask = (x[rows, : logprobs.shape[1]] for x in (rollouts.logprobs, rollouts.mask))
+        loss = policy_loss(logprobs, old, advantages[rows], mask).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -130,7 +131,7 @@ def grpo_step(model, optimizer, problems, generator):
 ours, generator = copy.deepcopy(start), torch.Generator().manual_seed(0)
 # fused: the kind of AdamW that the Trainer uses. The default kind rounds differently.
 optimizer = torch.optim.AdamW(ours.parameters(), lr=TOY["learning_rate"], weight_decay=0.0, fused=True)
-trainer = Trainer(copy.deepcopy(start), tokenizer, TASK, TrainConfig(**TOY), RUNS / "06_two_steps")
+trainer = Trainer(copy.deepcopy(start), tokenizer, TASK, TrainConfig(**TOY))
 for first in (0, 32):
     grpo_step(ours, optimizer, problems_of("training 0", 64)[first : first + 32], generator)
     trainer.step()

@@ -11,10 +11,9 @@
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from common import KINDS, pretrained, problems_of, show, tidy, toy_tokenizer, verdicts
+from common import KINDS, mean_pool, pretrained, problems_of, show, tidy, toy_tokenizer, verdicts
 
 from minclipo.contrastive import center_by_group
-from minclipo.logprobs import mean_pool
 from minclipo.sampler import sample
 
 # %% [markdown]
@@ -217,7 +216,8 @@ report("log-prob of the rollout", rollouts.logprobs.sum(1))
 #
 # ## The same in minclipo
 #
-# `mean_pool` and `center_by_group` are what training calls; `rollouts.pooled` is what one forward pass gives.
+# `rollouts.pooled` holds the means that `sample` has added up on the way; one forward pass gives the same.
+# `center_by_group` is what training calls.
 
 # %%
 tokens = torch.cat([torch.tensor(prompts).repeat_interleave(16, 0), rollouts.completions], 1)  # [N, P + T]
@@ -243,5 +243,5 @@ print(f"guarded: {center_by_group(twice, torch.zeros(2)).tolist()}")
 #
 # **What to try next.** Compute one AUC over the right rollouts of all prompts together: about 0.8. Agreement, like a
 # reward in lesson 5, means something within a group only. Then take the state at eos, `hidden[:, 10]`, instead of the
-# mean: centred it does nearly as well. Read `_grow` in `minclipo/sampler.py`, which keeps the sum. Lesson 8 turns "it
+# mean: centred it does nearly as well. Read `decode` in `minclipo/sampler.py`, which keeps the sum. Lesson 8 turns "it
 # lies with its friends" into a loss.

@@ -15,15 +15,16 @@ import torch
 import torch.nn.functional as F
 from common import KINDS, LESSONS, pretrained, problems_of, show, show_training, tidy, train, training_steps, verdicts
 
-from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_loss, contrastive_reward
 from minclipo.checkpoint.files import read_json
+from minclipo.config import TrainConfig
+from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_loss, contrastive_reward
 from minclipo.grpo import group_advantages
 from minclipo.runs.intervals import mean_interval
 from minclipo.runs.plots import STYLES
+from minclipo.runs.recipes import METHODS as OPTIONS
+from minclipo.runs.recipes import PAPER_WARMUP
 from minclipo.sampler import sample
-from minclipo.toy import METHODS as OPTIONS
-from minclipo.toy import PAPER_WARMUP, toy_tokenizer
-from minclipo.trainer import TrainConfig, contrastive_step
+from minclipo.toy import toy_tokenizer
 
 # %% [markdown]
 # ## From a loss to a reward
@@ -176,16 +177,17 @@ for weight in (0.1, 0.001):
 #
 # ## The same in minclipo
 #
-# `contrastive_step` in `minclipo/trainer.py` has every loss and level. They agree:
+# `contrastive_loss` in `minclipo/contrastive.py` has every loss and level; `Trainer.contrast` in `minclipo/trainer.py`
+# makes rewards of it and trains the head. They agree:
 
 # %%
 theirs = ContrastiveHead(64, 32)
 theirs.projection[0].load_state_dict(head.state_dict())
-centred = center_by_group(pooled, group)
-options = dict(weight=0.1, loss="soft_nn", level="cross", temperature=0.5)
-found_c, found_loss = contrastive_step(theirs, None, centred, correct, group, **options)  # None: the head stays
+z = theirs(center_by_group(pooled, group))  # [N, E]
+found = contrastive_loss(z, correct, group, loss="soft_nn", level="cross", temperature=0.5)
 c, head_loss = contrastive_rewards(pooled, correct, group, head)
-assert torch.allclose(c, found_c, atol=1e-5) and torch.allclose(head_loss, found_loss, atol=1e-5)
+assert torch.allclose(c, contrastive_reward(found.loss, correct, weight=0.1), atol=1e-5)
+assert torch.allclose(head_loss, found.mean, atol=1e-5)
 print(f"they agree: a right rollout pays {-c[correct].mean():.3f} on average")
 
 # %% [markdown]
@@ -239,7 +241,8 @@ for method, options in (("baseline", {}), ("clipo", OPTIONS["clipo"]), ("clipo_p
 show_training(histories, "09_training", "Accuracy and hallucination rate of the training rollouts, one run each")
 for method in ("clipo", "clipo_paper"):
     last = histories[method][-20:]
-    mixed, differ = (sum(line[key] for line in last) / len(last) for key in ("informative_prompts", "contrastive_signal"))
+    watched = ("informative_prompts", "contrastive_signal")
+    mixed, differ = (sum(line[name] for line in last) / len(last) for name in watched)
     print(f"{method:11} last steps: {mixed:.0%} of the prompts have right and wrong ones, in {differ:.0%} c differs")
 
 # %% [markdown]

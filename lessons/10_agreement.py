@@ -12,12 +12,12 @@ import matplotlib.pyplot as plt
 import torch
 from common import KINDS, LESSONS, pretrained, problems_of, show, show_training, tidy, train, verdicts
 
-from minclipo.contrastive import center_by_group, contrastive_loss, contrastive_reward
 from minclipo.checkpoint.files import read_json
-from minclipo.runs.intervals import mean_interval
+from minclipo.contrastive import center_by_group, contrastive_loss, contrastive_reward
 from minclipo.extensions.prompt_contrast import logprobs_under, prompt_contrast
+from minclipo.runs.intervals import mean_interval
+from minclipo.runs.recipes import METHODS as OPTIONS
 from minclipo.sampler import sample
-from minclipo.toy import METHODS as OPTIONS
 from minclipo.toy import toy_tokenizer
 
 # %% [markdown]
@@ -141,8 +141,7 @@ show(figure, "10_states", "The same on the model's own states, a mark a prompt")
 # ## Prompt contrast: ask other prompts
 #
 # Other rollouts cannot unmask an error that they share. Other *prompts* can. How much likelier is each word $y_t$ of
-# rollout $i$ under its own prompt $x_i$ than under $K$ others $x_k$ of the batch? (`minclipo/prompt_contrast.py`; ours,
-# not the paper's. The same difference, called pointwise mutual information, was used against hallucinations in decoding
+# rollout $i$ under its own prompt $x_i$ than under $K$ others $x_k$ of the batch? (It is ours, not the paper's. The same difference, called pointwise mutual information, was used against hallucinations in decoding
 # by van der Poel et al. 2022, arXiv 2210.13210.)
 #
 # $$
@@ -277,4 +276,4 @@ for share in (10, 30, 50, 70, 90):
 #
 # **What to try next.** Train with `contrastive_weight=0.05, prompt_contrast_weight=0.5`: on five seeds CLIPO's harm was
 # gone. Try `prices(kinds_of(6, 5, 5))`, six faithful rollouts against two false steps: who earns most, though ten of
-# sixteen are false? Read `minclipo/prompt_contrast.py`. Lesson 11 will put other algorithms in GRPO's place.
+# sixteen are false? Read `minclipo/extensions/prompt_contrast.py`. Lesson 11 will put other algorithms in GRPO's place.

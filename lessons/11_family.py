@@ -15,10 +15,10 @@ import matplotlib.pyplot as plt
 import torch
 from common import LESSONS, METHODS, show, tidy
 
-from minclipo.runs.recipes import ALGORITHMS, NAMES
 from minclipo.extensions.dapo import informative_groups, overlong_penalty
 from minclipo.grpo import group_advantages, policy_loss, token_weights
 from minclipo.runs.intervals import mean_interval
+from minclipo.runs.recipes import ALGORITHMS, NAMES
 
 # %% [markdown]
 # ## GRPO, from rewards to one number
@@ -227,8 +227,8 @@ for loss in (dr_grpo, dapo, gspo, gmpo):
 # %% [markdown]
 # ## The same in minclipo
 #
-# `minclipo/grpo.py` has one `policy_loss` for all, `minclipo/algorithms.py` their settings. Ours agree with it in value
-# and gradient, with ratios far from 1 and with padding. Its plain `grpo` is what is mostly run today: DAPO's mean and
+# `minclipo/grpo.py` has one `policy_loss` for all, `minclipo/runs/recipes.py` their settings. Ours agree with it in
+# value and gradient, with ratios far from 1 and with padding. Its plain `grpo` is what is mostly run today: DAPO's mean and
 # a clip of 0.2.
 
 # %%
@@ -280,4 +280,4 @@ for name in NAMES.values():
 #
 # **What to try next.** In the cell with the noise, let GSPO's range end a hundred times as far from 1. Give `gmpo` a
 # bound of 3 and see which of the two rollouts notices (then the assertion further down fails: minclipo's bound is still
-# 0.4). Read `dynamic_sampling` in `minclipo/dapo.py`. Lesson 12 leaves the toy for real models.
+# 0.4). Read `dynamic_sampling` in `minclipo/extensions/dapo.py`. Lesson 12 leaves the toy for real models.

@@ -20,11 +20,10 @@ import torch.nn.functional as F
 from common import LESSONS, pretrained, problems_of, show, tidy, toy_tokenizer, verdicts
 from safetensors.torch import load_file
 
-from minclipo.checkpoint import load_model
+from minclipo.checkpoint import load_model, load_tokenizer
 from minclipo.logprobs import rollout_logprobs
 from minclipo.model import GPT
 from minclipo.sampler import sample
-from minclipo.checkpoint import load_tokenizer
 from minclipo.verifier import verify
 
 FOLDER = LESSONS.parent / "tests" / "fixtures" / "parity" / "llama3_rope_scaling"
@@ -273,12 +272,12 @@ print("they agree")
 #     --steps 3 --out runs/lesson12
 # ```
 #
-# For `--model` give a directory or a name on the Hugging Face hub. README, "Real checkpoints", says how, and how much
-# memory to expect. Look at step 0 first: is it as good as its publisher says, do its completions finish?
+# For `--model` give a directory or a name on the Hugging Face hub. `minclipo/checkpoint/README.md` says which models
+# there are, `minclipo/runs/README.md` how much memory to expect. Look at step 0 first: is it as good as its publisher says, do its completions finish?
 #
 # **Exercise.** `python lessons/exercises/12_checkpoints.py`: check a safetensors header, bring Meta's rows into halves,
 # find the final answer.
 #
 # **What to try next.** Set `strict=True` in `logits_with`: one of the five mistakes is noticed. Remove the two boxes
-# from `ways` and make 400 updates: the list takes their place. Then read `minclipo/checkpoint.py` and
+# from `ways` and make 400 updates: the list takes their place. Then read `minclipo/checkpoint/weights.py` and
 # `minclipo/verifier.py`. Lesson 13 hands you training programs with a silent bug each.

@@ -3,10 +3,10 @@
 A small head maps the pooled hidden state of each rollout to a unit vector. A supervised-contrastive loss asks of each
 correct rollout how close it is to the other correct ones (positives) and how far from the rest (negatives). The head
 learns to make that loss small; the rollout's own loss becomes a negative reward. No gradient of the loss ever reaches
-the policy: a rollout that got to the right answer in a different way from its siblings just earns less.
-Left out: the official code's epsilons inside logarithms.
+the policy: a rollout that got to the right answer in a different way from its siblings just earns less. Left out: the
+official code's epsilons inside logarithms.
 
-N rows (rollouts), D width of the pooled states, E width of the embeddings, A anchors.
+N rows (rollouts), D width of the pooled states, E width of the embeddings, M anchors.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class ContrastiveHead(nn.Module):
 
     def __init__(self, hidden_size: int, output_size: int, kind: str = "linear", *, bias: bool = False):
         super().__init__()
-        assert kind in HEADS, f"kind must be one of {', '.join(HEADS)}; found {kind!r}"
+        assert kind in HEADS, f"{kind=} must be one of {HEADS}"
         if kind == "linear":
             self.projection = nn.Sequential(nn.Linear(hidden_size, output_size, bias=bias))
         elif kind == "mlp":
@@ -48,9 +48,9 @@ class ContrastiveHead(nn.Module):
 def center_by_group(pooled: Tensor, group: Tensor) -> Tensor:
     """Subtract from each pooled state [N, D] the mean over its prompt's rollouts; group [N] says whose they are.
 
-    All rollouts of a prompt share most of their state, so their cosines are near 1 whatever they say; what is left
-    after centring is how they differ. Where they do not differ, what is left is rounding, which the head would stretch
-    to unit vectors: differences below 1e-5 of the mean's length (float32 resolves 1e-7) become exactly 0.
+    Rollouts of a prompt share most of their state, so their cosines are near 1 whatever they say; what is left after
+    centring is how they differ. Where they do not, what is left is rounding, which the head would stretch to unit
+    vectors: differences below 1e-5 of the mean's length (float32 resolves 1e-7) become exactly 0.
     """
     assert pooled.ndim == 2 and group.shape == pooled.shape[:1], "pooled must be [N, D] and group [N]"
     index, counts = group.unique(return_inverse=True, return_counts=True)[1:]  # [N] 0..B-1, [B]
@@ -93,8 +93,8 @@ def contrastive_loss(
         supcon_in    log sum_A exp(q_ia) - log mean_P exp(q_ip)           Khosla et al. 2020, eq. 3
         soft_nn      log sum_A exp(q_ia) - log sum_P exp(q_ip)            Frosst et al. 2019, eq. 1
 
-    Only soft_nn can reach 0: in the others the remaining positives stay in the denominator, so that their floor is
-    log |P| (of infonce, on average over the positive drawn).
+    Only soft_nn can reach 0: in the others the remaining positives stay in the denominator, so their floor is log |P|
+    (of infonce, on average over the positive drawn).
 
     embeddings [N, E], unit rows (see `ContrastiveHead`); correct [N] bool; group [N], which prompt a row answers.
     level: where positives and candidates come from.
@@ -102,15 +102,11 @@ def contrastive_loss(
         cross   P: same verdict, same prompt   A: the whole batch
         batch   P: same verdict, any prompt    A: the whole batch
     similarity: "cosine" z_i . z_j, or "l2" 1 - |z_i - z_j|.
-    anchors: rows that get a loss: "correct", "incorrect" or "all". A row without a positive or without a negative is
-        never an anchor; a batch without an anchor gives zeros.
-    positive [N]: row of the positive to use for infonce (read at anchors only); default: drawn with `generator`.
+    anchors: rows that get a loss: "correct", "incorrect" or "all", unless they lack a positive or a negative.
+    positive [N]: row of infonce's positive, read at anchors only; default: drawn with `generator`.
     """
-    N, _ = embeddings.shape
-    assert correct.shape == group.shape == (N,), f"correct and group must be [N] = [{N}], one per row of embeddings"
-    assert temperature > 0, f"temperature must be positive, found {temperature}"
-    assert loss in LOSSES, f"loss must be one of {', '.join(LOSSES)}; found {loss!r}"
-    assert anchors in ANCHORS, f"anchors must be one of {', '.join(ANCHORS)}; found {anchors!r}"
+    assert correct.shape == group.shape == embeddings.shape[:1], "correct and group must be [N], embeddings [N, E]"
+    assert loss in LOSSES and anchors in ANCHORS, f"{loss=} must be one of {LOSSES}, {anchors=} one of {ANCHORS}"
     correct = correct.bool()
     candidates, positives = pairs(correct, group, level)  # [N, N] each
     is_anchor = positives.any(1) & (candidates & ~positives).any(1)  # [N]
@@ -118,11 +114,11 @@ def contrastive_loss(
         is_anchor &= correct == (anchors == "correct")
 
     # From here on one row per anchor: each has candidates and positives, so no logarithm of an empty sum can occur.
-    q = similarities(embeddings, similarity)[is_anchor] / temperature  # [A, N]
-    A, P = candidates[is_anchor], positives[is_anchor]  # [A, N] each
-    log_sum_A = masked_logsumexp(q, A)  # [A]
+    q = similarities(embeddings, similarity)[is_anchor] / temperature  # [M, N]
+    A, P = candidates[is_anchor], positives[is_anchor]  # [M, N] each
+    log_sum_A = masked_logsumexp(q, A)  # [M]
     if loss == "infonce":
-        p = drawn(P, generator) if positive is None else positive[is_anchor, None]  # [A, 1]
+        p = drawn(P, generator) if positive is None else positive[is_anchor, None]  # [M, 1]
         assert P.gather(1, p).all(), "positive names a row that is no positive of its anchor"
         losses = log_sum_A - q.gather(1, p)[:, 0]
     elif loss == "supcon_out":
@@ -131,14 +127,13 @@ def contrastive_loss(
         losses = log_sum_A - masked_logsumexp(q, P) + P.sum(1).to(q.dtype).log()
     else:  # soft_nn
         losses = log_sum_A - masked_logsumexp(q, P)
-
-    per_row = losses.new_zeros(N).masked_scatter(is_anchor, losses)  # [N]
-    return ContrastiveLoss(per_row, is_anchor, losses.sum() / max(1, len(losses)))
+    per_row = losses.new_zeros(len(group)).masked_scatter(is_anchor, losses)  # [N]
+    return ContrastiveLoss(per_row, is_anchor, losses.sum() / max(1, len(losses)))  # zeros where nobody is an anchor
 
 
 def pairs(correct: Tensor, group: Tensor, level: str) -> tuple[Tensor, Tensor]:
     """Who is compared with whom: (candidates, positives), [N, N] bool each; row i says it of anchor i."""
-    assert level in LEVELS, f"level must be one of {', '.join(LEVELS)}; found {level!r}"
+    assert level in LEVELS, f"{level=} must be one of {LEVELS}"
     others = ~torch.eye(len(group), dtype=torch.bool, device=group.device)
     same_verdict = correct[:, None] == correct[None, :]
     same_prompt = group[:, None] == group[None, :]
@@ -149,7 +144,7 @@ def pairs(correct: Tensor, group: Tensor, level: str) -> tuple[Tensor, Tensor]:
 
 def similarities(embeddings: Tensor, similarity: str) -> Tensor:
     """All pairs of unit vectors, [N, N] from [N, E]."""
-    assert similarity in SIMILARITIES, f"similarity must be one of {', '.join(SIMILARITIES)}; found {similarity!r}"
+    assert similarity in SIMILARITIES, f"{similarity=} must be one of {SIMILARITIES}"
     cosine = embeddings @ embeddings.T
     if similarity == "cosine":
         return cosine
@@ -163,7 +158,7 @@ def masked_logsumexp(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def drawn(positives: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A uniformly drawn positive of each anchor, as its row [A, 1]."""
+    """A uniformly drawn positive of each anchor, as its row [M, 1]."""
     if len(positives) == 0:
         return positives.new_zeros((0, 1), dtype=torch.long)  # multinomial refuses an empty batch
     return torch.multinomial(positives.float(), 1, generator=generator)

@@ -2,9 +2,8 @@
 
 GRPO (Shao et al. 2024, arXiv 2402.03300) is PPO without a value network: a rollout's advantage is its reward compared
 with the other rollouts of the same prompt. Dr. GRPO, DAPO, GSPO and GMPO change one of three things about it: what
-divides the advantage, which ratio is clipped, how the token losses become one number. Their settings are in
-`minclipo.runs.recipes`. Nothing here knows where the rewards come from.
-Left out: the value network, GAE, entropy bonus.
+divides the advantage, which ratio is clipped, how the token losses become one number; runs/recipes.py has their settings.
+Left out: the value network, GAE, entropy bonus. Nothing here knows where the rewards come from.
 
 B prompts, G rollouts per prompt, N = B * G rows (the G rows of a prompt adjacent), T completion tokens.
 """
@@ -35,7 +34,7 @@ def group_advantages(rewards: Tensor, group_size: int, *, scale: str = "std", ep
     """
     assert rewards.ndim == 1 and len(rewards) % group_size == 0, f"rewards must be [B * {group_size}]: {rewards.shape}"
     assert rewards.isfinite().all(), "rewards must be finite"
-    assert scale in SCALES, f"scale must be one of {', '.join(SCALES)}; found {scale!r}"
+    assert scale in SCALES, f"{scale=} must be one of {SCALES}"
     grouped = rewards.cpu().double().view(-1, group_size)  # [B, G]; on the CPU, since not every accelerator has float64
     advantages = grouped - grouped.mean(1, keepdim=True)
     equal = grouped.amax(1, keepdim=True) == grouped.amin(1, keepdim=True)  # [B, 1]
@@ -61,7 +60,7 @@ def token_weights(
 
     A batch that is cut into micro-batches sums weights * token_loss of each part, with the weights of the whole batch.
     """
-    assert aggregation in AGGREGATIONS, f"aggregation must be one of {', '.join(AGGREGATIONS)}; found {aggregation!r}"
+    assert aggregation in AGGREGATIONS, f"{aggregation=} must be one of {AGGREGATIONS}"
     mask = mask.to(dtype)
     lengths = mask.sum(1, keepdim=True)  # [N, 1]
     rows = (lengths > 0).sum().clamp(min=1)
@@ -121,7 +120,7 @@ def policy_loss(
     """
     assert logprobs.shape == old_logprobs.shape == mask.shape, "logprobs, old_logprobs and mask must all be [N, T]"
     assert advantages.shape == mask.shape[:1], f"advantages must be [N] = [{len(mask)}], found {advantages.shape}"
-    assert ratio in RATIOS, f"ratio must be one of {', '.join(RATIOS)}; found {ratio!r}"
+    assert ratio in RATIOS, f"{ratio=} must be one of {RATIOS}"
     assert not dual_clip or dual_clip > 1, f"dual_clip must be above 1 (0: off), found {dual_clip}"
     mask = mask.bool()
     advantage = advantages[:, None]  # [N, 1]
@@ -172,7 +171,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tens
                                  on average that of KL(reference || policy)
     """
     assert logprobs.shape == ref_logprobs.shape, f"found logprobs {logprobs.shape}, ref_logprobs {ref_logprobs.shape}"
-    assert kind in KL_KINDS, f"kind must be one of {', '.join(KL_KINDS)}; found {kind!r}"
+    assert kind in KL_KINDS, f"{kind=} must be one of {KL_KINDS}"
     d = logprobs - ref_logprobs.detach()
     if kind == "k1":
         return d

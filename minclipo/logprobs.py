@@ -13,9 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from minclipo.model import GPT, additive_mask, attention
 from minclipo.sampler import Rollouts, pad_right, sampling_logprobs
 
-# Logits that exist at a time, 128 MiB in float32: a chunk of tokens, computed again in backward. So the vocabulary's
-# share of the memory does not grow with the batch.
-CHUNK_LOGITS = 2**25
+CHUNK_LOGITS = 2**25  # logits that exist at a time, 128 MiB in float32: memory does not grow with the batch
 
 
 class SharedPrompts:
@@ -63,8 +61,8 @@ def completion_hidden(
 ) -> Tensor:
     """The hidden states [N, T, D] that predict the completions' tokens, with gradient; each prompt is computed once.
 
-    prompts: B ragged lists; completions [N, T], padded on the right; mask [N, T] bool, true for the first tokens of each
-    row; owner [N]: which prompt each completion continues, default: each its own.
+    prompts: B ragged lists; completions [N, T], padded on the right; mask [N, T] bool, true for the tokens of each row;
+    owner [N], which prompt each completion continues (default: each its own).
     """
     assert completions.shape == mask.shape and mask.dtype == torch.bool, "completions and a bool mask must be [N, T]"
     assert not (mask[:, 1:] & ~mask[:, :-1]).any(), "mask must be true for the first tokens of each row only"
@@ -139,23 +137,19 @@ def rollout_logprobs(
 
 
 def micro_batches(rollouts: Rollouts, rows: Tensor, tokens: int) -> list[Tensor]:
-    """Split row indices [any number] into parts of at most `tokens` tokens in `rows_logprobs`, padding included.
-
-    0: one part. Rows of a prompt come together, since they share its computation. A row that is longer than `tokens` by
-    itself makes a part of its own.
+    """Split row indices [any number] into parts of at most `tokens` tokens in `rows_logprobs`, padding included; 0: one
+    part. Rows of a prompt come together, since they share its computation. A row that is too long is a part by itself.
     """
     if not tokens:
         return [rows]
-    G, lengths, parts = rollouts.group_size, rollouts.mask.sum(1).tolist(), []
-    B = P = T = 0  # of the last part: number of prompts, longest prompt, longest completion
+    G, lengths, parts, last = rollouts.group_size, rollouts.mask.sum(1).tolist(), [], None
+    B = P = T = 0  # of the part that grows: number of prompts, longest prompt, longest completion
     for row in sorted(rows.tolist()):
-        own, fits = (1, len(rollouts.prompts[row // G]), lengths[row]), False
-        if parts:
-            grown = (B + (row // G != parts[-1][-1] // G), max(P, own[1]), max(T, own[2]))
-            fits = grown[0] * grown[1] + (len(parts[-1]) + 1) * grown[2] <= tokens
-        if fits:
-            parts[-1].append(row)
-        else:
-            parts.append([row])
-        B, P, T = grown if fits else own
+        prompt, length = len(rollouts.prompts[row // G]), lengths[row]
+        B, P, T = B + (row // G != last), max(P, prompt), max(T, length)
+        if not parts or B * P + (len(parts[-1]) + 1) * T > tokens:
+            parts.append([])
+            B, P, T = 1, prompt, length
+        parts[-1].append(row)
+        last = row // G
     return [torch.tensor(part, device=rows.device) for part in parts]

@@ -4,8 +4,7 @@ Llama, SmolLM, Mistral, Qwen2/2.5 and Qwen3 are this one class with different va
 names that Hugging Face checkpoints use, so that a state dict needs no translation table.
 Left out: dropout, sliding windows, mixture of experts, any parallelism.
 
-B rows (sequences), T tokens of this call, S tokens that can be attended to, D width, H heads, K key/value heads,
-C width of one head, V vocabulary.
+B rows, T tokens of this call, S tokens to attend to, D width, H heads, K key/value heads, C width of a head, V words.
 """
 
 import math
@@ -62,9 +61,9 @@ class GPTConfig:
 class Causal:
     """The plain layout: each row starts at position 0, and a token sees itself and what precedes it in its row.
 
-    A layout says where tokens stand and who sees whom. The model asks it for positions once per forward pass (`place`)
-    and for attention once per layer (`attend`); nothing else differs between a plain pass, sampling with a cache
-    (`KVCache` in sampler.py) and training on completions that share prompts (`SharedPrompts` in logprobs.py).
+    A layout says where tokens stand and who sees whom: the model asks it for positions once per forward pass and for
+    attention once per layer. The other two are `KVCache` (sampler.py), for decoding token by token, and `SharedPrompts`
+    (logprobs.py), for completions that share a prompt.
     """
 
     def place(self, tokens: Tensor) -> Tensor:
@@ -82,8 +81,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     mask [B, 1, T, S]: see `additive_mask`; None: causal. H / K query heads share a key/value head, but fused kernels
     with a mask need H key/value heads, so k and v are repeated.
     """
-    B, H, T, C = q.shape
-    K = k.shape[1]
+    (B, H, T, C), K = q.shape, k.shape[1]
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
     if T == 1:  # the query heads of a key/value head pose as that many tokens: nothing is copied
@@ -203,11 +201,8 @@ class GPT(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, tokens: Tensor, layout=Causal()) -> Tensor:
-        """Final-norm hidden states [B, T, D] of tokens [B, T].
-
-        Rows of different lengths are padded on the right. Padding needs no mask: a causal model never looks right.
-        Hidden states at padded places are meaningless.
-        """
+        """Final-norm hidden states [B, T, D] of tokens [B, T]. Shorter rows are padded on the right, which needs no mask:
+        a causal model never looks right. Hidden states at padded places are meaningless."""
         x = self.embed_tokens(tokens)  # [B, T, D]
         positions = layout.place(tokens)  # [B, T]
         # The angles are computed here, in float32, and not stored: model.to(bfloat16) would round a buffer.
@@ -226,11 +221,8 @@ class GPT(nn.Module):
 
 
 def init_weights(model: GPT, generator: torch.Generator | None = None) -> GPT:
-    """Fresh weights for training from scratch: matrices normal with std 1 / sqrt(3 fan_in), as wide as PyTorch's
-    default for linear layers, token embeddings 0.05, norms 1, biases 0.
-
-    (GPT-2's 0.02 suits a width of 768. At the toy's 64 it is so small that the model learns the sums far later.)
-    """
+    """Fresh weights: matrices normal with std 1 / sqrt(3 fan_in), as wide as PyTorch's default for linear layers, token
+    embeddings 0.05, norms 1, biases 0. (GPT-2's 0.02 suits a width of 768; at the toy's 64 it slows learning a lot.)"""
     for name, weight in model.named_parameters():
         if name == "embed_tokens.weight":
             nn.init.normal_(weight, std=0.05, generator=generator)

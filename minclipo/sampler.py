@@ -36,7 +36,7 @@ class Rollouts:
         return torch.arange(len(self.completions), device=self.completions.device) // self.group_size
 
     def completion_ids(self) -> list[list[int]]:
-        """The N completions as ragged lists, without the eos that ended them."""
+        """The N completions as ragged lists, without eos."""
         lengths = (self.mask.sum(1) - self.finished.long()).tolist()
         return [row[:length] for row, length in zip(self.completions.tolist(), lengths)]
 
@@ -58,15 +58,13 @@ class KVCache:
     Slot j of a row holds the token at position j, for every row. So one rule, "a query at position p sees the slots
     j <= p", is the causal mask and the padding mask at once: what a shorter row holds beyond its length is in slots
     that no query sees until a real token has overwritten them.
-
-    Fields: keys, values: one [B, K, S_max, C] tensor per layer; lengths [B]: real tokens in each row.
     """
 
     def __init__(self, config: GPTConfig, rows: int, max_length: int, *, device=None, dtype=None):
-        shape = (rows, config.num_kv_heads, max_length, config.head_dim)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
+        shape = (rows, config.num_kv_heads, max_length, config.head_dim)  # [B, K, S_max, C]
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]  # one per layer
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # [B], real tokens in each row
         self.used = 0  # slots that the longest row may need: a Python number, so that reading it costs no GPU wait
 
     def place(self, tokens: Tensor) -> Tensor:
@@ -144,11 +142,10 @@ def sample(
 ) -> Rollouts:
     """Draw `group_size` completions for each prompt (a list of token ids), of at most `max_new_tokens` tokens each.
 
-    A completion ends with the first token of `eos_ids` (which belongs to it) or when it is full. The same generator
-    state gives the same rollouts. At most `sampling_rows` of them (0: all) are sampled in parallel, but never fewer
-    than a group: that bounds the memory for keys and values. `progress` sees the parts go by: a progress bar, say.
-    Raises ValueError for sequences that the model has no positions for, FloatingPointError for logits that are not
-    finite.
+    A completion ends with the first token of `eos_ids`, which belongs to it, or when it is full. The same generator
+    state gives the same rollouts. At most `sampling_rows` of them (0: all), but no fewer than a group, are sampled in
+    parallel, which bounds the memory for keys and values; `progress` may wrap those parts in a progress bar. Raises
+    ValueError for sequences longer than the model's positions, FloatingPointError for logits that are not finite.
     """
     assert prompts and all(prompts), "prompts must not be empty: give each at least one token (a bos token, say)"
     assert group_size >= 1 and max_new_tokens >= 1, f"must be at least 1: {group_size=}, {max_new_tokens=}"
@@ -167,11 +164,8 @@ def sample(
 def draw_token(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """A token for each row of logits [N, V], and its log-prob: [N] each.
-
-    Inverse-CDF sampling: the first token whose cumulative probability reaches u, one random number per row.
-    (torch.multinomial draws one per word: at 49k words and 32 rows 35 ms instead of 1.)
-    """
+    """A token for each row of logits [N, V], and its log-prob: [N] each. Inverse-CDF sampling: the first token whose
+    cumulative probability reaches u. (torch.multinomial draws V random numbers per row: 35 ms instead of 1.)"""
     if not logits.amax(-1).isfinite().all():  # NaN and inf show in the maximum
         raise FloatingPointError("the model's logits are not finite")
     distribution = sampling_logprobs(logits, temperature, top_k, top_p)
@@ -208,13 +202,12 @@ def decode(
     cache, hidden = prefill(model, prompts, group_size, max_new_tokens)  # N rows; hidden [N, D] predicts token 0
     N, device, wide = len(hidden), hidden.device, upcast(hidden).dtype
     completions = torch.full((N, max_new_tokens), eos_ids[0] if eos_ids else 0, device=device)
-    mask = torch.zeros((N, max_new_tokens), dtype=torch.bool, device=device)
-    logprobs = torch.zeros((N, max_new_tokens), device=device, dtype=wide)
-    pooled_sum = torch.zeros((N, model.config.hidden_size), device=device, dtype=wide)
+    mask = torch.zeros_like(completions, dtype=torch.bool)
+    logprobs = torch.zeros_like(completions, dtype=wide)
+    pooled_sum = torch.zeros_like(hidden, dtype=wide)  # [N, D]
     finished = torch.zeros(N, dtype=torch.bool, device=device)
     eos = torch.tensor(eos_ids, dtype=torch.long, device=device)
     active = torch.arange(N, device=device)  # rows still growing; `hidden` and `cache` hold just these
-
     for t in range(max_new_tokens):
         token, logprob = draw(model.logits(hidden))  # [rows] each
         completions[active, t], mask[active, t], logprobs[active, t] = token, True, logprob
@@ -229,7 +222,6 @@ def decode(
                 break
             active, hidden = active[going], hidden[going]
             cache.keep(going)
-
     width = int(mask.sum(1).max())
     pooled = pooled_sum / mask.sum(1, keepdim=True)  # [N, D]; every row has at least one token
     return Rollouts(prompts, group_size, completions[:, :width], mask[:, :width], logprobs[:, :width], pooled, finished)

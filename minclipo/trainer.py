@@ -10,6 +10,7 @@ B prompts, G rollouts per prompt, N = B * G rows, T completion tokens.
 
 import copy
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from minclipo.config import TrainConfig
 from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_loss, contrastive_reward
-from minclipo.extensions.dapo import Batch, dynamic_sampling, overlong_penalty
+from minclipo.extensions.dapo import Batch, dynamic_sampling
 from minclipo.extensions.float32_adamw import Float32AdamW
-from minclipo.extensions.prompt_contrast import own_prompt_gain
+from minclipo.extensions.rewards import extra_rewards, length_penalty
 from minclipo.grpo import aggregate, group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
 from minclipo.logprobs import micro_batches, rollout_logprobs, rows_logprobs
 from minclipo.model import GPT
@@ -45,12 +46,9 @@ class Step:
 
 
 class Trainer:
-    """Holds what a run changes: policy, head, both optimizers, random state. `step()` does one training step.
+    """Holds what a run changes: policy, head, both optimizers, random state. `step()` does one training step."""
 
-    tokenizer: anything with encode_batch, decode_batch and eos_ids (see minclipo/checkpoint).
-    """
-
-    def __init__(self, model: GPT, tokenizer, task: Task, config: TrainConfig):
+    def __init__(self, model: GPT, tokenizer, task: Task, config: TrainConfig):  # tokenizer: see minclipo/checkpoint
         assert not config.process_penalty or task.check_steps, "process_penalty needs a task with a step check"
         self.model, self.tokenizer, self.task, self.config = model, tokenizer, task, config
         device = model.embed_tokens.weight.device
@@ -65,6 +63,8 @@ class Trainer:
             if config.head_learning_rate and config.head_kind != "none":
                 rate, decay = config.head_learning_rate, config.head_weight_decay
                 self.head_optimizer = torch.optim.AdamW(self.head.parameters(), lr=rate, weight_decay=decay)
+        parts = {"optimizer": self.optimizer, "head": self.head, "head_optimizer": self.head_optimizer}
+        self.learning = {name: part for name, part in parts.items() if part is not None}
         self.last = Step(0)  # the step that is running, or that was the last to run
         self.problems_drawn = 0  # from the task, so far
         self.progress: Callable[[Iterable], Iterable] = iter  # sees the parts of a large batch go by while sampling
@@ -81,11 +81,14 @@ class Trainer:
         else:
             batch = self.collect()
         step.problems, step.rollouts, step.texts, step.correct = batch
-        rewards = step.correct.float() + self.length_penalty(step.rollouts)  # [N]
+        rewards = step.correct.float() + length_penalty(config, step.rollouts)  # [N]; DAPO's penalty, 0 by default
 
         # 3. Contrast: correct rollouts pay for being far from the other correct ones of their prompt; the head learns.
         step.contrastive_rewards, head_loss = self.contrast(step.rollouts, step.correct)  # [N], scalar
-        step.rewards = rewards + step.contrastive_rewards + self.extension_rewards(step)
+        if self.head is not None:
+            step.metrics["contrastive_loss"] = head_loss.item()
+        extra = extra_rewards(config, step, self.model, self.task, self.generator)  # [N]; of extensions, 0 by default
+        step.rewards = rewards + step.contrastive_rewards + extra  # [N]
 
         # 4. Advantages: each reward against the rewards of its group.
         step.advantages = group_advantages(
@@ -95,8 +98,6 @@ class Trainer:
         # 5. Update the policy, unless the head is still warming up.
         if step.number > config.head_warmup_steps:
             step.metrics |= self.update_policy(step.rollouts, step.advantages)
-        if self.head is not None:
-            step.metrics["contrastive_loss"] = head_loss.item()
         return step
 
     def collect(self) -> Batch:
@@ -127,17 +128,9 @@ class Trainer:
         verdicts = self.task.outcomes(problems, texts, rollouts.finished.tolist())
         return texts, torch.tensor(verdicts, device=rollouts.mask.device)
 
-    def length_penalty(self, rollouts: Rollouts) -> Tensor | float:
-        """DAPO's, [N], 0 or less; 0 unless it is switched on."""
-        T, penalty = self.config.max_new_tokens, self.config.overlong_penalty
-        lengths, buffer = rollouts.mask.sum(1), self.config.overlong_buffer * T
-        return overlong_penalty(lengths, T, buffer=buffer, penalty=penalty) if penalty else 0.0
-
     def contrast(self, rollouts: Rollouts, correct: Tensor) -> tuple[Tensor, Tensor]:
-        """Stage 3: (contrastive reward [N], mean contrastive loss), 0 for plain GRPO; then one update of the head.
-
-        The reward uses the embeddings from before the update. Without an anchor in the batch the head stays as it is.
-        """
+        """Stage 3: (contrastive reward [N], mean contrastive loss), 0 for plain GRPO; then one update of the head, unless
+        nobody in the batch is an anchor. The reward uses the embeddings from before the update."""
         if self.head is None:
             return torch.zeros_like(correct, dtype=torch.float32), torch.zeros(())
         config = self.config
@@ -165,20 +158,6 @@ class Trainer:
             self.head_optimizer.step()
         return reward, found.mean.detach()
 
-    def extension_rewards(self, step: Step) -> Tensor | float:
-        """What two extensions add to the rewards, [N]; 0 unless one is switched on."""
-        config, extra = self.config, 0.0
-        if config.prompt_contrast_weight:  # ours: is it likelier under its own prompt than under others?
-            tokens, others = config.micro_batch_tokens, config.prompt_contrast_others
-            gain = own_prompt_gain(self.model, step.rollouts, others, self.generator, config.temperature, tokens)  # [N]
-            step.metrics["prompt_contrast"] = masked_mean(gain, step.correct).item()
-            extra = config.prompt_contrast_weight * gain * step.correct
-        if config.process_penalty:  # the oracle, and nobody else, is told which steps are wrong
-            step.step_verdicts = self.task.steps(step.problems, step.texts, step.correct.tolist())
-            hallucinated = [verdicts is not None and not all(verdicts) for verdicts in step.step_verdicts]
-            extra = extra - config.process_penalty * torch.tensor(hallucinated, device=step.correct.device).float()
-        return extra
-
     def update_policy(self, rollouts: Rollouts, advantages: Tensor) -> dict[str, float]:
         """Stage 5: one pass over the rollouts in random mini-batches, one optimizer step each; their mean metrics."""
         rollouts = dataclasses.replace(rollouts, logprobs=self.old_logprobs(rollouts))
@@ -187,23 +166,19 @@ class Trainer:
         return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
 
     def old_logprobs(self, rollouts: Rollouts) -> Tensor:
-        """The log-probs that ratios are taken to, [N, T].
-
-        In float32 those of the sampling. In half precision token by token and all at once round differently, by as much
-        as GSPO's clip range is wide: there they are computed again, the way that the update computes them.
-        """
-        config = self.config
+        """The log-probs that ratios are taken to, [N, T]: in float32 those of the sampling. In half precision decoding and
+        a whole pass round differently, by as much as GSPO's clip range is wide, so they are computed as in the update."""
         if self.model.embed_tokens.weight.dtype not in (torch.bfloat16, torch.float16):
             return rollouts.logprobs
-        tokens = config.micro_batch_tokens
-        return rollout_logprobs(self.model, rollouts, temperature=config.temperature, micro_batch_tokens=tokens)
+        temperature, tokens = self.config.temperature, self.config.micro_batch_tokens
+        return rollout_logprobs(self.model, rollouts, temperature=temperature, micro_batch_tokens=tokens)
 
     def update_on(self, rollouts: Rollouts, advantages: Tensor, rows: Tensor) -> dict[str, float]:
         """One optimizer step on the given rows; raises FloatingPointError before the weights are touched by a NaN."""
         config, mask = self.config, rollouts.mask[rows]
         weights = torch.zeros_like(rollouts.mask, dtype=torch.float32)  # [N, T], of the whole mini-batch
         weights[rows] = token_weights(mask, config.aggregation, config.max_new_tokens)
-        metrics: dict[str, float] = {}
+        metrics: dict[str, float] = defaultdict(float)
         self.optimizer.zero_grad()
         for part in micro_batches(rollouts, rows, config.micro_batch_tokens):
             loss, found = self.loss_of(rollouts, advantages, weights, part)
@@ -212,17 +187,15 @@ class Trainer:
             loss.backward()
             share = (rollouts.mask[part].sum() / mask.sum()).item()  # of the mini-batch's tokens
             for name, value in found.items():
-                metrics[name] = metrics.get(name, 0.0) + share * value.item()
-            metrics["policy_loss"] = metrics.get("policy_loss", 0.0) + loss.item()
+                metrics[name] += share * value.item()
+            metrics["policy_loss"] += loss.item()
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.optimizer.masters.values(), config.max_grad_norm)
         if not gradient_norm.isfinite():
             raise FloatingPointError(f"the norm of the gradient is {gradient_norm.item()}")
         self.optimizer.step()
         return metrics | {"gradient_norm": gradient_norm.item()}
 
-    def loss_of(
-        self, rollouts: Rollouts, advantages: Tensor, weights: Tensor, rows: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(self, rollouts: Rollouts, advantages: Tensor, weights: Tensor, rows: Tensor) -> tuple[Tensor, dict]:
         """The share of these rows in the loss of their mini-batch, whose token weights are [N, T]; and mean metrics."""
         config = self.config
         logprobs, entropy = rows_logprobs(self.model, rollouts, rows, temperature=config.temperature)  # [rows, width]
@@ -257,18 +230,14 @@ class Trainer:
         """Everything that the next step depends on besides config, task and reference model. Problems are drawn by
         number, so how many have been drawn is the position in the data."""
         state = {"step": self.last.number, "problems_drawn": self.problems_drawn}
-        state |= {name: part.state_dict() for name, part in self.learning_parts().items()}
-        return state | {"generator": self.generator.get_state()}
+        state["generator"] = self.generator.get_state()
+        return state | {name: part.state_dict() for name, part in self.learning.items()}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from what `state_dict` returned; ValueError, KeyError or RuntimeError if it is another run's."""
         if state.keys() != self.state_dict().keys():
             raise ValueError(f"it holds {', '.join(sorted(state))}")
-        for name, part in self.learning_parts().items():
+        for name, part in self.learning.items():
             part.load_state_dict(state[name])
         self.generator.set_state(state["generator"].cpu())
         self.last, self.problems_drawn = Step(state["step"]), state["problems_drawn"]
-
-    def learning_parts(self) -> dict:
-        parts = {"optimizer": self.optimizer, "head": self.head, "head_optimizer": self.head_optimizer}
-        return {name: part for name, part in parts.items() if part is not None}

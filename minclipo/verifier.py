@@ -1,12 +1,11 @@
-r"""Is the final answer of a word problem right?
+r"""Is the final answer of a word problem right? (Standard library only.)
 
 Answers are read as exact numbers, neither evaluated by Python nor rounded: 0.75, 3/4 and \frac68 are one number, 0.333
-is not 1/3. What is no number is compared as a string without blanks.
+is not 1/3. What is no number is compared as a string without spaces.
 Left out: algebra (x+1 is not known to be 1+x), logarithms, factorials, number bases, approximations.
 
 Where in doubt the verdict is False: a right answer refused costs one reward, a wrong one accepted is learnt.
-The work is bounded: extraction takes one pass over the text, whatever follows sees at most 200 characters.
-This file imports nothing from the package, so that it can be used alone.
+The work is bounded: extraction takes one pass over the text, and whatever follows sees at most 200 characters.
 """
 
 import re
@@ -15,18 +14,17 @@ from math import isqrt
 from typing import NamedTuple
 
 MAX_LENGTH = 200  # characters of an answer
-MAX_DEPTH = 20  # brackets within brackets
+MAX_DEPTH = 20  # parentheses within parentheses
 MAX_BITS = 4096  # of a power: 9^{9^9} is refused before it is computed
 
 
 def verify(text: str, truth: str) -> bool:
-    r"""True if the final answer of a completion is the truth, and nothing beside it.
+    r"""True if the final answer of a completion is the truth, and nothing beside it. Never raises.
 
-    truth: a bare answer, or a solution that ends in "#### 72" or holds a box. Nothing raises, whatever the two hold.
+    truth: a bare answer, or a solution that ends in "#### 72" or holds a box.
     A unit may be left out or added, but not exchanged: 90 and 90 hours agree, 90 minutes and 90 hours do not.
-    75% as the truth agrees with 75 and 0.75. A truth without a percent sign leaves open what it counts: 75 agrees with
-    75%, 0.75 does not.
-    Order matters in lists, pairs and intervals, but not in sets, \{1, 2\}.
+    75% as the truth agrees with 75 and 0.75. A truth without a percent sign does not say what it counts: 75 agrees with
+    75%, but 0.75 does not. Order matters in lists, pairs and intervals, but not in sets, \{1, 2\}.
 
     >>> verify(r"They cost \boxed{\$1{,}250.00} in all.", "#### 1250"), verify(r"\boxed{15 \text{ or } 18}", "15")
     (True, False)
@@ -42,16 +40,16 @@ def verify(text: str, truth: str) -> bool:
 
 # 1. Where is the answer?
 
-BRACE_OR_BOX = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
-PLACEHOLDER = re.compile(r"[\s.…_?]*")  # what prompts put into the box that they ask for
+BRACE_OR_BOX = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)  # but \{ and \} are no braces
+PLACEHOLDER = re.compile(r"[\s.…_?]*")  # "...", "___": what prompts put into the box that they ask for
 BARE_BOX = re.compile(r"\\boxed[ \t]+([^\s{$][^{$\n]*)")  # \boxed 5
-JOINT = re.compile(r"[\s$,;]*(?:or|and|\\text *\{ *(?:or|and) *\})?[\s$,;]*")
+JOINT = re.compile(r"[\s$,;]*(?:or|and|\\text *\{ *(?:or|and) *\})?[\s$,;]*")  # "$ or $" between two boxes
 
 
 def extract_answer(text: str) -> str | None:
     r"""The final answer as written: the last box that is filled in and closed, else what follows the last "####".
 
-    What a model thinks, up to </think>, does not count. Boxes joined by nothing or by a comma, "or" or "and" are one
+    What a model thinks, up to </think>, does not count. Boxes side by side, or joined by a comma, "or" or "and", are one
     answer with several parts, so that "\boxed{15} or \boxed{18}" is a hedge. None: there is no answer.
     """
     text = text.rpartition("</think>")[2]
@@ -103,14 +101,14 @@ class Answer(NamedTuple):
 SPELLINGS = {"−": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "⁄": "/", "√": r"\sqrt ", "π": r"\pi ", "²": "^2"}
 SPELLINGS |= {"³": "^3", "°": r"^\circ ", "±": r"\pm ", "∞": r"\infty ", "{,}": ",", r"\$": "$", r"\%": "%", r"\!": ""}
 SPELLINGS |= {r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\{": "⟨", r"\}": "⟩"}
-WRAPPER = re.compile(r"\\(?:boxed|fbox|mbox|text(?:bf|it|rm)?|math(?:bf|it|rm)|boldsymbol) *\{([^{}]*)\}")
-STYLE = re.compile(r"\\(?:[()\[\]]|(?:left|right|[bB]igg?[lr]?|displaystyle|bf|rm)(?![A-Za-z]))")
-BLANKS = re.compile(r"(?:\\[ ,;:]|\\q?quad(?![A-Za-z])|~|\s)+")
-DEGREES = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))")
-ANSWER_IS = re.compile(r"^(?:the )?(?:final |correct )?answer ?(?:is|:|=) ?", re.IGNORECASE)
+WRAPPER = re.compile(r"\\(?:boxed|fbox|mbox|text(?:bf|it|rm)?|math(?:bf|it|rm)|boldsymbol) *\{([^{}]*)\}")  # \text{cm}
+STYLE = re.compile(r"\\(?:[()\[\]]|(?:left|right|[bB]igg?[lr]?|displaystyle|bf|rm)(?![A-Za-z]))")  # \left( \right)
+SPACES = re.compile(r"(?:\\[ ,;:]|\\q?quad(?![A-Za-z])|~|\s)+")  # "\, " "\quad"
+DEGREES = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))")  # ^\circ, ^{\circ}
+ANSWER_IS = re.compile(r"^(?:the )?(?:final |correct )?answer ?(?:is|:|=) ?", re.IGNORECASE)  # "The final answer is 5"
 # 1,234,567 and 1 234 567; but 1, 234 is a list, 1 100/200 a mixed number, and 0,123 a decimal in half the world
 GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?:,\d{3})+|(?: \d{3})+)(?! ?[\d/])", re.ASCII)
-NAME = re.compile(
+NAME = re.compile(  # x, x_1, f(x), \alpha; but not sin(x)
     r"(?!.*\b(?:not|sin|cos|tan|log|ln)\b)\\?[a-z][a-z' ]*(?:_\{?\w+\}?)?(?:\([^()]*\))?", re.ASCII | re.I
 )
 
@@ -137,7 +135,7 @@ def clean(text: str) -> str:
     before = None
     while text != before:  # from the innermost wrapper outwards
         before, text = text, WRAPPER.sub(r" \1 ", text)
-    text = DEGREES.sub(" degrees", BLANKS.sub(" ", STYLE.sub("", text)))
+    text = DEGREES.sub(" degrees", SPACES.sub(" ", STYLE.sub("", text)))
     text = text.strip(" *").rstrip(" .,;")
     if text.count("$") == 2 and text[0] == text[-1] == "$":  # a formula, not a price
         text = text[1:-1]
@@ -158,7 +156,7 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def split_list(text: str) -> list[str]:
-    """The parts between commas, semicolons, "and", "or" that stand in no brackets; [] if the brackets do not match."""
+    """The parts between commas, semicolons, "and", "or" outside all brackets; [] if the brackets do not match."""
     parts, depth, start = [], 0, 0
     for match in re.finditer(r"[(\[{⟨]|[)\]}⟩]|[,;]|\b(?:and|or)\b", text):
         depth += (match[0] in "([{⟨") - (match[0] in ")]}⟩")
@@ -171,7 +169,7 @@ def split_list(text: str) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """What remains to be compared where no number can be read: no blanks, x for {x}, pi for \\pi, monday for Monday."""
+    """What is compared where no number can be read: no spaces, x for {x}, pi for \\pi, monday for Monday."""
     text = re.sub(r"\s+", "", text)
     text = re.sub(r"(?<!\\)\{(\w)\}", r"\1", text, flags=re.ASCII)
     text = re.sub(r"\\(?=[A-Za-z])", "", text)
@@ -182,17 +180,17 @@ def plain(text: str) -> str:
 
 
 class Quantity(NamedTuple):
-    """The number x * pi ** power, x kept as x * |x|: so square roots are exact too, and equal numbers look equal."""
+    """The number x * pi ** power, x kept as x * |x|: so square roots are exact, too, and equal numbers look equal."""
 
     square: Fraction
     power: int = 0
     unit: str = ""
 
 
-PRICE = re.compile(r"([-+]? ?)([$€£]?)([^$€£]*)([$€£]?)")
+PRICE = re.compile(r"([-+]? ?)([$€£]?)([^$€£]*)([$€£]?)")  # -$5, 5€
 CURRENCIES = {"$": "dollars", "€": "euros", "£": "pounds"}
 MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-UNIT = re.compile(r" ?[A-Za-z](?:[A-Za-z /.-]|\^ ?\(?[23]\)?)*")
+UNIT = re.compile(r" ?[A-Za-z](?:[A-Za-z /.-]|\^ ?\(?[23]\)?)*")  # " hours", "cm^2", " miles/hour"
 SHORT_UNITS = set("m cm mm km g kg mg l L ml mL s ms h hr hrs min in ft yd mi mph lb lbs oz sq cu".split())
 # Words that make another number, or none, of the one before them
 NO_UNITS = set(
@@ -235,8 +233,8 @@ def read_unit(text: str) -> str | None:
 
 
 SYMBOLS = {r"\\times|\\cdot": "*", r"\\sqrt(?![A-Za-z])": "√", r"(?<![A-Za-z])\\?pi(?![A-Za-z])": "π"}
-FRACTION = re.compile(r"\\frac *(\d|\{[^{}]*\}) *(\d|\{[^{}]*\})", re.ASCII)
-MIXED = re.compile(r"(?<![\d./])(\d+) ?(?:\\frac *\{(\d+)\} *\{(\d+)\}| (\d+) ?/ ?(\d+))", re.ASCII)
+FRACTION = re.compile(r"\\frac *(\d|\{[^{}]*\}) *(\d|\{[^{}]*\})", re.ASCII)  # \frac12, \frac{1}{2}
+MIXED = re.compile(r"(?<![\d./])(\d+) ?(?:\\frac *\{(\d+)\} *\{(\d+)\}| (\d+) ?/ ?(\d+))", re.ASCII)  # 2 1/2
 
 
 def one_line(text: str) -> str:
@@ -265,7 +263,7 @@ class NumberReader:
         self.text, self.position, self.depth = text, 0, 0
 
     def take(self, pattern: str) -> str:
-        """Moves past the pattern, and past blanks before it, if it comes next; "" if it does not."""
+        """Moves past the pattern, and past spaces before it, if it comes next; "" if it does not."""
         match = re.compile(f" *({pattern})", re.ASCII).match(self.text, self.position)
         self.position = match.end() if match else self.position
         return match[1] if match else ""
@@ -273,7 +271,7 @@ class NumberReader:
     def sum(self) -> Quantity:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise ValueError("too many brackets within brackets")
+            raise ValueError("too many parentheses within parentheses")
         total = times(exact(-1 if self.take("[-+]") == "-" else 1), self.product())
         while sign := self.take("[-+]"):
             term = rational(self.product())
@@ -318,7 +316,7 @@ class NumberReader:
         if self.take(r"\("):
             value = self.sum()
             if not self.take(r"\)"):
-                raise ValueError("a bracket is not closed")
+                raise ValueError("a parenthesis is not closed")
             return value
         return exact(Fraction(self.take(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3}(?!\d))?")))  # "" is a ValueError
 

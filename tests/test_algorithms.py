@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import small_gpt
 
+import minclipo.extensions.rewards as rewards_module
 import minclipo.trainer as trainer_module
 from minclipo.config import TrainConfig
 from minclipo.extensions.dapo import dynamic_sampling, informative_groups, overlong_penalty
@@ -424,9 +425,10 @@ def test_settings_of_a_preset_arrive_where_they_act(monkeypatch, name):
     places = ["policy_loss", "token_weights", "group_advantages", "kl_penalty", "dynamic_sampling", "overlong_penalty"]
     calls = {place: [] for place in places}
     for place in places:
-        original = getattr(trainer_module, place)
+        module = rewards_module if place == "overlong_penalty" else trainer_module
+        original = getattr(module, place)
         watched = lambda *a, place=place, original=original, **k: calls[place].append((a, k)) or original(*a, **k)
-        monkeypatch.setattr(trainer_module, place, watched)
+        monkeypatch.setattr(module, place, watched)
     make(num_mini_batches=1, **preset).step()
     ((_, found),) = calls["policy_loss"]
     assert {field: found[field] for field in LOSS_FIELDS} == {field: preset[field] for field in LOSS_FIELDS}

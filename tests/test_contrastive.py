@@ -256,14 +256,12 @@ def test_centring_does_not_blow_up_rounding():
 @pytest.mark.parametrize(
     "changes, names",
     [
-        (dict(correct=torch.ones(3)), r"correct and group must be \[N\] = \[4\]"),
-        (dict(group=torch.zeros(4, 1)), r"correct and group must be \[N\] = \[4\]"),
-        (dict(temperature=0.0), "temperature must be positive, found 0.0"),
-        (dict(temperature=float("nan")), "temperature must be positive, found nan"),
-        (dict(loss="triplet"), "loss must be one of infonce.*'triplet'"),
-        (dict(level="prompt"), "level must be one of group.*'prompt'"),
-        (dict(similarity="dot"), "similarity must be one of cosine.*'dot'"),
-        (dict(anchors="wrong"), "anchors must be one of correct.*'wrong'"),
+        (dict(correct=torch.ones(3)), r"correct and group must be \[N\]"),
+        (dict(group=torch.zeros(4, 1)), r"correct and group must be \[N\]"),
+        (dict(loss="triplet"), "loss='triplet' must be one of"),
+        (dict(level="prompt"), "level='prompt' must be one of"),
+        (dict(similarity="dot"), "similarity='dot' must be one of"),
+        (dict(anchors="wrong"), "anchors='wrong' one of"),
         (dict(positive=torch.tensor([2, 0, 0, 0])), "positive names a row that is no positive"),
     ],
 )
@@ -280,5 +278,5 @@ def test_a_negative_weight_is_named():
 
 
 def test_an_unknown_head_is_named():
-    with pytest.raises(AssertionError, match="kind must be one of linear, mlp, none; found 'conv'"):
+    with pytest.raises(AssertionError, match="kind='conv' must be one of"):
         ContrastiveHead(4, 4, "conv")

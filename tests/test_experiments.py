@@ -1,4 +1,4 @@
-"""The experiments behind lessons/results.md: the runner resumes, tables pair the right runs, variants do what they say."""
+"""The experiments behind lessons/results.md: runs resume, tables pair the right runs, variants are what they say."""
 
 import json
 import sys

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import random
 import zlib
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from conftest import small_gpt
 
+import minclipo.extensions.rewards as rewards_module
 import minclipo.logprobs as logprobs_module
 import minclipo.trainer as trainer_module
 from minclipo.config import TrainConfig
 from minclipo.extensions.prompt_contrast import LIMIT, draw_other_prompts, logprobs_under, prompt_contrast
 from minclipo.model import GPT
 from minclipo.runs.loop import Run
+from minclipo.runs.recipes import TOY
 from minclipo.sampler import Rollouts, sample
 from minclipo.tasks import Task
 from minclipo.toy import TASK, ToyConfig, toy_tokenizer
@@ -280,8 +283,8 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 def watch_gains(monkeypatch) -> list[torch.Tensor]:
     """The gains of all steps from now on."""
-    seen, original = [], trainer_module.own_prompt_gain
-    monkeypatch.setattr(trainer_module, "own_prompt_gain", lambda *a: seen.append(original(*a)) or seen[-1])
+    seen, original = [], rewards_module.own_prompt_gain
+    monkeypatch.setattr(rewards_module, "own_prompt_gain", lambda *a: seen.append(original(*a)) or seen[-1])
     return seen
 
 
@@ -310,7 +313,8 @@ def test_the_trainer_passes_its_settings_on(monkeypatch):
     other_logprobs = logprobs_under(trainer.model, step.rollouts, others, temperature=0.7)
     gain = prompt_contrast(step.rollouts.logprobs, other_logprobs, step.rollouts.mask)
     limits.clear()
-    torch.testing.assert_close(trainer.extension_rewards(step), 0.3 * gain * step.correct, atol=1e-5, rtol=1e-5)
+    extra = rewards_module.extra_rewards(trainer.config, step, trainer.model, trainer.task, trainer.generator)
+    torch.testing.assert_close(extra, 0.3 * gain * step.correct, atol=1e-5, rtol=1e-5)
     assert limits == [30] * 3
 
 
@@ -321,7 +325,7 @@ def test_weight_0_draws_no_random_number(monkeypatch):
     def never(*_, **__):
         raise AssertionError("prompt contrast is off")
 
-    monkeypatch.setattr(trainer_module, "own_prompt_gain", never)
+    monkeypatch.setattr(rewards_module, "own_prompt_gain", never)
     trainer, g = make(), torch.Generator().manual_seed(0)
     prompts = toy_tokenizer().encode_batch([TASK.draw("training 0", i).prompt for i in range(5)])
     sample(copy.deepcopy(trainer.model), prompts, 4, 5, eos_ids=toy_tokenizer().eos_ids, generator=g)
@@ -368,30 +372,30 @@ def test_more_others_than_a_batch_has_are_refused_before_training(others):
         TrainConfig(**TINY, prompt_contrast_weight=0.1, prompt_contrast_others=others)
 
 
-# ---- lessons/experiments/attack.py ----
+# ---- lessons/experiments/attack*.py ----
 
 
 @pytest.fixture
-def attack(monkeypatch):
-    """The experiment, with a textbook that is read in no time."""
+def experiments(monkeypatch):
+    """The folder, with a textbook that is read in no time."""
     monkeypatch.syspath_prepend(ROOT / "lessons" / "experiments")
-    import attack
     import textbooks
 
     small = ToyConfig(
         hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, pretrain_steps=3, pretrain_batch=8
     )
     monkeypatch.setitem(textbooks.TEXTBOOKS, "toy", textbooks.Textbook(small))
-    monkeypatch.setitem(attack.TOY, "prompts_per_step", 3)
-    return attack
+    monkeypatch.setitem(TOY, "prompts_per_step", 3)
 
 
-def test_hand_made_completions_are_what_they_are_called(attack):
+def test_hand_made_completions_are_what_they_are_called(experiments):
     """Right answers are right, wrong ones wrong, the steps as they should be. Catches: a price for another thing."""
+    from attack_completions import COMPLETIONS, attack_problems, written
+
     surplus = ("operands copied once more before #", "start number first", "start number before #")
-    for problem in attack.fresh_problems(0, 50):
-        for kind in attack.COMPLETIONS:
-            text = attack.written(kind, [problem], 0)[0]
+    for problem in attack_problems(0, 50):
+        for kind in COMPLETIONS:
+            text = written(kind, [problem], 0)[0]
             assert TASK.check_outcome(problem, text, True) == (not kind.startswith("wrong")), (kind, text)
             steps = TASK.check_steps(problem, text)
             if kind == "wrong: solution of another problem":
@@ -407,19 +411,24 @@ def test_hand_made_completions_are_what_they_are_called(attack):
             assert (len(steps) == 5) == (kind in surplus), (kind, text)
 
 
-def test_neighbours_share_what_they_should(attack):
+def test_neighbours_share_what_they_should(experiments):
     """Catches: a neighbour that shares more by chance, or an endless search for one."""
-    rng = attack.random.Random(0)
-    for problem in attack.fresh_problems(0, 20, margin=20):
+    from attack_completions import attack_problems
+    from attack_pay import neighbour
+
+    rng = random.Random(0)
+    for problem in attack_problems(0, 20, margin=20):
         for kept in ([], [2], [0, 1, 3], [0, 1, 2, 3]):
             for same in (False, True):
-                near = attack.neighbour(problem, kept, same, rng)
+                near = neighbour(problem, kept, same, rng)
                 assert [i for i in range(4) if near.operands[i] == problem.operands[i]] == kept
                 assert (near.start == problem.start) == same
 
 
-def test_the_attack_runs_and_goes_on(attack, tmp_path, capsys):
+def test_the_attack_runs_and_goes_on(experiments, tmp_path, capsys):
     """All four looks, as small as they come, twice. Catches: finished work done again, or taken for other work."""
+    import attack
+
     sizes = "--seeds 1 0 --problems 4 --weights 0 5 --steps 1 --eval-problems 8 --teach-steps 1 --threads 1".split()
     assert attack.main([*sizes, "--out", str(tmp_path)]) == 0
     table = (tmp_path / "attack" / "table.md").read_text()

@@ -14,8 +14,8 @@ from checking import expect, report
 from torch import Tensor
 
 from minclipo.logprobs import completion_logprobs
-from minclipo.model import GPT, GPTConfig, KVCache, init_weights
-from minclipo.sampler import pad_right, sampling_logprobs
+from minclipo.model import GPT, GPTConfig, init_weights
+from minclipo.sampler import KVCache, pad_right, sampling_logprobs
 
 
 @torch.no_grad()
@@ -28,7 +28,8 @@ def generate(
     """
     tokens, lengths = pad_right(prompts)  # [N, P], [N]
     cache = KVCache(model.config, len(prompts), tokens.shape[1] + max_new_tokens, dtype=model.embed_tokens.weight.dtype)
-    hidden = model(tokens, cache, lengths)[:, -1]  # [N, D], what predicts the first new token
+    hidden = model(tokens, cache)[:, -1]  # [N, D], what predicts the first new token
+    cache.lengths = lengths  # without the padding
     drawn, logprobs = [], []
     for _ in range(max_new_tokens):
         distribution = sampling_logprobs(model.logits(hidden), temperature)  # [N, V]

@@ -116,9 +116,10 @@ def neighbour(problem: ChainProblem, kept: list[int], same_start: bool, rng: ran
 
 
 def neighbours(model: GPT, seed: int, count: int) -> list[dict[str, float | None]]:
-    """The pay of faithful completions against K prompts that share 0 .. 4 of their operands, one row per case: the mean,
-    and that of operands that the other prompts call for as well, of the other operands, and of the totals."""
-    rng, mean = random.Random(f"neighbours {seed}"), lambda values: values.mean().item() if values.numel() else None
+    """The pay of faithful completions against K prompts that share 0 .. 4 of their operands, one row per case: its mean
+    over all tokens, over operands that the other prompts call for as well, over the other operands, over the totals."""
+    rng = random.Random(f"neighbours {seed}")
+    mean = lambda values: values.mean().item() if values.numel() else None
     problems = attack_problems(seed, count, margin=20)  # nearer to the ends, some have no neighbour with the same start
     rollouts, rows = as_rollouts(model, problems, written("faithful", problems, seed)), []
     operations = len(problems[0].operands)

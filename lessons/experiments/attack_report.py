@@ -25,7 +25,7 @@ def report(results: dict) -> str:
     ]
     prices = results["prices"] | {"once learned": results["learned"]}
     parts = [
-        f"Seeds {', '.join(map(str, results['seeds']))}: means, and in parentheses the lowest and the highest seed "
+        f"Seeds {', '.join(map(str, results['seeds']))}: means; in parentheses, the lowest and highest seed "
         "(95% intervals for accuracy, hallucination rate and faithful accuracy). Gains g in nats per token, "
         f"K = {OTHERS} other prompts.",
         "**Under pressure.** g, the probabilities and the share of tokens at the limit are those of the right answers; "

@@ -2,8 +2,8 @@
 
     python lessons/experiments/page.py --out runs/experiments
 
-Whatever the page has between <!-- table: NAME --> and <!-- end --> is replaced by lessons/results/NAME/table.md, so page
-and results cannot differ. Without --out nothing is copied, and the page is filled with what is there.
+Whatever the page has between <!-- table: NAME --> and <!-- end --> is replaced by lessons/results/NAME/table.md, so the
+page and the results cannot differ. Without --out nothing is copied, and the page is filled with what is there.
 """
 
 import argparse

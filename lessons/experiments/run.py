@@ -69,7 +69,7 @@ def run(variant: Variant, seed: int, out: Path) -> None:
 
 
 def train(model: GPT, variant: Variant, config: TrainConfig, textbook: Textbook, folder: Path) -> dict:
-    """Train the model in place; the metrics that say what the contrast had to work with, at the start and at the end."""
+    """Train the model in place; the metrics that say what the contrast had to work with: first and last steps."""
     trainer = (DirectContrast if variant.direct else Trainer)(model, toy_tokenizer(), textbook.training, config)
     history = Run(trainer, folder, variant.name).train()
     return {"first": means(history[:WINDOW]), "last": means(history[-WINDOW:])}

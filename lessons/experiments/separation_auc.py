@@ -30,7 +30,7 @@ def auc(values: Tensor, positive: Tensor) -> float:
 
 
 def mean_auc(values: Tensor, states: States, compared: Tensor) -> tuple[float | None, int]:
-    """AUC within a group: do hallucinated rollouts have larger values than clean ones? (mean over groups, their number).
+    """How well large values single out hallucinated rollouts: (mean AUC within a group, number of groups).
 
     values [N]; compared [N] bool: correct rollouts that have a value. Groups that lack one of the kinds do not count.
     """

@@ -11,7 +11,7 @@ from minclipo.contrastive import LOSSES
 
 ROUNDING = 0.02  # differences of an AUC through float32 that the report mentions
 REPORT = """\
-Seeds {seeds}; {groups} groups of {group_size} rollouts. Mean over seeds, in parentheses the lowest and the highest seed.
+Seeds {seeds}; {groups} groups of {group_size} rollouts. Mean over seeds; in parentheses, the lowest and highest seed.
 
 ## Separation
 

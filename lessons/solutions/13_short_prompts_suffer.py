@@ -8,8 +8,8 @@ the lengths.
 import torch
 from torch import Tensor
 
-from minclipo.model import GPT, KVCache
-from minclipo.sampler import pad_right, sampling_logprobs
+from minclipo.model import GPT
+from minclipo.sampler import KVCache, pad_right, sampling_logprobs
 
 
 @torch.no_grad()
@@ -22,7 +22,8 @@ def generate(
     """
     tokens, lengths = pad_right(prompts)  # [N, P], [N]
     cache = KVCache(model.config, len(prompts), tokens.shape[1] + max_new_tokens, dtype=model.embed_tokens.weight.dtype)
-    hidden = model(tokens, cache, lengths)[torch.arange(len(tokens)), lengths - 1]  # [N, D], of each row's last token
+    hidden = model(tokens, cache)[torch.arange(len(tokens)), lengths - 1]  # [N, D], of each row's last token
+    cache.lengths = lengths  # without the padding
     drawn, logprobs = [], []
     for _ in range(max_new_tokens):
         distribution = sampling_logprobs(model.logits(hidden), temperature)  # [N, V]

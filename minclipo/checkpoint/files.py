@@ -5,7 +5,6 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-
 PARTIAL = ".partial"  # what a file is called until it is whole
 
 

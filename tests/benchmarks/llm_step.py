@@ -8,17 +8,16 @@ Prints one JSON line. matmul_gflops is what this machine makes of a large float3
 
 import argparse
 import json
-import tempfile
 import time
 
 import torch
 
-from minclipo.checkpoint import load_model
+from minclipo.checkpoint import Checkpoint
 from minclipo.config import TrainConfig
 from minclipo.runs.machine import peak_memory_mib
+from minclipo.runs.measure import timed_step
 from minclipo.tasks import Task
 from minclipo.tasks.sums import SumProblem
-from minclipo.checkpoint import load_tokenizer
 from minclipo.trainer import Trainer
 
 STAGES = ("sample", "update_policy")
@@ -46,7 +45,8 @@ def main() -> None:
     parser.add_argument("--gradient-checkpointing", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
+    checkpoint = Checkpoint(arguments.model)
+    model, tokenizer = checkpoint.model(), checkpoint.tokenizer
     model.gradient_checkpointing = arguments.gradient_checkpointing
     tokenizer.eos_ids = []
 
@@ -63,24 +63,23 @@ def main() -> None:
         learning_rate=1e-5,
         micro_batch_tokens=arguments.micro_batch_tokens,
     )
-    with tempfile.TemporaryDirectory() as out:
-        trainer, seconds = Trainer(model, tokenizer, task, config, out), dict.fromkeys(STAGES, 0.0)
+    trainer, seconds = Trainer(model, tokenizer, task, config), dict.fromkeys(STAGES, 0.0)
 
-        def timed(stage: str):
-            method = getattr(trainer, stage)
+    def timed(stage: str):
+        method = getattr(trainer, stage)
 
-            def watched(*args):
-                started = time.perf_counter()
-                result = method(*args)
-                seconds[stage] += time.perf_counter() - started
-                return result
+        def watched(*args):
+            started = time.perf_counter()
+            result = method(*args)
+            seconds[stage] += time.perf_counter() - started
+            return result
 
-            return watched
+        return watched
 
-        steps = [trainer.step()["seconds"]]  # the first pays for allocations
-        for stage in STAGES:
-            setattr(trainer, stage, timed(stage))
-        steps += [trainer.step()["seconds"] for _ in range(arguments.steps - 1)]
+    steps = [timed_step(trainer)["seconds"]]  # the first pays for allocations
+    for stage in STAGES:
+        setattr(trainer, stage, timed(stage))
+    steps += [timed_step(trainer)["seconds"] for _ in range(arguments.steps - 1)]
     later = len(steps) - 1
     found = {"step_s": [round(s, 3) for s in steps], "mean_step_s_after_first": round(sum(steps[1:]) / later, 3)}
     found |= {f"{stage}_s": round(value / later, 3) for stage, value in seconds.items()}

@@ -5,16 +5,16 @@ python tests/benchmarks/toy_step.py runs/toy/seed0/pretrained/model
 """
 
 import argparse
-import tempfile
 import time
 from collections import defaultdict
 
 import torch
 
-from minclipo.checkpoint import load_model
-from minclipo.checkpoint import load_tokenizer
+from minclipo.checkpoint import Checkpoint
+from minclipo.config import TrainConfig
+from minclipo.runs.measure import timed_step
 from minclipo.toy import TASK
-from minclipo.trainer import TrainConfig, Trainer
+from minclipo.trainer import Trainer
 
 STAGES = ("sample", "verify", "contrast", "update_policy")
 
@@ -39,15 +39,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
-    with tempfile.TemporaryDirectory() as out:
-        trainer = Trainer(model, tokenizer, TASK, TrainConfig(contrastive_weight=0.1), out)
-        trainer.step()  # the first step pays for allocations
-        seconds: dict[str, float] = defaultdict(float)
-        for stage in STAGES:
-            timed(trainer, stage, seconds)
-        total = sum(trainer.step()["seconds"] for _ in range(arguments.steps))
-    print(f"{1000 * total / arguments.steps:.0f} ms a step ({arguments.steps} steps, {arguments.threads} threads)")
+    checkpoint = Checkpoint(arguments.model)
+    trainer = Trainer(checkpoint.model(), checkpoint.tokenizer, TASK, TrainConfig(contrastive_weight=0.1))
+    trainer.step()  # the first step pays for allocations
+    seconds: dict[str, float] = defaultdict(float)
+    for stage in STAGES:
+        timed(trainer, stage, seconds)
+    total = sum(timed_step(trainer)["seconds"] for _ in range(arguments.steps))
+    print(f"{1000 * total / arguments.steps:.0f} ms per step ({arguments.steps} steps, {arguments.threads} threads)")
     for stage in STAGES:
         print(f"  {stage:14} {100 * seconds[stage] / total:4.1f}%")
     print(f"  {'the rest':14} {100 * (1 - sum(seconds.values()) / total):4.1f}%")
