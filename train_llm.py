@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     if arguments.threads > 0:
         torch.set_num_threads(arguments.threads)
-    sys.stdout.reconfigure(line_buffering=True)  # a log that is piped to a file should grow line by line
+    sys.stdout.reconfigure(line_buffering=True)  # a piped log should grow line by line
     started = time.perf_counter()
     try:
         configs = make_configs(arguments)

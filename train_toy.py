@@ -6,8 +6,8 @@
     python train_toy.py --algorithm gspo         # GSPO, with and without CLIPO; likewise dr_grpo, dapo, gmpo
     python train_toy.py --method clipo --contrastive-weight 0.3
 
-A small Llama first reads a careless textbook. The outcome reward then repairs its answers; whether its steps are right
-shows only in the hallucination rate, which no method but the oracle gets to see. Look at OUT/curves.png.
+A small Llama first reads a careless textbook. The outcome reward then repairs its answers. Whether its steps are right
+shows only in the hallucination rate, which no method but the oracle ever sees. Look at OUT/curves.png.
 """
 
 import argparse
@@ -68,8 +68,8 @@ def measure(trained, tokenizer, config: TrainConfig, toy: ToyConfig, started: fl
 def run_seed(
     seed: int, methods: list[str], given: dict, algorithm: str, toy: ToyConfig, out: Path, resume: bool
 ) -> None:
-    """Pretrain, then train every method from that start. What an earlier run has finished is not done again, and with
-    `resume` a method that was interrupted goes on from its last training state."""
+    """Pretrain, then train every method from that start. What an earlier run has finished is not repeated; with `resume`
+    a method that was interrupted goes on from its last training state."""
     tokenizer, folder = toy_tokenizer(), out / f"seed{seed}"
     if not (folder / "pretrained" / "result.json").is_file():
         print(f"\nseed {seed}: pretraining on the careless textbook, {toy.pretrain_steps} steps")
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     torch.set_num_threads(max(1, arguments.threads))
-    sys.stdout.reconfigure(line_buffering=True)  # a log that is piped to a file should grow line by line
+    sys.stdout.reconfigure(line_buffering=True)  # a piped log should grow line by line
     started, status = time.perf_counter(), 0
     try:
         for seed in seeds:

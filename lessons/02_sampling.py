@@ -65,7 +65,7 @@ axis.set_axisbelow(True)
 show(figure, "02_temperature", "Cold: nearly always the likeliest. Hot: nearly all alike")
 
 # %% [markdown]
-# To draw, take a uniform number $u$ from 0 to 1, and the first word whose cumulated probability exceeds it.
+# To draw, take a uniform number $u$ from 0 to 1, and the first word whose cumulative probability exceeds it.
 
 # %%
 cut = distribution(logits, 0.5, top_k=3, top_p=0.9)

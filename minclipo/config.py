@@ -40,7 +40,7 @@ def check(config) -> None:
 
 _rollouts = partial(option, group="rollouts")
 _update = partial(option, group="update")
-_algorithm = partial(option, group="algorithm: --algorithm sets these")
+_algorithm = partial(option, group="algorithm (set by --algorithm)")
 _clipo = partial(option, group="CLIPO", needs="contrastive_weight")
 _prompt_contrast = partial(option, group="prompt contrast, our own extension", needs="prompt_contrast_weight")
 _run = partial(option, group="run", later=True)

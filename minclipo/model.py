@@ -188,7 +188,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids in, final-norm hidden states out; `logits` is a separate call, so nobody pays for unread logits."""
+    """Token ids in, final-norm hidden states out; `logits` is a separate call, so that nothing is computed which nobody reads."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()

@@ -27,8 +27,8 @@ def toy_task(operations: tuple[int, int] = (4, 4), choices: tuple[int, ...] = OP
 
 
 TASK = toy_task()
-_model = partial(option, group="toy: model")
-_textbook = partial(option, group="toy: careless textbook and pretraining")
+_model = partial(option, group="model of the toy")
+_textbook = partial(option, group="careless textbook and pretraining")
 
 
 @dataclass

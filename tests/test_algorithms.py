@@ -86,7 +86,7 @@ def objective_of_a_rollout(logprobs, old, advantage, *, ratio, clip_low, clip_hi
             )
         objective = advantage * product ** (1 / len(logprobs))
     else:
-        r = (logprobs - old).exp()  # GRPO: one a token
+        r = (logprobs - old).exp()  # GRPO: one per token
         if ratio == "sequence":  # GSPO eq. 5 and 7
             r = (logprobs.sum() - old.sum()).exp()[None] ** (1 / len(logprobs))
         objective = torch.minimum(advantage * r, advantage * r.clamp(1 - clip_low, 1 + clip_high))

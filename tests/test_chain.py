@@ -132,7 +132,7 @@ def test_step_check(text, verdicts):
 
 def test_the_shared_false_step_stands_in_its_share_of_the_solutions():
     """Only the second quote is touched, totals stay right. 4000 draws; 3% is 4 standard errors. Catches: another step,
-    a probability a step instead of a solution."""
+    a probability per step instead of per solution."""
     rng, author, shared = random.Random(0), CarelessAuthor(0.0, 0.0, shared_step=0.7), 0
     for _ in range(4000):
         problem = ChainProblem(20, (5, 3, -4, 2))

@@ -307,7 +307,7 @@ def weights_of(options: dict, mask: torch.Tensor) -> torch.Tensor:
 def importance_weights(options: dict, inputs: dict, mask: torch.Tensor) -> torch.Tensor | float:
     """What verl multiplies token losses by where the sampler's log-probs are not those of the old policy, else 1.
 
-    One factor a token, [N, T]; in GMPO one a rollout, [N, 1]: the geometric mean of its tokens' factors.
+    One factor per token, [N, T]; in GMPO one per rollout, [N, 1]: the geometric mean of its tokens' factors.
     """
     if not options.get("is_weights"):
         return 1.0

@@ -21,10 +21,10 @@ def next_word(logits: Tensor, temperature: float, top_k: int | None, top_p: floa
 
 
 def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
-    """One word a row, [N] whole numbers: the first whose cumulated probability exceeds the row's uniform number.
+    """One word per row, [N] whole numbers: the first whose cumulative probability exceeds the row's uniform number.
 
     logprobs [N, V], some of them -inf; uniform [N], 0 <= uniform < 1. A word of probability 0 is never drawn, not even
-    if the cumulated sum ends a little below 1, as sums of rounded numbers do, and the uniform number lies above it.
+    if the cumulative sum ends a little below 1, as sums of rounded numbers do, and the uniform number lies above it.
     """
     raise NotImplementedError("What does your draw do with uniform = 0, and what with 0.9999999?")
 

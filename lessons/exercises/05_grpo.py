@@ -26,7 +26,7 @@ def clipped_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mas
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """The k3 estimate of KL(policy || reference), one a token, from tokens drawn by the policy; any shape."""
+    """The k3 estimate of KL(policy || reference), one per token, from tokens drawn by the policy; any shape."""
     raise NotImplementedError("Three terms, of which one is -1.")
 
 

@@ -63,7 +63,7 @@ def check_informative_prompts(informative_prompts):
     expect(informative_prompts(rewards, 2), 1 / 3, "the same rewards in groups of 2")
     expect(informative_prompts(torch.tensor([1.0, 0.0, 1.0, 0.0]), 2), 1.0, "every group has both")
     expect(informative_prompts(torch.tensor([0.5, 1.0, 0.5, 0.5]), 2), 0.5, "no wrong answer, but different rewards")
-    expect(informative_prompts(torch.full((48,), 0.9), 16), 0.0, "sixteen equal rewards of 0.9 a group")
+    expect(informative_prompts(torch.full((48,), 0.9), 16), 0.0, "sixteen equal rewards of 0.9 per group")
 
 
 def check_mean_advantages(mean_advantages):

@@ -31,7 +31,7 @@ def gspo_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
 def gmpo_bounded(log_ratio: Tensor, advantages: Tensor, bound: float) -> Tensor:
     """GMPO's log-ratios [N, T], clipped one by one: at bound where A > 0, at -bound where A < 0, untouched where A = 0.
 
-    log_ratio [N, T]; advantages [N], one a rollout. Each sign clips on one side only.
+    log_ratio [N, T]; advantages [N], one per rollout. Each sign clips on one side only.
     """
     raise NotImplementedError("Which tokens would the max of GRPO's loss have cut off?")
 

@@ -18,8 +18,8 @@ def next_word(logits: Tensor, temperature: float, top_k: int | None, top_p: floa
 
 
 def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
-    cumulated = logprobs.exp().cumsum(-1)  # [N, V]
-    first = (cumulated <= uniform[:, None]).sum(-1)  # [N]: as many words as end at or below the uniform number
+    cumulative = logprobs.exp().cumsum(-1)  # [N, V]
+    first = (cumulative <= uniform[:, None]).sum(-1)  # [N]: as many words as end at or below the uniform number
     places = torch.arange(logprobs.shape[1], device=logprobs.device)
     last = places.where(logprobs > -torch.inf, 0).amax(-1)  # [N]: the last word with any probability
     return torch.minimum(first, last)

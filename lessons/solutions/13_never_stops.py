@@ -1,6 +1,6 @@
 """Solution: the mask ended one token too early, before the eos.
 
-A cumulated sum counts the eos itself: "an eos so far" is already true there, and the decision to stop was neither
+A cumulative sum counts the eos itself: "an eos so far" is already true there, and the decision to stop was neither
 rewarded nor punished. Taking off the token's own count leaves "an eos before this one". Whoever takes the lengths from
 texts, where the eos has been taken out, gets the same bug.
 """

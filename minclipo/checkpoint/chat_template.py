@@ -1,7 +1,7 @@
 """A checkpoint's chat template: the Jinja program that writes a list of messages as the text the model was trained on.
 
-A template comes from whoever published the model, so it runs in Jinja's sandbox: it can neither reach Python's
-internals nor change what it is given. It has the filters, tags and functions that transformers gives it, and no others.
+Templates come from strangers, so they run in Jinja's sandbox: they can neither reach Python's internals nor change what
+they are given. They have the filters, tags and functions that transformers offers, and no others.
 """
 
 import json
@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 
 class GenerationTag(Extension):
-    """{% generation %}...{% endgeneration %} marks the assistant's words for some trainers. Here it marks nothing."""
+    """{% generation %}...{% endgeneration %} marks the assistant's words for some trainers. Here it does nothing."""
 
     tags = {"generation"}
 
@@ -35,7 +35,7 @@ def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
 
 class Sandbox(ImmutableSandboxedEnvironment):
     def unsafe_undefined(self, obj, attribute):
-        """Jinja's own prints nothing unless the forbidden attribute is used any further; here asking for it ends it."""
+        """Jinja's own prints nothing unless the forbidden attribute is used; here, asking for it is an error."""
         raise SecurityError(f"attribute {attribute!r} of a {type(obj).__name__} is forbidden")
 
 
@@ -54,9 +54,7 @@ class ChatTemplate:
         self.source = source
         self.path = path
         self.special_tokens = special_tokens
-        self.now = (
-            datetime.now()
-        )  # what strftime_now says; one moment for all prompts of a run, so that they stay equal
+        self.now = datetime.now()  # what strftime_now says: one moment for a run, so that its prompts stay the same
 
     @cached_property
     def _compiled(self) -> jinja2.Template:

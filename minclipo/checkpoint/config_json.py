@@ -1,8 +1,8 @@
 """config.json to GPTConfig and back.
 
 Reads the keys that nearly all published checkpoints have (rope_theta, rope_scaling) and those that transformers 5
-writes (rope_parameters). A setting that this model does not have is refused by name, never ignored: ignoring it would
-give another model that looks as if it worked.
+writes (rope_parameters). A setting that this model does not have is refused by name, never ignored: otherwise it would
+be a different model that seems to work.
 """
 
 import math
@@ -15,7 +15,7 @@ from minclipo.model import GPTConfig, RopeScaling
 
 @dataclass(frozen=True)
 class Family:
-    """What distinguishes a model_type, as far as this model goes."""
+    """What distinguishes a model_type from the others here."""
 
     architecture: str
     qkv_bias: bool = False
@@ -120,7 +120,7 @@ def config_to_json(config: GPTConfig, dtype: torch.dtype) -> dict:
 def _refuse_unsupported(config: dict) -> None:
     for key, harmless in HARMLESS.items():
         if key == "attention_bias" and config["model_type"] == "qwen2":
-            continue  # Qwen2 has its biases whatever this says
+            continue  # Qwen2 always has its biases
         if key in config and config[key] not in harmless:
             raise ValueError(f"{key} {config[key]!r} is not supported, only {' or '.join(map(repr, harmless))}")
 

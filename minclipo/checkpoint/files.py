@@ -1,4 +1,4 @@
-"""Reading and writing files so that a crash leaves the earlier file and a broken file is named in the error."""
+"""Files: written whole or not at all, so that a crash leaves the earlier one; errors name the file."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def write_json(path: Path, value) -> None:
 
 
 def read_json(path: Path):
-    """The value a JSON file holds. ValueError naming the file if it is not JSON or says two things under one key."""
+    """The value in a JSON file. ValueError naming the file if it is not JSON or has a key twice."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
@@ -52,7 +52,7 @@ def read_json(path: Path):
 
 
 def read_object(path: Path, *, optional: bool = False) -> dict:
-    """The object a JSON file holds; with `optional`, {} where there is no such file."""
+    """The object in a JSON file; with `optional`, {} if there is no such file."""
     if optional and not path.exists():
         return {}
     if not path.is_file():
@@ -77,7 +77,7 @@ def write_lines(path: Path, records: list[dict]) -> None:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The objects of a JSONL file, [] if there is none. A last line that was cut off in the middle is left out."""
+    """The objects of a JSONL file, [] if there is none. A last line that was cut off is left out."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]

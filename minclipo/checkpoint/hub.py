@@ -4,8 +4,8 @@ import fnmatch
 import re
 from pathlib import Path
 
-# Never pickles (*.bin, *.pt, *.pth): unpickling a file runs whatever its author put there. "model*" leaves out the
-# second copy of the weights that some repositories hold as consolidated.safetensors.
+# Never pickles (*.bin, *.pt, *.pth): unpickling a file runs the code that its author put there. "model*" leaves out the
+# second copy of the weights that some repositories have as consolidated.safetensors.
 WEIGHTS = ["model*.safetensors"]
 TEXTS = ["*.json", "*.jinja"]
 HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*?)(?:@([\w.-][\w./-]*))?", re.ASCII)
@@ -48,7 +48,7 @@ def dataset_files(source: str) -> list[Path]:
 
 def _download(hub_id: str, patterns: list[str], instead: str, **options) -> Path:
     """The local copy of a repository's files that match; an error says what to give instead."""
-    from huggingface_hub import snapshot_download  # here: who reads local files should not wait for this import
+    from huggingface_hub import snapshot_download  # here: local files need not wait for this import
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, **options))

@@ -2,7 +2,7 @@
 
 The GPT's modules carry Hugging Face's names, so a tensor only needs the prefix "model." before all but the output head.
 What `save_model` writes, other tools that read that format load as a Llama, Qwen2 or Qwen3 model.
-Everything is checked before it is believed: a model that is loaded nearly right trains nearly as well, unnoticed.
+Everything is checked: a model that is loaded almost right trains almost as well, and nobody notices.
 Left out: pickled weights, quantised weights, writing shards.
 """
 
@@ -122,8 +122,8 @@ class StoredTensor:
             tensor = self.file.get_tensor(self.name)
         except SafetensorError as error:
             raise ValueError(f"{self.path}: {self.name} cannot be read: {error}") from error
-        tensor = tensor.to(device, dtype, copy=True)  # a copy even if nothing changes: the file is only mapped
-        if not torch.stack(tensor.aminmax()).isfinite().all():  # passes NaN on, and needs no memory, unlike isfinite
+        tensor = tensor.to(device, dtype, copy=True)  # always a copy: the file is only mapped into memory
+        if not torch.stack(tensor.aminmax()).isfinite().all():  # NaN shows in aminmax, which needs no memory
             raise ValueError(f"{self.path}: {self.name} holds values that are not finite in {dtype}")
         return tensor
 
@@ -135,7 +135,7 @@ def _published(name: str) -> str:
 
 def _empty_model(config: GPTConfig, num_tensors: int, path: Path) -> GPT:
     """The model without memory for its weights, on torch's meta device."""
-    if config.num_layers > num_tensors:  # else a wrong number would be built for hours
+    if config.num_layers > num_tensors:  # otherwise building it could take hours
         raise ValueError(f"{path}: num_hidden_layers {config.num_layers} for a file of only {num_tensors} tensors")
     try:
         with torch.device("meta"):

@@ -33,16 +33,16 @@ def informative_groups(rewards: Tensor, group_size: int) -> Tensor:
 def dynamic_sampling(collect: Callable[[], Batch], limit: int) -> tuple[Batch, dict[str, float]]:
     """A batch whose problems are all solved sometimes but not always, and metrics of the search for them.
 
-    collect() samples and verifies a batch; it is called until as many informative problems have been found as the first
-    batch holds, at most `limit` times. Then problems that teach nothing fill the batch up, and `filled_up` says how many:
-    verl stops with an error there, which would end a training that has solved nearly everything.
+    collect() samples and verifies a batch. It is called until there are as many informative problems as the first batch
+    has problems, but at most `limit` times. Then problems that teach nothing fill the batch up; the metric `filled_up`
+    says how many. (verl stops with an error there, which would end a training that has solved nearly everything.)
     """
     kept, spare, batches, right, wanted = [], None, 0, 0.0, 1
     while batches < limit and sum(len(part[0]) for part in kept) < wanted:
         problems, rollouts, _, correct = batch = collect()
         informative = informative_groups(correct.float(), rollouts.group_size)  # [B]
         kept.append(select(batch, informative.nonzero()[:, 0].tolist()))
-        if spare is None:  # the first batch holds as many others as can ever be missing
+        if spare is None:  # the first batch has as many others as can ever be missing
             wanted, spare = len(problems), select(batch, (~informative).nonzero()[:, 0].tolist())
         batches, right = batches + 1, right + correct.float().mean().item()
     missing = max(0, wanted - sum(len(part[0]) for part in kept))

@@ -9,13 +9,13 @@ from minclipo.model import GPT, upcast
 class Float32AdamW(torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter 2019) on float32 copies of the weights, for models that compute in bfloat16.
 
-    bfloat16 has 8 significant bits: 0.02 + 1e-6, a usual weight and a usual step of reinforcement learning, is 0.02
+    bfloat16 has 8 significant bits: 0.02 + 1e-6, a typical weight and a typical step of reinforcement learning, is 0.02
     again, and the model would never move. So the weights that are trained (`masters`), the moments and the sums of
-    gradients over micro-batches are float32; after each step the model gets its weights rounded. Weights that are
-    float32 (or wider) already are their own masters: no copy is made.
+    gradients over micro-batches are float32; after each step the model gets them rounded. Weights that are float32 (or
+    wider) are their own masters: no copy is made. One such optimizer per model: backward() moves its gradients.
 
-    16 bytes per parameter for a bfloat16 model (2 weights, 2 gradients, 4 masters, 8 moments; the float32 sum of the
-    gradients adds 4 more during the update), 16 for a float32 one.
+    14 bytes per parameter for a bfloat16 model (2 weights, 4 masters, 8 moments), 12 for a float32 one (4 weights, 8
+    moments); the sums of gradients add 4 during the update.
     """
 
     def __init__(self, model: GPT, learning_rate: float, weight_decay: float):

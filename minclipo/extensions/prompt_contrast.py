@@ -1,10 +1,10 @@
 """Prompt contrast, an extension of our own: not in the CLIPO paper, off by default.
 
-CLIPO asks of a right answer how close it lies to the other right answers: it rewards agreement, and where most rollouts
+CLIPO asks of a right answer how close it is to the other right answers. It rewards agreement, and where most rollouts
 agree on the same false step it spreads that step. Prompt contrast asks how much more likely the answer is under its own
 prompt than under other prompts. A word that the prompt does not call for, made up or shared by all, is as likely under
-any prompt and earns nothing. (Pointwise mutual information with the source, used at decoding time against hallucinated
-summaries by van der Poel et al. 2022, arXiv 2210.13210.) How a policy could earn it without merit: lessons/results.md.
+any prompt and earns nothing. (Pointwise mutual information with the source; van der Poel et al. 2022, arXiv 2210.13210,
+use it at decoding time against hallucinated summaries.) How a policy could earn it without merit: lessons/results.md.
 
 B prompts, G rollouts per prompt, N = B * G rows, T completion tokens, K other prompts.
 """
@@ -42,9 +42,9 @@ def prompt_contrast(own_logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) 
 
         g_i = mean_t clamp(log p(y_t | x_i, y_<t) - log (1/K) sum_k p(y_t | x_k, y_<t), -LIMIT, LIMIT)
 
-    An answer that is less likely under its own prompt than under others has a negative gain: a weight above 1 / LIMIT
-    can make it earn less than a wrong one. own_logprobs [N, T], other_logprobs [K, N, T], mask [N, T] bool. Padding is
-    never read.
+    An answer that is less likely under its own prompt than under others has a negative gain; with a weight above
+    1 / LIMIT it may earn less than a wrong one. own_logprobs [N, T], other_logprobs [K, N, T], mask [N, T] bool. Padding
+    is never read.
     """
     assert own_logprobs.shape == mask.shape == other_logprobs.shape[1:], (
         "own_logprobs and mask must be [N, T], other_logprobs [K, N, T]"
@@ -55,9 +55,9 @@ def prompt_contrast(own_logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) 
 
 
 def draw_other_prompts(prompts: int, others: int, generator: torch.Generator | None = None) -> Tensor:
-    """K different other prompts for each of B, as places [K, B]; every prompt serves equally often, never for itself.
+    """K different other prompts for each of B, as places [K, B]; every prompt is used equally often, never for itself.
 
-    The B prompts stand in a circle in random order; prompt k of each is the one k places on.
+    The B prompts are put in a circle in random order; the k-th other prompt of each is the one k places on.
     """
     assert 1 <= others < prompts, f"{others} others cannot be drawn: a batch of {prompts} prompts has {prompts - 1}"
     device = None if generator is None else generator.device

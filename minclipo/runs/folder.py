@@ -14,7 +14,7 @@ def earlier_settings(out: Path, script: str) -> dict | None:
 
 
 def check_out(out: Path, settings: dict, resume: bool, may_differ: Collection[str] = ()) -> None:
-    """ValueError if `out` is somebody else's folder or, with `resume`, a run with other settings. Changes nothing.
+    """ValueError if `out` is not a run of ours or, with `resume`, one with other settings. Changes nothing.
 
     settings: {"script": name, section: {option: value}, ...}; options in `may_differ` may be other than in the run that
     is resumed.
@@ -29,7 +29,7 @@ def check_out(out: Path, settings: dict, resume: bool, may_differ: Collection[st
 
 
 def prepare_out(out: Path, settings: dict, resume: bool, may_differ: Collection[str] = ()) -> None:
-    """Make `out` ready: resume an equal run, keep an earlier run under another name, never touch anything else.
+    """Make `out` ready: resume an equal run, rename an earlier run, never touch anything else.
 
     Arguments and ValueErrors as in `check_out`; OSError where nothing can be written.
     """

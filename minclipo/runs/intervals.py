@@ -19,7 +19,7 @@ class Interval:
 
 
 def share_interval(count: int, trials: int) -> Interval:
-    """Wilson's score interval of a share (Wilson 1927): right near 0 and 1 too. No trials: anything is possible."""
+    """Wilson's score interval of a share (Wilson 1927): valid near 0 and 1, too. No trials: anything is possible."""
     if trials == 0:
         return Interval(0.0, 0.0, 1.0)
     share = count / trials
@@ -29,7 +29,7 @@ def share_interval(count: int, trials: int) -> Interval:
 
 
 def mean_interval(values: list[float]) -> Interval:
-    """Student's t interval of the mean of at least two values, cut to [0, 1]: the values are shares."""
+    """Student's t interval of the mean of at least two values, clipped to [0, 1]: the values are shares."""
     mean, half = student(values)
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
 

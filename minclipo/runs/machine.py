@@ -1,4 +1,4 @@
-"""What the machine has and what a run will take of it: device, memory, disk.
+"""Device, memory and disk: what the machine has, and what a run will need.
 
 Memory is counted from the shapes, part by part; tests compare it with what is really held.
 Left out: what the allocator wastes, and what PyTorch and CUDA take for themselves.
@@ -20,7 +20,7 @@ GIB = 2**30
 
 @dataclass
 class Memory:
-    """Bytes. A step first samples, then updates: the two never need their memory at the same time."""
+    """Bytes. A step samples first and updates then: the two never need their memory at the same time."""
 
     weights: int  # what the model computes with
     reference: int  # the frozen copy for the KL penalty
@@ -37,7 +37,7 @@ class Memory:
 
     @property
     def fixed(self) -> int:
-        """What no option makes smaller, but another model or no KL penalty."""
+        """What only a smaller model, or no KL penalty, can reduce."""
         return self.weights + self.reference + self.optimizer + self.gradients
 
     @property
@@ -55,7 +55,7 @@ class Memory:
 
 
 def count_weights(config: GPTConfig) -> int:
-    """Weights of a model, each counted once, without making it."""
+    """Number of weights of a model, each counted once, without building it."""
     with torch.device("meta"):
         return sum(weight.numel() for weight in GPT(config).parameters())
 
@@ -65,8 +65,8 @@ def layer_bytes(config: GPTConfig, prompts: int, prompt_tokens: int, rows: int, 
 
     Per token: 4 times the MLP's width (gate, its silu, up, their product), 3 times the query heads (rotated; the
     attention's output, in two layouts), keys and values, and the residual stream with the copies that its two norms
-    keep, some of them in float32. Per completion: the keys and values of its prompt and itself, with as many heads as
-    the queries.
+    keep, some of them in float32. Per completion: the keys and values of its prompt and itself, repeated for every
+    query head.
     """
     D, I = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -83,7 +83,7 @@ def estimate_memory(
     half = size < 4
     weights, V, T = count_weights(config), config.vocab_size, train.max_new_tokens
     rows = train.prompts_per_step * train.group_size
-    growing = min(rows, max(train.sampling_rows, train.group_size)) if train.sampling_rows else rows
+    parallel = min(rows, max(train.sampling_rows, train.group_size)) if train.sampling_rows else rows
     kv = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size  # a token's keys and values
 
     # A micro-batch: as many whole rows as fit, together with the prompts that they continue.
@@ -103,9 +103,9 @@ def estimate_memory(
         weights=weights * size,
         reference=weights * size if train.kl_weight else 0,
         optimizer=weights * (12 if half else 8),
-        cache=growing * (prompt_tokens + T) * kv,
-        sampling_logits=growing * V * (12 + size * half),  # scores, log-probs and probabilities, in float32
-        gradients=weights * (size + 4 if half else 4),  # and their float32 sum
+        cache=parallel * (prompt_tokens + T) * kv,
+        sampling_logits=parallel * V * (12 + size * half),  # scores, log-probs and probabilities, in float32
+        gradients=weights * 4,  # float32 sums; those of a bfloat16 weight are added to its sum as soon as they arise
         activations=activations,
         chunk_logits=chunk * (12 + size * half) + V * config.hidden_size * size,  # and its gradient of the output head
     )
@@ -150,8 +150,8 @@ def bytes_on_disk(shape: GPTConfig, dtype: torch.dtype, keep_states: int) -> int
 
 
 def check_room(out: Path, needed: int, resume: bool) -> None:
-    """OSError now, and not after hours, if the disk of `out` has less than `needed` bytes left. What a run that is
-    resumed has written already counts as there."""
+    """OSError now, and not after hours, if the disk of `out` has less than `needed` bytes left. What a resumed run has
+    already written counts as available."""
     if resume:
         needed -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     existing = next(folder for folder in [out, *out.resolve().parents] if folder.exists())
@@ -164,7 +164,7 @@ def check_room(out: Path, needed: int, resume: bool) -> None:
 
 
 def peak_memory_mib() -> float:
-    """Most memory that this process has held so far, in MiB (0 where the system does not tell)."""
+    """Peak memory of this process so far, in MiB (0 where the system does not tell)."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""Every picture of scripts and lessons. One method has one colour and one line style everywhere (Okabe-Ito palette)."""
+"""The pictures of both scripts. A method has the same colour and line style everywhere (Okabe-Ito palette)."""
 
 from pathlib import Path
 

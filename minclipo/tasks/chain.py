@@ -1,6 +1,6 @@
 """The toy task: chain arithmetic, the careless textbook from which the toy model learns it, and the toy's two checks.
 
-A problem and its one faithful solution (words are separated by blanks, each word is one token):
+A problem and its one faithful solution (words are separated by spaces, each word is one token):
 
     7 , +5 , -3 , +8 , -2 =
     +5 12 -3 9 +8 17 -2 15 # 15
@@ -28,7 +28,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class ChainProblem:
-    """A start and the operands to add to it one after the other; every running total lies in 0..99."""
+    """A start and the operands to add to it one after the other; every running total is in 0..99."""
 
     start: int
     operands: tuple[int, ...]
@@ -63,12 +63,12 @@ def random_problem(
 
 @dataclass
 class CarelessAuthor:
-    """How the textbook's author goes wrong and what else he does: probabilities a step, then a solution."""
+    """How the textbook's author goes wrong and what else he does: probabilities, two per step and two per solution."""
 
-    hallucinate: float = 0.15  # quotes a made-up operand, yet gives the total that the right one leads to
+    hallucinate: float = 0.15  # quotes a made-up operand, but gives the total that the right one leads to
     slip: float = 0.08  # is off by up to 9, and carries on from the wrong total
-    shared_step: float = 0.0  # quotes SHARED_QUOTE in the second step, whatever the operand: the same false step always
-    total_first: float = 0.0  # writes the total before the operand in every step: another way, just as good
+    shared_step: float = 0.0  # quotes SHARED_QUOTE in the second step, whatever the operand: always the same false step
+    total_first: float = 0.0  # writes the total before the operand in every step: a different style, just as good
 
     def solution(self, problem: ChainProblem, rng: random.Random) -> str:
         """A worked solution as this author writes it."""

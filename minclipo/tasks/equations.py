@@ -1,7 +1,7 @@
-r"""Do the sums add up that a worked solution writes down?
+r"""Are the equations true that a worked solution writes down?
 
 check_equations finds equations between numbers, such as 48/2 = 24, and computes both sides exactly. It knows nothing of
-the problem: a solution may compute the wrong thing without a slip, or hide a slip by writing no sum down.
+the problem: a solution may compute the wrong thing without a slip, or hide a slip by writing no equation down.
 Left out, not guessed: letters, powers, roots, numbers with units or words between them.
 """
 
@@ -27,7 +27,7 @@ TOKEN = re.compile(
     | (?P<operator>[-+*/()=])
     | (?P<unknown>(?<![^\W\d_])(?![aAI]\b)[^\W\d_](?!\w))  # a letter on its own, or that of 5y
     | (?P<word>(?:(?<=\d)-)?[^\W\d_][\w'’-]*)
-    | (?P<blank>\s+)
+    | (?P<space>\s+)
     | (?P<other>.)""",
     re.VERBOSE | re.ASCII | re.DOTALL,
 )
@@ -48,7 +48,7 @@ def check_equations(text: str) -> list[bool]:
     Equal means exactly equal; or, if the right side is one number with decimals, equal when rounded to these decimals:
     10/3 = 3.33 is right, 10/3 = 3.34 and 10/3 = 3 are not. Division by zero is wrong.
     In 2 + 3 = 5 * 4 = 20 each equals sign is an equation of its own. Without an operation it is none: day 2 = 8 eggs.
-    A percent sign is a hundredth or else a unit, whichever makes the equation right: 20% of 50 = 10, 60% - 20% = 40%.
+    A percent sign is a hundredth or a unit, whichever makes the equation right: 20% of 50 = 10, 60% - 20% = 40%.
     An equation that is repeated counts once, also GSM8K's 48/2 = <<48/2=24>>24.
     Nothing raises, and the time is linear in the length of the text.
 
@@ -80,13 +80,13 @@ def tokenize(line: str) -> list[Token]:
             strange = len(match[0]) > MAX_DIGITS or re.match(r"0\d", match[0])  # 0730 is a time
             kind = "unknown" if strange else "number"
             tokens.append(Token(kind, match["number"].replace(",", ""), bool(match["percent"])))
-        elif kind != "blank" and not (kind == "word" and tokens and tokens[-1].kind == "word"):
+        elif kind != "space" and not (kind == "word" and tokens and tokens[-1].kind == "word"):
             tokens.append(Token(kind, match[0]))  # of several words the first
     return tokens
 
 
 def side(tokens: list[Token], equals: int, step: int) -> tuple[Token, ...] | None:
-    """The arithmetic that ends before (step -1) or starts after (step 1) an equals sign; None where one must guess."""
+    """The arithmetic that ends before (step -1) or starts after (step 1) an equals sign; None if that takes a guess."""
     opening, closing = "()"[::step]
     run, depth, i = [], 0, equals
     while len(run) <= MAX_TOKENS:
@@ -130,7 +130,7 @@ def compare(left: tuple[Token, ...] | None, right: tuple[Token, ...] | None) -> 
         return False
     except ValueError:
         return None
-    # 60 / 3/4 = 80: whoever writes so may mean 60 / (3/4)
+    # 60 / 3/4 = 80: the author may mean 60 / (3/4)
     return None if any(A_B_C.search("".join(token.text for token in tokens)) for tokens in (left, right)) else False
 
 

@@ -2,7 +2,7 @@
 
     What is 7 + 35? Answer with the number only.
 
-A fifth of all pairs of numbers is held out: they are never asked in training, and evaluation asks nothing else.
+A fifth of all pairs of numbers is held out: training never asks for them, and evaluation asks for nothing else.
 """
 
 import random
@@ -25,7 +25,7 @@ class SumProblem:
 
 
 def is_held_out(a: int, b: int) -> bool:
-    """True for a fifth of all pairs, by a checksum that knows no arithmetic; a + b goes where b + a goes."""
+    """True for a fifth of all pairs, chosen by a checksum that knows no arithmetic; a + b is treated as b + a."""
     return zlib.crc32(f"{min(a, b)}+{max(a, b)}".encode()) % 5 == 0
 
 

@@ -1,7 +1,7 @@
 """Word problems from files: GSM8K, MATH, or your own.
 
-A file is JSONL, one object per line, or parquet (if pyarrow is installed); which fields hold the question and the answer
-is up to the caller. The answer may be bare ("72"), a GSM8K solution ("... #### 72") or a MATH one ("... \\boxed{72}").
+A file is JSONL, one object per line, or parquet (if pyarrow is installed); the caller says which fields hold question and
+answer. The answer may be bare ("72"), a GSM8K solution ("... #### 72") or a MATH one ("... \\boxed{72}").
 """
 
 import functools
@@ -64,7 +64,7 @@ def records(path: Path) -> Iterator[tuple[str, dict]]:
 def word_problem_task(problems: list[WordProblem]) -> Task:
     """A Task of these problems. Every epoch of a stream goes through all of them once, in its own order.
 
-    The step check looks at the sums that a solution writes down: 48 / 2 = 24 is right, 48 / 2 = 22 is not.
+    The step check looks at the equations that a solution writes down: 48 / 2 = 24 is right, 48 / 2 = 22 is not.
     """
 
     @functools.lru_cache(maxsize=4)
@@ -79,7 +79,7 @@ def word_problem_task(problems: list[WordProblem]) -> Task:
 
 
 def check_outcome(problem: WordProblem, completion: str, finished: bool) -> bool:
-    """True if the final answer is right. `finished` does not matter: what is cut off after the answer is not missed."""
+    """True if the final answer is right, whether or not the completion is finished: what matters stands before its end."""
     return verify(completion, problem.truth)
 
 
