@@ -1,0 +1,106 @@
+"""What the toy's runs have come to: summary, table, examples with their wrong steps marked, curves."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+from minclipo.checkpoint.files import read_json, read_lines, write_json
+from minclipo.runs.intervals import Interval, mean_interval, share_interval
+from minclipo.runs.plots import STYLES, plot_training
+from minclipo.runs.recipes import NAMES
+from minclipo.tasks.chain import ChainProblem, check_steps
+
+MEASURES = ("accuracy", "hallucination_rate", "faithful_accuracy")
+Results = dict[str, dict[int, dict]]  # results[method][seed]: what result.json says
+
+
+def report(out: Path, algorithm: str) -> None:
+    """Table, examples, summary.json and curves.png of all that has been finished."""
+    results = finished(out)
+    summary = summarize(results)
+    if not summary:
+        print("nothing has been finished yet")
+        return
+    print("\n" + table(summary))
+    several = len(results["pretrained"]) > 1
+    print("(mean and 95% interval over seeds)" if several else "(95% interval of the evaluation's sample: one seed)")
+    show_examples(results, next(iter(results["pretrained"])))
+    write_json(out / "summary.json", summary)
+    curves = histories(out)
+    if curves:
+        plot_training(curves, out / "curves.png", NAMES[algorithm])
+    print(f"\nin {out}: summary.json, curves.png; for each seed and method metrics.jsonl and model/")
+
+
+def finished(out: Path) -> Results:
+    """Everything that `out` has finished, of this call and of earlier ones."""
+    seeds = sorted(int(path.name.removeprefix("seed")) for path in out.glob("seed*"))
+    return {
+        method: {
+            seed: read_json(path) for seed in seeds if (path := out / f"seed{seed}" / method / "result.json").is_file()
+        }
+        for method in ["pretrained", *STYLES]
+    }
+
+
+def histories(out: Path) -> dict[str, list[list[dict]]]:
+    """The metrics that runs have written so far, finished or not: for each method a list of runs."""
+    found = {method: [read_lines(path) for path in sorted(out.glob(f"seed*/{method}/metrics.jsonl"))] for method in STYLES}
+    return {method: [run for run in runs if run] for method, runs in found.items() if any(runs)}
+
+
+def summarize(results: Results) -> dict[str, dict]:
+    """For each method mean, low and high of each measure. One seed: Wilson's interval of the evaluation's counts;
+    several seeds: Student's interval of the mean over seeds."""
+    summary = {}
+    for method, by_seed in results.items():
+        runs = list(by_seed.values())
+        if not runs:
+            continue
+        summary[method] = {name: dataclasses.asdict(interval) for name, interval in intervals(runs).items()}
+        summary[method]["seeds"] = list(by_seed)
+        summary[method]["seconds"] = sum(run["seconds"] for run in runs) / len(runs)
+        summary[method]["peak_memory_mib"] = max(run["peak_memory_mib"] for run in runs)
+    return summary
+
+
+def intervals(runs: list[dict]) -> dict[str, Interval]:
+    if len(runs) > 1:
+        return {name: mean_interval([run[name] for run in runs]) for name in MEASURES}
+    problems, correct, faithful = runs[0]["problems"], runs[0]["correct"], runs[0]["faithful"]
+    counts = ((correct, problems), (correct - faithful, correct), (faithful, problems))
+    return {name: share_interval(*count) for name, count in zip(MEASURES, counts)}
+
+
+def table(summary: dict[str, dict]) -> str:
+    """The summary as a text table."""
+    lines = [f"{'':15} {'accuracy':22} {'hallucination rate':22} {'faithful accuracy':22} seconds"]
+    for method, row in summary.items():
+        cells = [f"{row[name]['mean']:.3f} [{row[name]['low']:.3f}, {row[name]['high']:.3f}]" for name in MEASURES]
+        lines.append(f"{method:15} " + " ".join(f"{cell:22}" for cell in cells) + f" {row['seconds']:7.1f}")
+    return "\n".join(lines)
+
+
+def show_examples(results: Results, seed: int) -> None:
+    """The same problems as solved by each method, wrong steps marked."""
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    how = "in red" if colour else "in [brackets]"
+    print(f"\nthe first problems of seed {seed}'s evaluation, wrong steps {how}:")
+    runs = {method: by_seed[seed] for method, by_seed in results.items() if seed in by_seed}
+    for i, (fields, _) in enumerate(runs["pretrained"]["examples"]):
+        problem = ChainProblem(fields["start"], tuple(fields["operands"]))
+        print(f"\n  {problem.prompt}")
+        for method, run in runs.items():
+            print(f"    {method:15} {marked(problem, run['examples'][i][1], colour)}")
+
+
+def marked(problem: ChainProblem, text: str, colour: bool) -> str:
+    """The completion with its wrong steps in red, or in square brackets where there is no colour."""
+    body, hash_sign, answer = text.partition("#")
+    words = body.split()
+    steps = [" ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
+    wrong = "\033[1;31m{}\033[0m" if colour else "[{}]"
+    verdicts = check_steps(problem, text)
+    right = [i < len(problem.operands) and verdicts[i] for i in range(len(steps))]  # surplus steps are wrong
+    return " ".join(step if ok else wrong.format(step) for step, ok in zip(steps, right)) + f" {hash_sign}{answer}"
