@@ -172,12 +172,12 @@ for name, label in ({"pretrained": "before"} | labels).items():
     print(f"{label:6}   hallucination rate {mean:.3f} [{low:.3f}, {high:.3f}]")
 
 # %% [markdown]
-# On the mean, five seeds show no change; run by run it ends anywhere between 43% and 62%: the interval is seven times
+# On average, five seeds show no change; run by run it ends anywhere between 43% and 62%: the interval is seven times
 # as wide as at the start.
 #
 # ## What drift looks like
 #
-# Where a gradient is 0 on the mean, the weights are moved by the noise of the sample and by whatever else is learnt,
+# Where a gradient is 0 on average, the weights are moved by the noise of the sample and by whatever else is learnt,
 # and AdamW, which divides by the gradient's usual size, moves them as far as ever. How often is each operand of the
 # prompt quoted falsely?
 
@@ -192,11 +192,13 @@ for name, model, color, marker in models:
     false = (rollouts.completions[:, 0:8:2] != prompt_words).float()  # [4 B, 4]
     shares = [false[prompt_words == tokenizer.encode(f"{value:+d}")[0]].mean() for value in values]
     axis.plot(range(18), shares, color=color, marker=marker, linestyle="", label=name)
+    worst = max(range(18), key=shares.__getitem__)
+    print(f"{name:7} most often false: {values[worst]:+d}, {shares[worst]:4.0%}", end="   ")
 
     likeliest = draw(model, problems, None, group_size=1, temperature=0)
     correct, steps_right = verdicts(problems, likeliest)
     rate = (correct & ~steps_right).sum() / correct.sum()
-    print(f"{name:7} at temperature 0: accuracy {correct.float().mean():.2f}   hallucination rate {rate:.2f}")
+    print(f"at temperature 0: accuracy {correct.float().mean():.2f}   hallucination rate {rate:.2f}")
 axis.set_xticks(range(18), [f"{value:+d}" for value in values])
 tidy(axis, "operand in the prompt", "share quoted falsely")
 axis.set_ylim(-0.03, 1.03)
@@ -205,9 +207,9 @@ show(figure, "06_drift", "How often each operand is quoted falsely")
 
 # %% [markdown]
 # The author made up all operands equally often, and so did the model at the start. After GRPO some are quoted better
-# than before, and one, -9, falsely most of the time. Which one, if any, is chance: of four seeds from this start two
-# lost an operand even at temperature 0, each another one. Biology calls this genetic drift: without selection the share
-# of a variant stays the same on the mean, and in each single case wanders until it is nothing or all.
+# than before, and one (in the GRPO line) falsely nearly every time. Which one, if any, is chance: of four seeds from
+# this start two lost an operand even at temperature 0, each another one. Biology calls this genetic drift: without
+# selection the share of a variant stays the same on average, and in each case wanders until it is nothing or all.
 #
 # > **You should know.** Look at temperature 0, where each word is the likeliest. The start was perfect there, since any
 # > single made-up operand was unlikely. After GRPO there is an operand for which a made-up one is the *likeliest*, and

@@ -225,8 +225,9 @@ show(figure, "09_rewards", "Contrastive rewards of all right rollouts, a column 
 # %% [markdown]
 # Compare within a column: only differences within a prompt become advantages. On the left the faithful ones are on top
 # in every column. On the right even equal rollouts earn differently, because InfoNCE draws each anchor a positive of
-# its own (lesson 8). The faithful ones' place is nearly chance, and many lie on the floor. Want of negatives is not the
-# trouble yet: every prompt still has a wrong rollout. That changes as the policy learns.
+# its own (lesson 8). The faithful ones are above the others little more often than by chance, and many are on the
+# floor. A lack of negatives is not the trouble yet: every prompt still has a wrong rollout. That changes as the policy
+# learns.
 #
 # ## Training
 #

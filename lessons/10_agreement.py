@@ -141,8 +141,9 @@ show(figure, "10_states", "The same on the model's own states, a mark a prompt")
 # ## Prompt contrast: ask other prompts
 #
 # Other rollouts cannot unmask an error that they share. Other *prompts* can. How much likelier is each word $y_t$ of
-# rollout $i$ under its own prompt $x_i$ than under $K$ others $x_k$ of the batch? (It is ours, not the paper's. The same difference, called pointwise mutual information, was used against hallucinations in decoding
-# by van der Poel et al. 2022, arXiv 2210.13210.)
+# rollout $i$ under its own prompt $x_i$ than under $K$ others $x_k$ of the batch? (It is ours, not the paper's. The same
+# difference, called pointwise mutual information, was used against hallucinations in decoding by van der Poel et al.
+# 2022, arXiv 2210.13210.)
 #
 # $$
 # g_i = \mathrm{mean}_t \mathrm{clamp}\Big(\log p(y_t \mid x_i, y_{\lt t}) -

@@ -228,8 +228,8 @@ for loss in (dr_grpo, dapo, gspo, gmpo):
 # ## The same in minclipo
 #
 # `minclipo/grpo.py` has one `policy_loss` for all, `minclipo/runs/recipes.py` their settings. Ours agree with it in
-# value and gradient, with ratios far from 1 and with padding. Its plain `grpo` is what is mostly run today: DAPO's mean and
-# a clip of 0.2.
+# value and gradient, with ratios far from 1 and with padding. Its plain `grpo` is what is mostly run today: DAPO's mean
+# and a clip of 0.2.
 
 # %%
 for name, loss in dict(grpo_published=grpo, dr_grpo=dr_grpo, dapo=dapo, gspo=gspo, gmpo=gmpo).items():

@@ -273,7 +273,8 @@ print("they agree")
 # ```
 #
 # For `--model` give a directory or a name on the Hugging Face hub. `minclipo/checkpoint/README.md` says which models
-# there are, `minclipo/runs/README.md` how much memory to expect. Look at step 0 first: is it as good as its publisher says, do its completions finish?
+# there are, `minclipo/runs/README.md` how much memory to expect. Look at step 0 first: is it as good as its publisher
+# says, do its completions finish?
 #
 # **Exercise.** `python lessons/exercises/12_checkpoints.py`: check a safetensors header, bring Meta's rows into halves,
 # find the final answer.
