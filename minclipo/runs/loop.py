@@ -24,9 +24,7 @@ class Run:
         self.saved_step, self.log_is_whole = 0, True
         trainer.progress = lambda parts: tqdm(parts, "sampling", leave=False, disable=None if len(parts) > 1 else True)
 
-    def train(
-        self, *, resume: bool = False, after_step: Callable[[int], None] | None = None
-    ) -> list[dict[str, float]]:
+    def train(self, *, resume: bool = False, after_step: Callable[[int], None] | None = None) -> list[dict[str, float]]:
         """Train for config.steps; one log line per step on the screen, one JSON line per step in OUT/metrics.jsonl.
 
         Every save_every steps the model goes to OUT/model and the training state to OUT/states; `resume` goes on from

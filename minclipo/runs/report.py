@@ -46,7 +46,9 @@ def finished(out: Path) -> Results:
 
 def histories(out: Path) -> dict[str, list[list[dict]]]:
     """The metrics that runs have written so far, finished or not: for each method a list of runs."""
-    found = {method: [read_lines(path) for path in sorted(out.glob(f"seed*/{method}/metrics.jsonl"))] for method in STYLES}
+    found = {
+        method: [read_lines(path) for path in sorted(out.glob(f"seed*/{method}/metrics.jsonl"))] for method in STYLES
+    }
     return {method: [run for run in runs if run] for method, runs in found.items() if any(runs)}
 
 
