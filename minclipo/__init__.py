@@ -1,16 +1,24 @@
 """minCLIPO: reinforcement learning with verifiable rewards, and contrast among successful rollouts, from scratch.
 
-Read in this order; each file is one stop of the data on its way through a training step:
+What flows through one training step (`Trainer.step`):
 
-    trainer.py      the step itself: sample, verify, contrast, advantages, update
+    problems ─ tasks ─▶ prompts ─ sampler ─▶ rollouts ─ verifier ─▶ right or wrong? ─▶ rewards
+                                                 │                                       │
+                     contrastive: how far is a right one from the others? ─▶ + contrastive rewards
+                                                                                         │
+        new weights ◀─ optimizer ◀─ grpo: policy loss ◀─ grpo: advantages in its group ◀─┘
+
+Read in this order:
+
+    trainer.py      the training step, stage by stage
     model.py        a GPT: token ids in, hidden states and logits out
     sampler.py      prompts in, rollouts out: completions with log-probs and pooled hidden states
     verifier.py     is the final answer right?
-    contrastive.py  how far is a right rollout from the other right ones? head, four losses, reward
-    grpo.py         rewards to advantages, advantages to the policy loss, KL
+    contrastive.py  head, four contrastive losses, contrastive reward
+    grpo.py         rewards to advantages; log-probs and advantages to the policy loss; KL
     logprobs.py     the log-probs of the rollouts once more, with gradient
     config.py       every option of a run
-    toy.py          a task and a small model on which all of it runs in minutes
+    toy.py          a small model and its textbook, on which all of this runs in minutes
 
 Behind the doors, each with a README.md:
 
