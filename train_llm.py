@@ -219,8 +219,14 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     checkpoint = Checkpoint(config.model)
     shape, tokenizer = checkpoint.config, checkpoint.tokenizer
     check_room(out, bytes_on_disk(shape, dtype, train_config.keep_states), resume)
-    sizes = dict(prompt_tokens=config.max_prompt_tokens, gradient_checkpointing=config.gradient_checkpointing)
-    check_memory(estimate_memory(shape, train_config, dtype=dtype, **sizes), device)
+    estimate = estimate_memory(
+        shape,
+        train_config,
+        prompt_tokens=config.max_prompt_tokens,
+        dtype=dtype,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+    check_memory(estimate, device)
     if tokenizer.chat_template is not None:  # a template that writes the date writes the one of the first start
         tokenizer.chat_template.now = datetime.fromtimestamp(settings["started"])
     limit = prompt_limit(shape, config, train_config)

@@ -57,9 +57,15 @@ def method_config(method: str, given: dict, seed: int, algorithm: str = "grpo") 
 def measure(trained, tokenizer, config: TrainConfig, toy: ToyConfig, started: float, folder: Path) -> None:
     """Evaluate on fresh problems and write result.json. All methods of a seed get the same problems."""
     seconds = time.perf_counter() - started
-    size = dict(problems=toy.eval_problems, max_new_tokens=config.max_new_tokens)
-    bar = partial(tqdm, desc="evaluation", leave=False, disable=None)
-    found = evaluate(trained, tokenizer, TASK, **size, seed=config.seed, progress=bar)
+    found = evaluate(
+        trained,
+        tokenizer,
+        TASK,
+        problems=toy.eval_problems,
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+        progress=partial(tqdm, desc="evaluation", leave=False, disable=None),
+    )
     examples = [(dataclasses.asdict(problem), text) for problem, text, _ in found.pop("examples")[:4]]
     result = found | {"seconds": seconds, "peak_memory_mib": peak_memory_mib(), "examples": examples}
     write_json(folder / "result.json", result)

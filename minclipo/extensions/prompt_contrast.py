@@ -33,8 +33,10 @@ def own_prompt_gain(
     """How much more likely each rollout is under its own prompt than under `others` prompts drawn from the batch: [N],
     nats per token. `temperature` is that of rollouts.logprobs."""
     drawn = draw_other_prompts(len(rollouts.prompts), others, generator)  # [K, B]
-    options = dict(temperature=temperature, micro_batch_tokens=micro_batch_tokens)
-    return prompt_contrast(rollouts.logprobs, logprobs_under(model, rollouts, drawn, **options), rollouts.mask)
+    other_logprobs = logprobs_under(
+        model, rollouts, drawn, temperature=temperature, micro_batch_tokens=micro_batch_tokens
+    )  # [K, N, T]
+    return prompt_contrast(rollouts.logprobs, other_logprobs, rollouts.mask)
 
 
 def prompt_contrast(own_logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -74,5 +76,5 @@ def logprobs_under(
     """Log-probs [K, N, T] of the completions as if they answered the prompts `others` [K, B] of the batch, without
     gradient; at most `micro_batch_tokens` tokens per forward pass, 0: no limit."""
     swapped = lambda places: dataclasses.replace(rollouts, prompts=[rollouts.prompts[place] for place in places])
-    options = dict(temperature=temperature, micro_batch_tokens=micro_batch_tokens)
-    return torch.stack([rollout_logprobs(model, swapped(places), **options) for places in others.tolist()])
+    scored = lambda made: rollout_logprobs(model, made, temperature=temperature, micro_batch_tokens=micro_batch_tokens)
+    return torch.stack([scored(swapped(places)) for places in others.tolist()])

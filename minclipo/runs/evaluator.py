@@ -32,11 +32,16 @@ class Evaluator:
         top_p: float,
         sampling_rows: int,
     ):
-        bar = partial(tqdm, desc="evaluation", leave=False, disable=None)
-        size = dict(problems=evaluation_size(problems, task), max_new_tokens=max_new_tokens)
-        seed = 0  # the same problems whatever the run's seed
         self.evaluate = partial(
-            evaluate, model, tokenizer, task, **size, seed=seed, sampling_rows=sampling_rows, progress=bar
+            evaluate,
+            model,
+            tokenizer,
+            task,
+            problems=evaluation_size(problems, task),
+            max_new_tokens=max_new_tokens,
+            seed=0,  # the same problems, whatever the seed of the run
+            sampling_rows=sampling_rows,
+            progress=partial(tqdm, desc="evaluation", leave=False, disable=None),
         )
         self.samples, self.temperature, self.top_p = samples, temperature, top_p
         self.lines: list[dict] | None = None  # of evaluation.jsonl; None: not read yet
