@@ -78,7 +78,9 @@ class LLMConfig:
     eval_data: str = _evaluation("", "held-out problems, like data; sums and chain bring their own")
     eval_every: int = _evaluation(10, "steps between two evaluations; 0: none", at_least=0)
     eval_problems: int = _evaluation(200, "problems per evaluation; 0: all there are", at_least=0)
-    eval_samples: int = _evaluation(0, "completions of each for avg@k and pass@k; 0: only the greedy one", at_least=0)
+    eval_samples: int = _evaluation(
+        0, "completions per problem (N) for avg@N and pass@k; 0: only the greedy one", at_least=0
+    )
     eval_temperature: float = _evaluation(0.6, "sampling temperature of those", above=0)
     eval_top_p: float = _evaluation(0.95, "their top-p", above=0, at_most=1)
     show: int = _evaluation(2, "completions shown at each evaluation", at_least=0)

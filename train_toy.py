@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\ninterrupted; this is what there is. The same command with --resume goes on from here.")
         status = 130
     except (FloatingPointError, ValueError, OSError) as error:  # a damaged state, a full disk, a folder that has gone
-        print(f"\nstopped: {error}. What is finished is kept; --resume goes on from there.", file=sys.stderr)
+        print(f"\nstopped: {error}. What is finished is kept; the same command with --resume goes on.", file=sys.stderr)
         status = 1
     try:
         report(arguments.out, arguments.algorithm)

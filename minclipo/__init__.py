@@ -2,18 +2,21 @@
 
 What flows through one training step (`Trainer.step`):
 
-    problems ─ tasks ─▶ prompts ─ sampler ─▶ rollouts ─ verifier ─▶ right or wrong? ─▶ rewards
-                                                 │                                       │
-                     contrastive: how far is a right one from the others? ─▶ + contrastive rewards
-                                                                                         │
-        new weights ◀─ optimizer ◀─ grpo: policy loss ◀─ grpo: advantages in its group ◀─┘
+    problems ─ task ─▶ prompts ─ sampler ─▶ rollouts ─ task, verifier ─▶ right or wrong? ─▶ rewards
+                                                │                              │               │
+               contrastive: how far are the right ones from each other? ◀──────┘               │
+                                                └──▶ contrastive rewards ─────────────────────▶ +
+                                                                                               │
+    new weights ◀─ optimizer ◀─ grpo: policy loss ◀─ grpo: advantages within each group ◀──────┘
+                                       ▲
+                          logprobs: the rollouts once more, with gradient
 
 Read in this order:
 
     trainer.py      the training step, stage by stage
     model.py        a GPT: token ids in, hidden states and logits out
-    sampler.py      prompts in, rollouts out: completions with log-probs and pooled hidden states
-    verifier.py     is the final answer right?
+    sampler.py      prompts in, rollouts out: completions, their log-probs and mean hidden states
+    verifier.py     is the final answer of a word problem right? (the toy's tasks judge themselves)
     contrastive.py  head, four contrastive losses, contrastive reward
     grpo.py         rewards to advantages; log-probs and advantages to the policy loss; KL
     logprobs.py     the log-probs of the rollouts once more, with gradient

@@ -76,7 +76,7 @@ class Trainer:
 
         # 1. Sample G rollouts of each of B prompts from the current policy, and
         # 2. verify: is the final answer right? The texts go to the verifier, never to the losses.
-        if config.dynamic_sampling:
+        if config.dynamic_sampling:  # DAPO: up to that many batches, of which informative prompts are kept
             batch, step.metrics = dynamic_sampling(self.collect, config.dynamic_sampling)
         else:
             batch = self.collect()
@@ -87,7 +87,8 @@ class Trainer:
         step.contrastive_rewards, head_loss = self.contrast(step.rollouts, step.correct)  # [N], scalar
         if self.head is not None:
             step.metrics["contrastive_loss"] = head_loss.item()
-        extra = extra_rewards(config, step, self.model, self.task, self.generator)  # [N]; of extensions, 0 by default
+        # (Prompt contrast and the oracle's process_penalty: 0 unless switched on.)
+        extra = extra_rewards(config, step, self.model, self.task, self.generator)  # [N]
         step.rewards = rewards + step.contrastive_rewards + extra  # [N]
 
         # 4. Advantages: each reward against the rewards of its group.
@@ -123,19 +124,19 @@ class Trainer:
         )
 
     def verify(self, problems: list[Problem], rollouts: Rollouts) -> tuple[list[str], Tensor]:
-        """The rollouts' texts, and the outcome check's verdict on each, [N] bool."""
+        """The rollouts' texts, and the outcome check's verdict on each, [N] bool; the task judges unfinished ones, too."""
         texts = self.tokenizer.decode_batch(rollouts.completion_ids())
         verdicts = self.task.outcomes(problems, texts, rollouts.finished.tolist())
         return texts, torch.tensor(verdicts, device=rollouts.mask.device)
 
     def contrast(self, rollouts: Rollouts, correct: Tensor) -> tuple[Tensor, Tensor]:
         """Stage 3: (contrastive reward [N], mean contrastive loss), 0 for plain GRPO; then one update of the head, unless
-        nobody in the batch is an anchor. The reward uses the embeddings from before the update."""
+        no right rollout has both a positive and a negative. The reward uses the embeddings from before the update."""
         if self.head is None:
             return torch.zeros_like(correct, dtype=torch.float32), torch.zeros(())
         config = self.config
         pooled = center_by_group(rollouts.pooled, rollouts.group) if config.contrastive_center else rollouts.pooled
-        embeddings = self.head(pooled)  # [N, E]
+        embeddings = self.head(pooled)  # [N, E], unit rows
         if not embeddings.isfinite().all():
             raise FloatingPointError("the contrastive head's embeddings are not finite")
         found = contrastive_loss(

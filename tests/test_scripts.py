@@ -179,6 +179,9 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # pytest in the background ignores it
     )
     log = out / "seed0" / "baseline" / "metrics.jsonl"
     deadline = time.monotonic() + 100

@@ -56,5 +56,5 @@ def _download(hub_id: str, patterns: list[str], instead: str, **options) -> Path
         at = f" at revision {options['revision']}" if options.get("revision") else ""
         raise FileNotFoundError(
             f"{hub_id} is no local path, and downloading it{at} from the Hugging Face hub failed: "
-            f"{type(error).__name__}: {error}. Give {instead} instead"
+            f"{type(error).__name__}: {str(error).rstrip('.')}. Give {instead} instead"
         ) from error

@@ -81,6 +81,7 @@ class Run:
             except (KeyError, RuntimeError, ValueError) as error:
                 raise ValueError(f"the state in {self.out} does not fit this run's settings: {error}") from error
             self.saved_step = self.step
+            tqdm.write(f"{self.description}: going on after step {self.step} of {self.config.steps}")
         return history[: self.step]
 
     def show(self, metrics: dict[str, float]) -> None:
@@ -135,7 +136,7 @@ class Run:
         save_tensors(step_tensors(self.trainer.last, self.trainer.tokenizer), path)
         return FloatingPointError(
             f"step {self.step}: {error}. The batch is in {path}, the weights after step {self.saved_step} are in "
-            f"{self.out / 'model'}. A smaller learning_rate or max_grad_norm is the first thing to try."
+            f"{self.out / 'model'}. First thing to try: start anew with a smaller learning_rate or max_grad_norm"
         )
 
 

@@ -50,4 +50,5 @@ def newest_state(folder: Path) -> dict | None:
     try:
         return torch.load(paths[-1], map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{paths[-1]} is damaged: {error}. Remove it to go on from the state before it.") from error
+        kind = type(error).__name__  # torch's own text advises to switch its protection off
+        raise ValueError(f"{paths[-1]} is damaged ({kind}). Remove it to go on from the state before it.") from error
