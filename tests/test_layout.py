@@ -80,6 +80,17 @@ def test_a_room_imports_only_what_it_may(room):
             assert first not in NEVER.get(room, ()), f"{path.name} imports {name}"
 
 
+@pytest.mark.parametrize("room", [room for room in NEVER if {"pathlib", "argparse"} <= NEVER[room]])
+def test_what_knows_no_disk_and_no_screen_writes_to_neither(room):
+    """Catches: what needs no import: open, print, input, torch.save and torch.load."""
+    for path in files_of(room):
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert not {"open", "print", "input"} & {call.id for call in calls if isinstance(call, ast.Name)}
+        assert not {"torch.save", "torch.load"} & {
+            ast.unparse(call) for call in calls if isinstance(call, ast.Attribute)
+        }
+
+
 @pytest.mark.parametrize("room", ["grpo", "contrastive", "verifier"])
 def test_what_can_be_lifted_out_needs_nothing_else(room):
     """torch and the standard library, for the verifier the library alone. Catches: a file that cannot be copied."""

@@ -205,6 +205,7 @@ def test_evaluation_options_arrive(tmp_path, monkeypatch):
     train_llm.make_evaluator(config, TrainConfig(sampling_rows=7), None, None, task).measure()
     greedy, sampled = asked
     assert greedy["temperature"] == 0 and greedy["sampling_rows"] == sampled["sampling_rows"] == 7
+    assert greedy["seed"] == sampled["seed"] == 0  # the same problems in every run
     assert (sampled["temperature"], sampled["top_p"], sampled["samples"], sampled["problems"]) == (0.9, 0.8, 2, 5)
 
 
@@ -345,6 +346,19 @@ def test_template_variables_and_the_date_reach_the_prompt(monkeypatch):
     config = train_llm.LLMConfig(model="m", data="d", chat_variables='{"enable_thinking": false}')
     write = prompt_writer(tokenizer, variables=config.template_variables())
     assert write("1 + 1?") == "2024-02-29 1 + 1? False"
+
+
+def test_a_resumed_run_keeps_the_date_of_its_first_start(tmp_path, monkeypatch):
+    """Catches: prompts that change when a run goes on on another day."""
+    years, day = [], 86400
+    watched = lambda model, tokenizer, *rest: (
+        years.append(tokenizer.chat_template.now.year) or Trainer(model, tokenizer, *rest)
+    )
+    monkeypatch.setattr(train_llm, "Trainer", watched)
+    for now, more in ((20000 * day, []), (30000 * day, ["--resume", "--steps", "3"])):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        assert run("--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run"), *more) == 0
+    assert years == [2024, 2024]
 
 
 # Table 3.9 of the options that the paper's two recipes share, and where they differ.

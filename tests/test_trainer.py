@@ -15,7 +15,7 @@ from minclipo.contrastive import center_by_group, contrastive_loss
 from minclipo.grpo import PolicyLoss, group_advantages
 from minclipo.logprobs import rows_logprobs
 from minclipo.runs.loop import Run, step_tensors
-from minclipo.runs.measure import evaluate, faithfulness, rollout_metrics
+from minclipo.runs.measure import evaluate, faithfulness, rollout_metrics, timed_step
 from minclipo.sampler import sample
 from minclipo.tasks import Task
 from minclipo.tasks.chain import check_outcome, random_problem
@@ -135,6 +135,40 @@ def test_without_an_anchor_the_head_stands_still(start):
     rollouts = trainer.sample([random_problem(random.Random(0)) for _ in range(6)])
     reward, loss = trainer.contrast(rollouts, torch.ones(48, dtype=torch.bool))
     assert torch.equal(trainer.head.projection[0].weight, before) and (reward == 0).all() and loss == 0
+
+
+def test_a_trainer_leaves_the_global_random_numbers_alone(start):
+    """Catches: a head whose weights shift whatever else draws from the global generator."""
+    torch.manual_seed(5)
+    make(start, contrastive_weight=0.5)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+
+
+def test_the_parts_of_a_large_batch_can_be_watched(start):
+    """Catches: a progress bar that is set and never called."""
+    trainer, seen = make(start, sampling_rows=16), []
+    trainer.progress = lambda parts: seen.append(len(parts)) or parts
+    trainer.step()
+    assert seen == [3]
+
+
+def test_the_step_check_is_asked_once_about_each_right_answer(start):
+    """By the oracle, and then for the metrics. Catches: an expensive check done twice, or for answers that are wrong."""
+    asked = []
+    task = Task(draw, lenient, lambda problem, text: asked.append(text) or [True])
+    metrics = timed_step(make(start, task, process_penalty=0.5))
+    assert len(asked) == round(48 * metrics["accuracy"]) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_old_logprobs_are_at_the_sampling_temperature(start, dtype):
+    """Catches: half precision scored again at temperature 1, where every ratio would be wrong."""
+    trainer = Trainer(copy.deepcopy(start).to(dtype), toy_tokenizer(), EASY, TrainConfig(**TINY, temperature=0.5))
+    _, rollouts, *_ = trainer.collect()
+    error = (trainer.old_logprobs(rollouts) - rollouts.logprobs)[rollouts.mask].abs()
+    assert error.mean() < 0.02  # bfloat16 rounds; another temperature is off by ten times as much
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -311,6 +345,19 @@ def test_a_nan_loss_stops_the_run_and_saves_the_evidence(start, tmp_path, monkey
         model.embed_tokens.weight, trainer.model.embed_tokens.weight
     )  # the step that failed changed nothing
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_failure_while_sampling_leaves_the_prompts(start, tmp_path):
+    """Catches: a step that fails before there are rollouts and leaves nothing to look at."""
+    run = Run(make(start), tmp_path)
+    run.start(resume=False)
+    with torch.no_grad():
+        run.trainer.model.norm.weight[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        run.trainer.step()
+    assert "failed_batch" in str(run.failure(FloatingPointError("logits")))
+    batch = load_file(tmp_path / "failed_batch.safetensors")
+    assert batch["prompt_5"].tolist() == toy_tokenizer().encode(draw("training 0", 5).prompt)
 
 
 def test_weights_that_cannot_compute_never_replace_good_ones(start, tmp_path, monkeypatch):

@@ -47,8 +47,7 @@ def dynamic_sampling(collect: Callable[[], Batch], limit: int) -> tuple[Batch, d
         batches, right = batches + 1, right + correct.float().mean().item()
     missing = max(0, wanted - sum(len(part[0]) for part in kept))
     metrics = {"batches_sampled": batches, "accuracy_sampled": right / batches, "filled_up": missing}
-    parts = [part for part in [*kept, *[spare] * (missing > 0)] if part[0]]
-    problems, rollouts, texts, correct = zip(*parts)
+    problems, rollouts, texts, correct = zip(*(part for part in [*kept, spare] if part[0]))
     whole = (sum(problems, []), Rollouts.join(rollouts), sum(texts, []), torch.cat(correct))
     return select(whole, list(range(wanted))), metrics
 

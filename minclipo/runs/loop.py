@@ -80,7 +80,6 @@ class Run:
                 self.trainer.load_state_dict(state)
             except (KeyError, RuntimeError, ValueError) as error:
                 raise ValueError(f"the state in {self.out} does not fit this run's settings: {error}") from error
-            self.saved_step = self.step
             tqdm.write(f"{self.description}: going on after step {self.step} of {self.config.steps}")
         return history[: self.step]
 
