@@ -5,7 +5,7 @@
                         --eval-data openai/gsm8k:main/test-*                          # one GPU
     python train_llm.py --preset track1                                               # the paper's first recipe
     python train_llm.py --preset track2 --algorithm gspo --num-mini-batches 4         # its second, under GSPO
-    python train_llm.py --model runs/toy/seed0/pretrained/model --data chain --max-new-tokens 16    # the toy's own model
+    python train_llm.py --model runs/toy/seed0/pretrained/model --data chain --max-new-tokens 16   # the toy's own model
     python train_llm.py --model runs/llm/model --eval-only --data ...                 # how good is it?
 
 --data and --eval-data take a .jsonl or .parquet file, ORGANISATION/NAME:PATTERN (files of a dataset on the Hugging Face
@@ -32,7 +32,7 @@ from minclipo.checkpoint.tokenizer import prompt_writer
 from minclipo.config import TrainConfig, check, option
 from minclipo.model import GPT, GPTConfig
 from minclipo.runs.command_line import add_options, changeable_later, given_options, refuse_idle
-from minclipo.runs.evaluator import Evaluator, evaluation_line, evaluation_size, show_examples
+from minclipo.runs.evaluator import Evaluator, evaluation_line, evaluation_size
 from minclipo.runs.folder import check_out, earlier_settings, prepare_out
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import (
@@ -44,6 +44,7 @@ from minclipo.runs.machine import (
     pick_device,
     pick_dtype,
 )
+from minclipo.runs.measure import show_examples
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
 from minclipo.tasks import Task
 from minclipo.tasks.sums import sums_task
@@ -51,6 +52,7 @@ from minclipo.tasks.word_problems import WordProblem, read_problems, word_proble
 from minclipo.toy import TASK as CHAIN_TASK
 from minclipo.trainer import Trainer
 
+BUILT_IN = ("sums", "chain")  # tasks that need no file
 BOXED = "\nLet's think step by step and output the final answer within \\boxed{}."
 _input = partial(option, group="model and data")
 _evaluation = partial(option, group="evaluation", later=True)
@@ -104,23 +106,35 @@ class LLMConfig:
 
 def make_task(source: str, config: LLMConfig, tokenizer: Tokenizer, limit: int) -> Task:
     """The task that --data or --eval-data names, without prompts of more than `limit` tokens; says how many."""
-    if source == "chain":
-        return CHAIN_TASK
-    write = partial(prompt_writer, tokenizer, system_prompt=config.system_prompt, variables=config.template_variables())
-    if source == "sums":
-        return sums_task(write())
-    write = write(suffix=config.prompt_suffix)
+    writer = partial(
+        prompt_writer, tokenizer, system_prompt=config.system_prompt, variables=config.template_variables()
+    )
+    if source in BUILT_IN:
+        task = CHAIN_TASK if source == "chain" else sums_task(writer())
+        prompt_lengths(source, [task.draw("a look", 0).prompt], tokenizer)
+        return task
+    write = writer(suffix=config.prompt_suffix)
     pairs = read_problems(dataset_files(source), config.question_field, config.answer_field)
     problems = [WordProblem(write(question), question, answer) for question, answer in pairs]
-    lengths = [len(ids) for ids in tokenizer.encode_batch([problem.prompt for problem in problems])]
-    if 0 in lengths:
-        raise ValueError(f"{source}: an empty prompt is made of the question {pairs[lengths.index(0)][0]!r}")
+    lengths = prompt_lengths(source, [problem.prompt for problem in problems], tokenizer)
     kept = [problem for problem, length in zip(problems, lengths) if length <= limit]
     if not kept:
         raise ValueError(f"{source}: every prompt is longer than {limit} tokens; see --max-prompt-tokens")
     left_out = len(problems) - len(kept)
     print(f"{source}: {len(kept)} problems" + (f", {left_out} left out as too long" if left_out else ""))
     return word_problem_task(kept)
+
+
+def prompt_lengths(source: str, prompts: list[str], tokenizer: Tokenizer) -> list[int]:
+    """Tokens per prompt. Raises ValueError if this tokenizer cannot write one of them."""
+    try:
+        lengths = [len(ids) for ids in tokenizer.encode_batch(prompts)]
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise ValueError(f"{source}: the model's tokenizer cannot encode the prompts: {error}") from error
+    if 0 in lengths:
+        empty = lengths.index(0)
+        raise ValueError(f"{source}, problem {empty + 1}: the model's tokenizer sees nothing in {prompts[empty]!r}")
+    return lengths
 
 
 def make_evaluator(
@@ -233,7 +247,7 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         tokenizer.chat_template.now = datetime.fromtimestamp(settings["started"])
     limit = prompt_limit(shape, config, train_config)
     task = make_task(config.data, config, tokenizer, limit)
-    eval_source = config.eval_data or (config.data if config.data in ("sums", "chain") else "")
+    eval_source = config.eval_data or (config.data if config.data in BUILT_IN else "")
     eval_task = make_task(eval_source, config, tokenizer, limit) if eval_source else None
     if eval_task is not None:
         evaluation_size(config.eval_problems, eval_task)

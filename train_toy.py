@@ -74,8 +74,8 @@ def measure(trained, tokenizer, config: TrainConfig, toy: ToyConfig, started: fl
 def run_seed(
     seed: int, methods: list[str], given: dict, algorithm: str, toy: ToyConfig, out: Path, resume: bool
 ) -> None:
-    """Pretrain, then train every method from that start. What an earlier run has finished is not repeated; with `resume`
-    a method that was interrupted goes on from its last training state."""
+    """Pretrain, then train every method from that start. What an earlier run has finished is not repeated; with
+    `resume` a method that was interrupted goes on from its last training state."""
     tokenizer, folder = toy_tokenizer(), out / f"seed{seed}"
     if not (folder / "pretrained" / "result.json").is_file():
         print(f"\nseed {seed}: pretraining on the careless textbook, {toy.pretrain_steps} steps")

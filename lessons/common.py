@@ -24,7 +24,7 @@ from minclipo.runs.loop import Run
 from minclipo.runs.plots import STYLES
 from minclipo.runs.recipes import TOY
 from minclipo.sampler import Rollouts
-from minclipo.tasks.chain import ChainProblem, check_steps
+from minclipo.tasks.chain import ChainProblem
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
 
@@ -46,11 +46,6 @@ def pretrained(name: str) -> GPT:
 def problems_of(stream: str, count: int) -> list[ChainProblem]:
     """The first problems of a stream. Equal names give equal problems; no other stream holds the same ones."""
     return [TASK.draw(stream, index) for index in range(count)]
-
-
-def is_faithful(problem: ChainProblem, completion: str) -> bool:
-    """True if every step is right. A completion with a right answer that is not faithful is called hallucinated."""
-    return all(check_steps(problem, completion))
 
 
 def verdicts(problems: list[ChainProblem], rollouts: Rollouts) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Every option of a training run: its default, its sentence, its bounds, what it needs, all in its own line."""
+"""Every option of a training run: its default, its sentence, its bounds, what it needs, all on its own line."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from minclipo.grpo import AGGREGATIONS, KL_KINDS, RATIOS, SCALES
 def option(
     default, sentence: str, *, group: str, choices=None, at_least=None, above=None, at_most=None, needs="", later=False
 ):
-    """A dataclass field with all that is to be said of an option.
+    """A dataclass field with everything there is to say about an option.
 
     group: its heading in --help. choices, at_least, above, at_most: which values it may have. needs: the option without
     which it does nothing. later: a run that is resumed may change it, since it does not change what is learnt.
@@ -126,7 +126,7 @@ class TrainConfig:
     prompt_contrast_others: int = _prompt_contrast(2, "other prompts that it is compared with (K)", at_least=1)
 
     process_penalty: float = option(
-        0.0, "what a wrong step costs a correct rollout; 0: never looks", group="oracle, which sees steps", at_least=0
+        0.0, "what a wrong step costs a correct rollout; 0: off", group="oracle, which sees steps", at_least=0
     )
 
     def __post_init__(self):

@@ -106,7 +106,7 @@ def contrastive_loss(
     positive [N]: row of infonce's positive, read at anchors only; default: drawn with `generator`.
     """
     assert correct.shape == group.shape == embeddings.shape[:1], "correct and group must be [N], embeddings [N, E]"
-    assert loss in LOSSES and anchors in ANCHORS, f"{loss=} must be one of {LOSSES}, {anchors=} one of {ANCHORS}"
+    assert loss in LOSSES and anchors in ANCHORS and temperature > 0, f"impossible: {loss=}, {anchors=}, {temperature=}"
     correct = correct.bool()
     candidates, positives = pairs(correct, group, level)  # [N, N] each
     is_anchor = positives.any(1) & (candidates & ~positives).any(1)  # [N]

@@ -2,7 +2,7 @@
 
 GRPO (Shao et al. 2024, arXiv 2402.03300) is PPO without a value network: a rollout's advantage is its reward compared
 with the other rollouts of the same prompt. Dr. GRPO, DAPO, GSPO and GMPO change one of three things about it: what
-divides the advantage, which ratio is clipped, how the token losses become one number; runs/recipes.py has their settings.
+divides the advantage, which ratio is clipped, how token losses become one number. runs/recipes.py has their settings.
 Left out: the value network, GAE, entropy bonus. Nothing here knows where the rewards come from.
 
 B prompts, G rollouts per prompt, N = B * G rows (the G rows of a prompt adjacent), T completion tokens.
@@ -26,8 +26,8 @@ def group_advantages(rewards: Tensor, group_size: int, *, scale: str = "std", ep
 
     scale: "std" divides by the group's standard deviation, "batch" by that of the whole batch, "none" by nothing (Dr.
     GRPO, Liu et al. 2025: dividing favours prompts that are nearly always or nearly never solved).
-    Equal rewards give exactly 0. (In float32 the mean of sixteen times 0.9 is not 0.9, and dividing by epsilon turns that
-    error into 0.06; so the arithmetic is float64.)
+    Equal rewards give exactly 0, as the arithmetic is float64. In float32 the mean of sixteen times 0.9 is not 0.9, and
+    dividing by epsilon turns that error into 0.06.
 
     >>> group_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), group_size=2)
     tensor([ 0.7071, -0.7071,  0.0000,  0.0000])
@@ -121,6 +121,7 @@ def policy_loss(
     assert logprobs.shape == old_logprobs.shape == mask.shape, "logprobs, old_logprobs and mask must all be [N, T]"
     assert advantages.shape == mask.shape[:1], f"advantages must be [N] = [{len(mask)}], found {advantages.shape}"
     assert ratio in RATIOS, f"{ratio=} must be one of {RATIOS}"
+    assert min(clip_low, clip_high) >= 0, f"the clip range must not be negative, found {clip_low=}, {clip_high=}"
     assert not dual_clip or dual_clip > 1, f"dual_clip must be above 1 (0: off), found {dual_clip}"
     mask = mask.bool()
     advantage = advantages[:, None]  # [N, 1]

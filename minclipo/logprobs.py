@@ -1,6 +1,6 @@
 """How likely are given completions? With gradient: this is what every policy loss differentiates.
 
-Each prompt is computed once, however many completions continue it; logits exist for one chunk of tokens at a time; and a
+Each prompt is computed once, however many completions continue it. Logits exist for one chunk of tokens at a time. A
 batch that is too large for the memory can be cut up without changing its gradient (`micro_batches`).
 
 B prompts, N rows (completions), T completion tokens (padded on the right), P prompt tokens, V vocabulary, D width.
@@ -114,7 +114,7 @@ def token_logprobs(model: GPT, hidden: Tensor, tokens: Tensor, temperature: floa
 
 
 def rows_logprobs(model: GPT, rollouts: Rollouts, rows: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """`completion_logprobs` of some rows [any number] of the rollouts, [rows, width] each: no wider than the longest."""
+    """`completion_logprobs` of some rows [any number] of the rollouts, [rows, width] each, as wide as the longest."""
     mask = rollouts.mask[rows]
     width = int(mask.sum(1).max())
     place: dict[int, int] = {}  # prompt -> its place among the prompts of these rows

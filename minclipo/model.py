@@ -119,8 +119,8 @@ def rotary_frequencies(config: GPTConfig, device=None) -> Tensor:
     if scaling.kind == "linear":
         return frequencies / scaling.factor
     assert scaling.kind == "llama3", f"rope_scaling.kind must be 'linear' or 'llama3', found {scaling.kind!r}"
-    # Fast waves stay, slow waves are divided by the factor, those between are blended by how many turns they make within
-    # the original context.
+    # Fast waves stay, slow waves are divided by the factor, and those between are blended by how many turns they make
+    # within the original context.
     turns = scaling.original_context * frequencies / (2 * math.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: fast, 0: slow
@@ -188,7 +188,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids in, final-norm hidden states out; `logits` is a separate call, so that nothing is computed which nobody reads."""
+    """Token ids in, final-norm hidden states out. `logits` is a separate call: logits nobody reads cost nothing."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -201,8 +201,8 @@ class GPT(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, tokens: Tensor, layout=Causal()) -> Tensor:
-        """Final-norm hidden states [B, T, D] of tokens [B, T]. Shorter rows are padded on the right, which needs no mask:
-        a causal model never looks right. Hidden states at padded places are meaningless."""
+        """Final-norm hidden states [B, T, D] of tokens [B, T]. Shorter rows are padded on the right: that needs no
+        mask, as a causal model never looks right. Hidden states at padded places are meaningless."""
         x = self.embed_tokens(tokens)  # [B, T, D]
         positions = layout.place(tokens)  # [B, T]
         # The angles are computed here, in float32, and not stored: model.to(bfloat16) would round a buffer.

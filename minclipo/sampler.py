@@ -158,7 +158,8 @@ def sample(
     at_once = max(1, sampling_rows // group_size) if sampling_rows else len(prompts)  # prompts
     parts = [prompts[start : start + at_once] for start in range(0, len(prompts), at_once)]
     draw = partial(draw_token, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-    return Rollouts.join([decode(model, part, group_size, max_new_tokens, eos_ids, draw) for part in progress(parts)])
+    made = [decode(model, part, group_size, max_new_tokens, eos_ids, draw) for part in progress(parts)]
+    return made[0] if len(made) == 1 else Rollouts.join(made)
 
 
 def draw_token(

@@ -58,12 +58,13 @@ class ToyConfig:
         check(self)
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(
-                f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads = {2 * self.num_heads}: heads share "
-                "it equally, and rotation turns pairs of channels"
+                f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads = {2 * self.num_heads}: heads "
+                "share it equally, and rotation turns pairs of channels"
             )
 
 
 def toy_tokenizer() -> Tokenizer:
+    """One token per word of the chains."""
     return Tokenizer.from_words(WORDS, EOS)
 
 
@@ -113,9 +114,7 @@ def cosine_schedule(step: int, steps: int, warmup_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 
-def pretrain(
-    model: GPT, page: Callable[[], Page], *, steps: int, learning_rate: float, max_grad_norm: float = 1.0
-) -> float:
+def pretrain(model: GPT, page: Callable[[], Page], *, steps: int, learning_rate: float) -> float:
     """Train on `steps` pages; `page()` gives fresh (prompts, solutions). Returns the mean loss of the last 50 pages."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -127,7 +126,7 @@ def pretrain(
             loss = solution_loss(model, *page())
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             losses = [*losses[-49:], loss.item()]

@@ -2,17 +2,16 @@
 
 `Trainer.step` is the algorithm box of the paper: sample, verify, contrast, advantages, update. GRPO is the case
 contrastive_weight = 0; the policy update knows nothing of the contrastive part, which only changes rewards. The toy and
-real checkpoints run this same code. Files, screen and command line are somebody else's: minclipo/runs.
+real checkpoints run this same code. Files, screen and command line belong to minclipo/runs.
 Left out: several workers, learning-rate schedules.
 
 B prompts, G rollouts per prompt, N = B * G rows, T completion tokens.
 """
 
 import copy
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -51,20 +50,20 @@ class Trainer:
     def __init__(self, model: GPT, tokenizer, task: Task, config: TrainConfig):  # tokenizer: see minclipo/checkpoint
         assert not config.process_penalty or task.check_steps, "process_penalty needs a task with a step check"
         self.model, self.tokenizer, self.task, self.config = model, tokenizer, task, config
-        device = model.embed_tokens.weight.device
         self.optimizer = Float32AdamW(model, config.learning_rate, config.weight_decay)
         self.reference = copy.deepcopy(model).requires_grad_(False) if config.kl_weight else None
-        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(config.seed)
         self.head = self.head_optimizer = None
         if config.contrastive_weight:
             with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator of the CPU
                 torch.default_generator.manual_seed(config.seed)
-                self.head = ContrastiveHead(model.config.hidden_size, config.head_size, config.head_kind).to(device)
+                self.head = ContrastiveHead(model.config.hidden_size, config.head_size, config.head_kind)
+            self.head.to(self.generator.device)
             if config.head_learning_rate and config.head_kind != "none":
                 rate, decay = config.head_learning_rate, config.head_weight_decay
                 self.head_optimizer = torch.optim.AdamW(self.head.parameters(), lr=rate, weight_decay=decay)
         parts = {"optimizer": self.optimizer, "head": self.head, "head_optimizer": self.head_optimizer}
-        self.learning = {name: part for name, part in parts.items() if part is not None}
+        self.stateful = {name: part for name, part in parts.items() if part is not None}
         self.last = Step(0)  # the step that is running, or that was the last to run
         self.problems_drawn = 0  # from the task, so far
         self.progress: Callable[[Iterable], Iterable] = iter  # sees the parts of a large batch go by while sampling
@@ -87,9 +86,10 @@ class Trainer:
         step.contrastive_rewards, head_loss = self.contrast(step.rollouts, step.correct)  # [N], scalar
         if self.head is not None:
             step.metrics["contrastive_loss"] = head_loss.item()
-        # (Prompt contrast and the oracle's process_penalty: 0 unless switched on.)
-        extra = extra_rewards(config, step, self.model, self.task, self.generator)  # [N]
+        extra = extra_rewards(config, step, self.model, self.task, self.generator)  # [N]: prompt contrast, oracle
         step.rewards = rewards + step.contrastive_rewards + extra  # [N]
+        if not step.rewards.isfinite().all():
+            raise FloatingPointError("the rewards are not finite")
 
         # 4. Advantages: each reward against the rewards of its group.
         step.advantages = group_advantages(
@@ -105,11 +105,12 @@ class Trainer:
         """Stages 1 and 2: the next B problems, G rollouts of each, their texts, and which of them are right [N]."""
         first, self.problems_drawn = self.problems_drawn, self.problems_drawn + self.config.prompts_per_step
         problems = [self.task.draw(f"training {self.config.seed}", i) for i in range(first, self.problems_drawn)]
-        self.last.problems = problems
+        self.last.problems, self.last.rollouts = problems, None  # should the sampling fail, these are its problems
         self.last.rollouts = rollouts = self.sample(problems)
         return problems, rollouts, *self.verify(problems, rollouts)
 
     def sample(self, problems: list[Problem]) -> Rollouts:
+        """G rollouts of each problem: N rows."""
         config = self.config
         return sample(
             self.model,
@@ -124,14 +125,14 @@ class Trainer:
         )
 
     def verify(self, problems: list[Problem], rollouts: Rollouts) -> tuple[list[str], Tensor]:
-        """The rollouts' texts, and the outcome check's verdict on each, [N] bool; the task judges unfinished ones, too."""
+        """The rollouts' texts, and the outcome check's verdict on each, [N] bool, unfinished ones included."""
         texts = self.tokenizer.decode_batch(rollouts.completion_ids())
         verdicts = self.task.outcomes(problems, texts, rollouts.finished.tolist())
         return texts, torch.tensor(verdicts, device=rollouts.mask.device)
 
     def contrast(self, rollouts: Rollouts, correct: Tensor) -> tuple[Tensor, Tensor]:
-        """Stage 3: (contrastive reward [N], mean contrastive loss), 0 for plain GRPO; then one update of the head, unless
-        no right rollout has both a positive and a negative. The reward uses the embeddings from before the update."""
+        """Stage 3: (contrastive reward [N], mean contrastive loss), 0 for plain GRPO. One update of the head, unless
+        no right rollout has both a positive and a negative. The reward's embeddings are from before the update."""
         if self.head is None:
             return torch.zeros_like(correct, dtype=torch.float32), torch.zeros(())
         config = self.config
@@ -161,21 +162,21 @@ class Trainer:
 
     def update_policy(self, rollouts: Rollouts, advantages: Tensor) -> dict[str, float]:
         """Stage 5: one pass over the rollouts in random mini-batches, one optimizer step each; their mean metrics."""
-        rollouts = dataclasses.replace(rollouts, logprobs=self.old_logprobs(rollouts))
+        rollouts = replace(rollouts, logprobs=self.old_logprobs(rollouts))
         order = torch.randperm(len(advantages), generator=self.generator, device=advantages.device)
         parts = [self.update_on(rollouts, advantages, rows) for rows in order.chunk(self.config.num_mini_batches)]
         return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
 
     def old_logprobs(self, rollouts: Rollouts) -> Tensor:
-        """The log-probs that ratios are taken to, [N, T]: in float32 those of the sampling. In half precision decoding and
-        a whole pass round differently, by as much as GSPO's clip range is wide, so they are computed as in the update."""
-        if self.model.embed_tokens.weight.dtype not in (torch.bfloat16, torch.float16):
+        """The log-probs that ratios are taken to, [N, T]: in float32, those of the sampling. In half precision decoding
+        and a whole pass differ by as much as GSPO's clip range is wide, so they are computed as in the update."""
+        if self.model.embed_tokens.weight.dtype.itemsize >= 4:
             return rollouts.logprobs
         temperature, tokens = self.config.temperature, self.config.micro_batch_tokens
         return rollout_logprobs(self.model, rollouts, temperature=temperature, micro_batch_tokens=tokens)
 
     def update_on(self, rollouts: Rollouts, advantages: Tensor, rows: Tensor) -> dict[str, float]:
-        """One optimizer step on the given rows; raises FloatingPointError before the weights are touched by a NaN."""
+        """One optimizer step on the given rows [any number]; FloatingPointError before a NaN touches the weights."""
         config, mask = self.config, rollouts.mask[rows]
         weights = torch.zeros_like(rollouts.mask, dtype=torch.float32)  # [N, T], of the whole mini-batch
         weights[rows] = token_weights(mask, config.aggregation, config.max_new_tokens)
@@ -197,7 +198,7 @@ class Trainer:
         return metrics | {"gradient_norm": gradient_norm.item()}
 
     def loss_of(self, rollouts: Rollouts, advantages: Tensor, weights: Tensor, rows: Tensor) -> tuple[Tensor, dict]:
-        """The share of these rows in the loss of their mini-batch, whose token weights are [N, T]; and mean metrics."""
+        """(These rows' share in the loss of their mini-batch, mean metrics). weights: [N, T], of all its tokens."""
         config = self.config
         logprobs, entropy = rows_logprobs(self.model, rollouts, rows, temperature=config.temperature)  # [rows, width]
         width = logprobs.shape[1]  # no padding beyond the longest of these rows
@@ -228,17 +229,15 @@ class Trainer:
         }
 
     def state_dict(self) -> dict:
-        """Everything that the next step depends on besides config, task and reference model. Problems are drawn by
-        number, so how many have been drawn is the position in the data."""
-        state = {"step": self.last.number, "problems_drawn": self.problems_drawn}
-        state["generator"] = self.generator.get_state()
-        return state | {name: part.state_dict() for name, part in self.learning.items()}
+        """Everything that the next step depends on besides config, task and reference. Problems are drawn by number."""
+        state = dict(step=self.last.number, problems_drawn=self.problems_drawn, generator=self.generator.get_state())
+        return state | {name: part.state_dict() for name, part in self.stateful.items()}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from what `state_dict` returned; ValueError, KeyError or RuntimeError if it is another run's."""
         if state.keys() != self.state_dict().keys():
-            raise ValueError(f"it holds {', '.join(sorted(state))}")
-        for name, part in self.learning.items():
+            raise ValueError(f"one of the two lacks {', '.join(sorted(state.keys() ^ self.state_dict().keys()))}")
+        for name, part in self.stateful.items():
             part.load_state_dict(state[name])
         self.generator.set_state(state["generator"].cpu())
         self.last, self.problems_drawn = Step(state["step"]), state["problems_drawn"]

@@ -49,8 +49,8 @@ JOINT = re.compile(r"[\s$,;]*(?:or|and|\\text *\{ *(?:or|and) *\})?[\s$,;]*")  #
 def extract_answer(text: str) -> str | None:
     r"""The final answer as written: the last box that is filled in and closed, else what follows the last "####".
 
-    What a model thinks, up to </think>, does not count. Boxes side by side, or joined by a comma, "or" or "and", are one
-    answer with several parts, so that "\boxed{15} or \boxed{18}" is a hedge. None: there is no answer.
+    What a model thinks, up to </think>, does not count. Boxes side by side, or joined by a comma, "or" or "and", are
+    one answer with several parts, so that "\boxed{15} or \boxed{18}" is a hedge. None: there is no answer.
     """
     text = text.rpartition("</think>")[2]
     boxes = [box for box in find_boxes(text) if PLACEHOLDER.match(text, box.inside, box.end).end() < box.end]
@@ -282,10 +282,10 @@ class NumberReader:
     def product(self) -> Quantity:
         value, divided = self.power(), False
         while True:
-            if self.take(r"\*"):
-                value = times(value, self.power())
-            elif self.take("/"):
-                value, divided = times(value, raised(self.power(), -1)), True
+            if sign := self.take("[*/]"):
+                factor = times(exact(-1), self.power()) if self.take("-") else self.power()  # 2 * -3
+                value = times(value, factor if sign == "*" else raised(factor, -1))
+                divided |= sign == "/"
             elif self.text[self.position :].lstrip()[:1] in ("√", "π", "("):  # 2√2
                 if divided:
                     raise ValueError("1/2 pi may be (1/2) pi or 1/(2 pi)")
@@ -304,8 +304,6 @@ class NumberReader:
         return raised(base, int(exponent))
 
     def atom(self) -> Quantity:
-        if self.take("-"):  # 2 * -3
-            return times(exact(-1), self.atom())
         if self.take("√"):
             radicand = rational(self.atom())
             if radicand < 0:
@@ -326,7 +324,7 @@ def exact(value: Fraction | int) -> Quantity:
 
 
 def rational(number: Quantity) -> Fraction:
-    """The number as a fraction; ValueError if it is none, as the square root of 2."""
+    """The number as a fraction; ValueError if it is not one, such as the square root of 2."""
     size = abs(number.square)
     root = Fraction(isqrt(size.numerator), isqrt(size.denominator))
     if number.power or root * root != size:

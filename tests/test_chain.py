@@ -76,7 +76,7 @@ def test_a_slip_makes_the_answer_wrong():
 
 
 def test_every_text_is_in_the_vocabulary_and_comes_back():
-    """Catches: a word that is not one token, blanks lost in decoding."""
+    """Catches: a word that is not one token, spaces lost in decoding."""
     tokenizer, rng, author = toy_tokenizer(), random.Random(0), CarelessAuthor(0.5, 0.5)
     for _ in range(200):
         problem = random_problem(rng)

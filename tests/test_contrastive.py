@@ -90,7 +90,7 @@ def test_head_gives_unit_vectors_whatever_the_length(kind):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_expected_infonce_is_supcon_out(level):
-    """E over the drawn positive, by enumeration. Catches: a positive drawn from the candidates, or not uniformly meant."""
+    """E over the drawn positive, by enumeration. Catches: a positive drawn from the candidates, or not uniformly."""
     z, correct, group = random_batch()
     options = dict(level=level, temperature=0.3)
     wanted = contrastive_loss(z, correct, group, loss="supcon_out", **options)
@@ -199,7 +199,7 @@ def test_batches_without_an_anchor_are_no_error(case, loss, similarity):
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("temperature", [1.0, 0.05, 0.002])
 def test_extreme_embeddings_have_finite_gradients(loss, similarity, temperature):
-    """Identical, opposite and zero vectors in one group. Catches: the root's infinite slope at 0, exp overflow, 0 / 0."""
+    """Identical, opposite and zero vectors in one group. Catches: the root's infinite slope at 0, overflow, 0 / 0."""
     z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [1.0, 0.0]], requires_grad=True)
     correct, group = torch.tensor([True, True, True, False, True, False]), torch.zeros(6, dtype=torch.long)
     found = contrastive_loss(z, correct, group, loss=loss, similarity=similarity, temperature=temperature)
@@ -258,10 +258,12 @@ def test_centring_does_not_blow_up_rounding():
     [
         (dict(correct=torch.ones(3)), r"correct and group must be \[N\]"),
         (dict(group=torch.zeros(4, 1)), r"correct and group must be \[N\]"),
-        (dict(loss="triplet"), "loss='triplet' must be one of"),
+        (dict(temperature=0.0), "temperature=0.0"),
+        (dict(temperature=float("nan")), "temperature=nan"),
+        (dict(loss="triplet"), "impossible: loss='triplet'"),
         (dict(level="prompt"), "level='prompt' must be one of"),
         (dict(similarity="dot"), "similarity='dot' must be one of"),
-        (dict(anchors="wrong"), "anchors='wrong' one of"),
+        (dict(anchors="wrong"), "anchors='wrong'"),
         (dict(positive=torch.tensor([2, 0, 0, 0])), "positive names a row that is no positive"),
     ],
 )

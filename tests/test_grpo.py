@@ -249,6 +249,7 @@ def test_k3_does_not_lose_small_differences():
         (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(2), torch.ones(2, 4)), "old_logprobs and mask"),
         (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(3), torch.ones(2, 3)), "advantages must be"),
         (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(2), torch.ones(2, 3), dual_clip=0.5), "dual_clip .* 0.5"),
+        (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(2), torch.ones(2, 3), clip_low=-0.5), "clip_low=-0.5"),
         (lambda: policy_loss(*torch.ones(2, 2, 3), torch.ones(2), torch.ones(2, 3), ratio="mean"), "ratio='mean'"),
     ],
 )

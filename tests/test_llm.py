@@ -197,7 +197,7 @@ def test_evaluation_never_grows_more_rows_than_it_may(monkeypatch):
 
 
 def test_evaluation_options_arrive(tmp_path, monkeypatch):
-    """Catches: an evaluation that takes more memory than the training allows itself; sampling at another temperature."""
+    """Catches: an evaluation that takes more memory than training may; sampling at another temperature."""
     asked = []
     monkeypatch.setattr(evaluator_module, "evaluate", lambda *_, **options: asked.append(options) or {})
     config = train_llm.LLMConfig(model="m", data="d", eval_samples=2, eval_temperature=0.9, eval_top_p=0.8)
@@ -363,9 +363,9 @@ def test_a_resumed_run_keeps_the_date_of_its_first_start(tmp_path, monkeypatch):
 
 # Table 3.9 of the options that the paper's two recipes share, and where they differ.
 RECIPE = dict(
-    group_size=16, temperature=1.0, learning_rate=1e-6, weight_decay=0.01, max_grad_norm=1.0, clip_low=0.2, clip_high=0.2,
-    dual_clip=3.0, aggregation="token_mean", advantage_scale="std", kl_weight=0.001, kl_kind="k3", contrastive_weight=0.2,
-    contrastive_loss="infonce", contrastive_level="group", contrastive_temperature=0.05,
+    group_size=16, temperature=1.0, learning_rate=1e-6, weight_decay=0.01, max_grad_norm=1.0, clip_low=0.2,
+    clip_high=0.2, dual_clip=3.0, aggregation="token_mean", advantage_scale="std", kl_weight=0.001, kl_kind="k3",
+    contrastive_weight=0.2, contrastive_loss="infonce", contrastive_level="group", contrastive_temperature=0.05,
     contrastive_floor=-0.5, contrastive_center=False, contrastive_similarity="cosine", contrastive_anchors="correct",
     head_kind="linear", head_learning_rate=1e-3, head_weight_decay=0.01, max_prompt_tokens=512,
 )  # fmt: skip
@@ -476,7 +476,7 @@ def micro_batch_trainer(**changes) -> Trainer:
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum", "constant"])
 def test_the_step_does_not_depend_on_its_micro_batches(tmp_path, monkeypatch, aggregation):
-    """The gradient of every mini-batch, in float64. Catches: a mean of means, a KL penalty or a metric weighed by part."""
+    """The gradient of every mini-batch, in float64. Catches: a mean of means, a KL penalty weighed by part."""
     seen, original = [], torch.nn.utils.clip_grad_norm_
 
     def watched(weights, max_norm):

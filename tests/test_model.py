@@ -94,7 +94,7 @@ def test_a_full_cache_says_so():
     ],
 )
 def test_impossible_configurations_are_refused(changes, names):
-    """Catches: a rotation of half a pair, or a frequency rule taken for another one. (config.json: test_checkpoint.py.)"""
+    """Catches: a rotation of half a pair, a frequency rule taken for another. (config.json: test_checkpoint.py.)"""
     shape = dict(vocab_size=8, hidden_size=16, num_layers=1, num_heads=4, num_kv_heads=2, intermediate_size=8)
     with pytest.raises(AssertionError, match=names):
         GPT(GPTConfig(**shape | changes))(torch.zeros(1, 1, dtype=torch.long))

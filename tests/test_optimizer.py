@@ -73,7 +73,7 @@ def test_a_weight_that_is_used_twice_has_its_gradient_once():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_state_goes_to_disk_and_back(tmp_path, dtype):
-    """Catches: moments given to the wrong weight, a step count that starts anew (then Adam's first steps are too long)."""
+    """Catches: moments given to the wrong weight, a step count that starts anew: Adam's first steps are longer."""
     models = [small_gpt().to(dtype) for _ in range(2)]
     first, second = (Float32AdamW(model, 1e-2, 0.01) for model in models)
     for seed in range(3):

@@ -1,8 +1,8 @@
 """Training is the same, to the last bit, as before the package was rearranged.
 
-fixtures/same_training.json holds what the code of commit cf800d7 made: the weights' checksum after four training steps of
-the toy, seed 0, one thread, for every algorithm and method. `python tests/test_same_training.py` writes it anew: do that
-only with a change that is meant to change training, and say so.
+fixtures/same_training.json holds what the code of commit cf800d7 made: the weights' checksum after four training steps
+of the toy, seed 0, one thread, for every algorithm and method. `python tests/test_same_training.py` writes it anew: do
+that only with a change that is meant to change training, and say so.
 
 One thing is new since that commit: InfoNCE draws its positive from a row of N columns instead of G, which takes other
 random numbers. So its run takes the first positive here, as the recorded one does: all else is the same.

@@ -1,4 +1,4 @@
-"""Sampling: what it returns is what one plain forward pass would say, and it draws from the distribution that it claims."""
+"""Sampling: it returns what one plain forward pass would say, and draws from the distribution that it claims."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def rollouts_of(model, seed=0, **changes):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_equal_one_plain_forward_pass(temperature):
-    """Catches: a prefix shared with the wrong group, log-probs at another temperature, rows mixed up when some leave."""
+    """Catches: a prefix shared with the wrong group, log-probs at another temperature, mixed-up rows as some leave."""
     model = small_gpt()
     rollouts = rollouts_of(model, temperature=temperature)
     assert len(set(rollouts.mask.sum(1).tolist())) > 3  # rows of many lengths: some left early
@@ -73,7 +73,7 @@ def test_the_generator_decides():
 
 
 def test_samples_follow_the_claimed_distribution():
-    """Catches: sampling from one distribution and reporting another. Passes by luck never: 5 standard errors allowed."""
+    """Catches: sampling from one distribution and reporting another. 5 standard errors allowed: no luck."""
     model, n = small_gpt(), 20000
     options = dict(temperature=0.8, top_k=6, top_p=0.9)
     rollouts = rollouts_of(model, prompts=[[3, 4]], group_size=n, max_new_tokens=1, eos_ids=[], **options)
@@ -182,7 +182,7 @@ def test_sampling_rows_gives_whole_groups_in_order():
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-24])
 def test_extreme_random_numbers_draw_possible_tokens(monkeypatch, number):
-    """Token 0 and the last one have probability 0. Catches: an index past the end, or a log-prob of -inf, once in 2^24."""
+    """Token 0 and the last one have probability 0. Catches: an index past the end, a log-prob of -inf, once in 2^24."""
     logits = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]])
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, number))
     token, logprob = draw_token(logits, 1.0, None, None, None)

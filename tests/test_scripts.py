@@ -54,7 +54,7 @@ def test_an_option_says_what_it_needs_and_whether_it_may_change():
 
 
 def test_options_give_what_was_given():
-    """Catches: defaults reported as given (they would override a method's preset), a flag that cannot be switched off."""
+    """Catches: defaults reported as given (they would override a method's preset), a flag that cannot be off."""
     parser = argparse.ArgumentParser()
     add_options(parser, Sample)
     text = parser.format_help()  # a % in a sentence must not break the help

@@ -38,7 +38,7 @@ def start():
 
 
 def lenient(problem, completion, finished) -> bool:
-    """An outcome check that a beginner passes about half of the time, so that short runs have something to learn from."""
+    """An outcome check that a beginner passes about half of the time: short runs have something to learn from."""
     return finished and any(
         word.isdigit() and int(word) % 2 == 0 for word in completion.split()[1:2]
     )  # first total is even
@@ -58,7 +58,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
 @pytest.mark.parametrize("method", ["grpo", "clipo"])
 @pytest.mark.parametrize("step_check", ["absent", "a lie"])
 def test_the_step_check_never_reaches_training(start, method, step_check):
-    """Rewards, advantages, batches and weights are bit-equal with the step check, without it, and with a lie in its place.
+    """Rewards, advantages, batches and weights are bit-equal with the step check, without it, or with a lie instead.
 
     Catches: any path from the process labels into GRPO's or CLIPO's training data.
     """
@@ -129,7 +129,7 @@ def test_the_contrastive_loss_leaves_the_policy_alone(start):
 
 
 def test_without_an_anchor_the_head_stands_still(start):
-    """All rollouts correct at group level. Catches: a step on a zero gradient, where weight decay still shrinks the head."""
+    """All rollouts correct at group level. Catches: a step on a zero gradient, whose weight decay shrinks the head."""
     trainer = make(start, contrastive_weight=0.5, contrastive_level="group", head_weight_decay=0.1)
     before = trainer.head.projection[0].weight.detach().clone()
     rollouts = trainer.sample([random_problem(random.Random(0)) for _ in range(6)])
@@ -155,7 +155,7 @@ def test_the_parts_of_a_large_batch_can_be_watched(start):
 
 
 def test_the_step_check_is_asked_once_about_each_right_answer(start):
-    """By the oracle, and then for the metrics. Catches: an expensive check done twice, or for answers that are wrong."""
+    """By the oracle, and then for the metrics. Catches: an expensive check done twice, or for wrong answers."""
     asked = []
     task = Task(draw, lenient, lambda problem, text: asked.append(text) or [True])
     metrics = timed_step(make(start, task, process_penalty=0.5))
@@ -210,7 +210,7 @@ def test_rewards_are_outcome_plus_contrast(start, monkeypatch):
 
 
 def test_the_first_mini_batch_is_on_policy(start, monkeypatch):
-    """Sampled log-probs and recomputed ones agree: ratio 1, kl 0. Catches: another temperature, dropped or shifted tokens."""
+    """Sampled and recomputed log-probs agree: ratio 1, kl 0. Catches: another temperature, lost or shifted tokens."""
     seen = []
     original = trainer_module.policy_loss
     monkeypatch.setattr(trainer_module, "policy_loss", lambda *a, **k: seen.append(a) or original(*a, **k))
@@ -307,8 +307,8 @@ def test_run_writes_metrics_and_a_model_that_loads(start, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == history and [line["step"] for line in lines] == [1, 2, 3]
     wanted = {
-        "reward", "accuracy", "informative_prompts", "contrastive_signal", "hallucination_rate", "contrastive_penalty", "kl",
-        "clip_fraction", "gradient_norm", "entropy", "completion_length", "seconds",
+        "reward", "accuracy", "informative_prompts", "contrastive_signal", "hallucination_rate", "contrastive_penalty",
+        "kl", "clip_fraction", "gradient_norm", "entropy", "completion_length", "seconds",
     }  # fmt: skip
     assert wanted <= lines[0].keys()
     model, tokenizer = load_model(tmp_path / "model"), load_tokenizer(tmp_path / "model")

@@ -20,7 +20,7 @@ def cluster_losses(sizes: Tensor, between: float, tau: float, strangers: int) ->
 
 
 def prompt_contrast(own: Tensor, others: Tensor, mask: Tensor, limit: float) -> Tensor:
-    """How much likelier each completion is under its own prompt, in nats a token, [N].
+    """How much likelier each completion is under its own prompt, in nats per token, [N].
 
     own [N, T] and others [K, N, T] are log-probs. The gain of a token is own minus the log of the mean *probability*
     under the K others, at most `limit` and at least -limit; the result is the mean gain over the tokens of mask [N, T]

@@ -8,8 +8,8 @@ from variants import Variant
 
 from minclipo.checkpoint.files import write_json, write_text
 from minclipo.runs.intervals import Interval, mean_interval, student
+from minclipo.runs.report import MEASURES
 
-MEASURES = ("accuracy", "hallucination_rate", "faithful_accuracy")
 Found = list[tuple[Variant, dict[int, dict]]]  # each variant with its result by seed
 
 

@@ -1,4 +1,4 @@
-"""Solution of exercise 1. Compare RMSNorm, rotate and attend in minclipo/model.py."""
+"""Solution of exercise 1. Compare RMSNorm, rotate and attention in minclipo/model.py."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Solution of exercise 6. Compare minclipo/metrics.py, and stage 3 of Trainer.step in minclipo/trainer.py."""
+"""Solution of exercise 6. Compare minclipo/extensions/rewards.py and minclipo/runs/measure.py."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Solution of exercise 7. Compare minclipo/logprobs.py (mean_pool) and minclipo/contrastive.py (center_by_group)."""
+"""Solution of exercise 7. Compare `pooled` in minclipo/sampler.py and center_by_group in minclipo/contrastive.py."""
 
 import torch
 from torch import Tensor

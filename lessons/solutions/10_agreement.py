@@ -1,4 +1,4 @@
-"""Solution of exercise 10. Compare minclipo/prompt_contrast.py."""
+"""Solution of exercise 10. Compare minclipo/extensions/prompt_contrast.py."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Solution of exercise 11. Compare token_weights and sequence_log_ratio in minclipo/grpo.py, and minclipo/dapo.py."""
+"""Solution of exercise 11. Compare token_weights in minclipo/grpo.py, and minclipo/extensions/dapo.py."""
 
 import torch
 from torch import Tensor

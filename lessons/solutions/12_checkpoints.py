@@ -1,4 +1,4 @@
-"""Solution of exercise 12. Compare minclipo/tokenizer.py and verifier.py; checkpoint.py leaves headers to a library."""
+"""Solution of exercise 12. Compare minclipo/checkpoint/ and minclipo/verifier.py; headers are left to a library."""
 
 import json
 import math

@@ -29,7 +29,7 @@ def model_directory(source: str | Path, *, weights: bool = True) -> Path:
 
 
 def dataset_files(source: str) -> list[Path]:
-    """The files that `source` names: a local one, or those of a hub dataset, "org/name:pattern" (downloaded, in order)."""
+    """The files that `source` names: a local one, or those of a hub dataset, "org/name:pattern", downloaded."""
     if Path(source).is_file():
         return [Path(source)]
     name, _, pattern = source.partition(":")

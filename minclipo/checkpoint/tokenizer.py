@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers
 
 from minclipo.checkpoint.chat_template import ChatTemplate
-from minclipo.checkpoint.files import read_object, replacing, write_json, write_text
+from minclipo.checkpoint.files import read_object, write_json, write_text
 from minclipo.checkpoint.hub import model_directory
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -55,6 +55,7 @@ class Tokenizer:
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens added."""
         return [encoding.ids for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def decode_batch(self, rows: list[list[int]]) -> list[str]:
@@ -80,8 +81,7 @@ class Tokenizer:
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json, generation_config.json and, if there is one, the template."""
         directory = Path(directory)
-        with replacing(directory / "tokenizer.json") as temporary:
-            self.tokenizer.save(str(temporary))
+        write_text(directory / "tokenizer.json", self.tokenizer.to_str(pretty=True))
         write_json(directory / "tokenizer_config.json", self.settings)
         write_json(directory / "generation_config.json", self.special_ids())
         if self.chat_template is not None:
@@ -95,7 +95,7 @@ def prompt_writer(
 ) -> Callable[[str], str]:
     """A function that writes a question as the model expects it: in its chat template, or as plain text without one.
 
-    suffix: added to every question; variables: what the chat template wants to know besides.
+    suffix: added to every question; variables: further variables for the chat template.
     """
 
     def as_chat(question: str) -> str:

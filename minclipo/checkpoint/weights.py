@@ -25,7 +25,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class Checkpoint:
-    """A model directory or hub id, "org/name" or "org/name@revision": each of its files is found, read and checked once.
+    """A model directory or hub id, "org/name" or "org/name@revision". Each of its files is read and checked once.
 
     What is wrong with it is a ValueError or FileNotFoundError naming the file, and the key or tensor. The weights of a
     hub id are downloaded only when `model` asks for them.
@@ -42,13 +42,15 @@ class Checkpoint:
     @cached_property
     def config(self) -> GPTConfig:
         """The shape of the model."""
+        says = self.json
         try:
-            return config_from_json(self.json)
+            return config_from_json(says)
         except ValueError as error:
             raise ValueError(f"{self.directory / 'config.json'}: {error}") from error
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """Text to ids and back, with the chat template if there is one."""
         return read_tokenizer(self.directory, self.json)
 
     def model(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> GPT:

@@ -1,4 +1,4 @@
-"""What DAPO (Yu et al. 2025, arXiv 2503.14476) adds around the loss: which prompts to train on, and a penalty on length.
+"""What DAPO (Yu et al. 2025, arXiv 2503.14476) adds around the loss: a choice of prompts and a penalty on length.
 
 Its other two changes are settings of `minclipo.grpo`: clip_high above clip_low, and the mean over tokens.
 Left out: overlong filtering (no loss on truncated completions), the warm-up of its learning rate.

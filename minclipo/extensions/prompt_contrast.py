@@ -45,8 +45,8 @@ def prompt_contrast(own_logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) 
         g_i = mean_t clamp(log p(y_t | x_i, y_<t) - log (1/K) sum_k p(y_t | x_k, y_<t), -LIMIT, LIMIT)
 
     An answer that is less likely under its own prompt than under others has a negative gain; with a weight above
-    1 / LIMIT it may earn less than a wrong one. own_logprobs [N, T], other_logprobs [K, N, T], mask [N, T] bool. Padding
-    is never read.
+    1 / LIMIT it may earn less than a wrong one. own_logprobs [N, T], other_logprobs [K, N, T], mask [N, T] bool.
+    Padding is never read.
     """
     assert own_logprobs.shape == mask.shape == other_logprobs.shape[1:], (
         "own_logprobs and mask must be [N, T], other_logprobs [K, N, T]"

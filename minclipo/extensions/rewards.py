@@ -9,7 +9,10 @@ from minclipo.grpo import masked_mean
 
 
 def length_penalty(config, rollouts) -> Tensor | float:
-    """DAPO's penalty on completions that are nearly as long as they may be, [N], 0 or less."""
+    """DAPO's penalty on completions that are nearly as long as they may be, [N], 0 or less.
+
+    config: the run's TrainConfig; rollouts: N rows.
+    """
     if not config.overlong_penalty:
         return 0.0
     lengths, longest = rollouts.mask.sum(1), config.max_new_tokens
@@ -18,7 +21,10 @@ def length_penalty(config, rollouts) -> Tensor | float:
 
 
 def extra_rewards(config, step, model, task, generator: torch.Generator) -> Tensor | float:
-    """What prompt contrast and the oracle add to the rewards, [N]. step: a `Step` whose rollouts have been verified."""
+    """What prompt contrast and the oracle add to the rewards, [N]; `step` keeps the gain and the step verdicts.
+
+    config: the run's TrainConfig; step: a `Step` of the trainer whose rollouts have been verified; task: its Task.
+    """
     extra = 0.0
     if config.prompt_contrast_weight:  # is a right answer likelier under its own prompt than under others?
         tokens, others = config.micro_batch_tokens, config.prompt_contrast_others

@@ -43,7 +43,7 @@ def needed_by(config_class: type) -> dict[str, str]:
 
 
 def refuse_idle(given: dict, chosen: dict, config_class: type) -> None:
-    """ValueError naming the first given option that does nothing with these settings. given, chosen: {option: value}."""
+    """ValueError if a given option does nothing with these settings. given, chosen: {option: value}."""
     for name, switch in needed_by(config_class).items():
         if name in given and not chosen.get(switch):
             raise ValueError(f"{flag(name)} does nothing without {flag(switch)}")

@@ -1,4 +1,4 @@
-"""How a real model does on held-out problems as training goes on: OUT/evaluation.jsonl, curves.png, a line, examples."""
+"""A real model on held-out problems as training goes on: OUT/evaluation.jsonl, curves.png, a line, examples."""
 
 from functools import partial
 from pathlib import Path
@@ -8,7 +8,7 @@ from tqdm import tqdm
 from minclipo.checkpoint.files import read_lines, write_lines
 from minclipo.model import GPT
 from minclipo.runs.intervals import share_interval
-from minclipo.runs.measure import evaluate
+from minclipo.runs.measure import evaluate, show_examples
 from minclipo.runs.plots import plot_evaluation
 from minclipo.tasks import Task
 
@@ -92,9 +92,3 @@ def evaluation_line(found: dict[str, dict]) -> str:
         words.append(f"avg@{sampled['samples']} {sampled['accuracy']:.3f}")
         words += [f"pass@{k} {value:.3f}" for k, value in sampled["pass_at"].items() if int(k) > 1]
     return ", ".join(words)
-
-
-def show_examples(examples: list) -> None:
-    """Completions to look at, (problem, completion, is it right?): numbers hide what a model has really learnt to do."""
-    for problem, text, right in examples:
-        tqdm.write(f"  {'right' if right else 'wrong'}: {problem.prompt!r}\n      -> {text!r}")

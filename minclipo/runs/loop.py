@@ -10,8 +10,7 @@ from tqdm import tqdm
 
 from minclipo.checkpoint import save_model, save_tensors
 from minclipo.checkpoint.files import read_lines, write_lines
-from minclipo.runs.evaluator import show_examples
-from minclipo.runs.measure import log_line, timed_step
+from minclipo.runs.measure import log_line, show_examples, timed_step
 from minclipo.runs.state import newest_state, remove_states, save_state, saved_states
 from minclipo.trainer import Step, Trainer
 
@@ -131,10 +130,15 @@ class Run:
         self.saved_step = self.step
 
     def failure(self, error: FloatingPointError) -> FloatingPointError:
+        """The error with all that helps, and the batch on the disk."""
         path = self.out / "failed_batch.safetensors"
-        save_tensors(step_tensors(self.trainer.last, self.trainer.tokenizer), path)
+        try:
+            save_tensors(step_tensors(self.trainer.last, self.trainer.tokenizer), path)
+            batch = f"The batch is in {path}"
+        except OSError as full:
+            batch = f"The batch could not be written: {full}"
         return FloatingPointError(
-            f"step {self.step}: {error}. The batch is in {path}, the weights after step {self.saved_step} are in "
+            f"step {self.step}: {error}. {batch}; the weights after step {self.saved_step} are in "
             f"{self.out / 'model'}. First thing to try: start anew with a smaller learning_rate or max_grad_norm"
         )
 

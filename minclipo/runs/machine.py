@@ -4,6 +4,7 @@ Memory is counted from the shapes, part by part; tests compare it with what is r
 Left out: what the allocator wastes, and what PyTorch and CUDA take for themselves.
 """
 
+import dataclasses
 import shutil
 import sys
 from dataclasses import dataclass
@@ -55,9 +56,15 @@ class Memory:
 
 
 def count_weights(config: GPTConfig) -> int:
-    """Number of weights of a model, each counted once, without building it."""
-    with torch.device("meta"):
-        return sum(weight.numel() for weight in GPT(config).parameters())
+    """Number of weights of a model, each counted once, without building it: all blocks have the same number."""
+
+    def count(num_layers: int) -> int:
+        with torch.device("meta"):
+            return sum(
+                weight.numel() for weight in GPT(dataclasses.replace(config, num_layers=num_layers)).parameters()
+            )
+
+    return count(0) + config.num_layers * (count(1) - count(0))
 
 
 def layer_bytes(config: GPTConfig, prompts: int, prompt_tokens: int, rows: int, row_tokens: int, size: int) -> int:

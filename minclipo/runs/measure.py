@@ -9,6 +9,7 @@ from math import comb
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from minclipo.grpo import masked_mean
 from minclipo.model import GPT
@@ -116,7 +117,8 @@ def evaluate(
 
     Temperature 0 is greedy. accuracy: mean over all completions (avg@k); pass_at: {k: estimate} for k = 1, 2, 4 ...
     samples; with a step check also what `faithfulness` says. examples: (problem, completion, is it right?) of all. At
-    most `sampling_rows` completions are sampled at a time, to bound memory; `progress` sees those parts go by.
+    most `sampling_rows` completions are sampled at a time, which bounds the memory for keys and values; tokens and
+    pooled states of all stay until the end. `progress` may wrap those parts in a progress bar.
     """
     drawn = [task.draw(f"evaluation {seed}", index) for index in range(problems)]
     rollouts = sample(
@@ -162,3 +164,9 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     """
     assert 1 <= k <= samples and 0 <= correct <= samples, f"impossible: {k=}, {samples=}, {correct=}"
     return 1 - comb(samples - correct, k) / comb(samples, k)
+
+
+def show_examples(examples: list) -> None:
+    """Print (problem, completion, is it right?) examples: numbers hide what a model has really learnt to do."""
+    for problem, text, right in examples:
+        tqdm.write(f"  {'right' if right else 'wrong'}: {problem.prompt!r}\n      -> {text!r}")

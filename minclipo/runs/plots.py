@@ -53,8 +53,8 @@ def plot_training(histories: dict[str, list[list[dict]]], path: str | Path, algo
 def plot_evaluation(history: list[dict], evaluations: list[dict], path: str | Path) -> None:
     """Accuracy and completion length against the step: of the training rollouts, and of greedy held-out completions.
 
-    history: metrics of each step; evaluations: [{"step", "greedy": counts of `minclipo.runs.measure.evaluate`}, ...], whose
-    accuracies are drawn with their 95% intervals.
+    history: metrics of each step. evaluations: [{"step", "greedy": counts of `minclipo.runs.measure.evaluate`}, ...];
+    their accuracies are drawn with 95% intervals.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     steps, greedy = [line["step"] for line in evaluations], [line["greedy"] for line in evaluations]

@@ -8,18 +8,8 @@ import dataclasses
 
 from minclipo.config import TrainConfig
 
-# ---- the algorithms: --algorithm ----
-#
-# | name            | ratio    | clip                | mean over        | advantage    | besides                        |
-# |-----------------|----------|---------------------|------------------|--------------|--------------------------------|
-# | grpo            | token    | 0.2, 0.2            | tokens           | / std        |                                |
-# | grpo_published  | token    | 0.2, 0.2            | rollouts, tokens | / std        | k3 KL to the start, 0.04       |
-# | dr_grpo         | token    | 0.2, 0.2            | N * max_length   | not divided  |                                |
-# | dapo            | token    | 0.2, 0.28           | tokens           | / std        | dynamic sampling, overlong     |
-# | gspo            | sequence | 3e-4, 4e-4          | rollouts         | / std        |                                |
-# | gmpo            | geometric mean | 0.4, 0.4 (logs) | rollouts       | / std        |                                |
-#
-# What a paper says about model, data, batch or learning rate is no part of its algorithm and not in here.
+# ---- the algorithms: --algorithm (runs/README.md has them as a table) ----
+# What a paper says about model, data, batch or learning rate is not part of its algorithm, so it is not here.
 
 NAMES = {
     "grpo": "GRPO",
@@ -42,10 +32,10 @@ ALGORITHMS = {
     "grpo": _algorithm(),
     # DeepSeekMath (arXiv 2402.03300), eq. 3 and section 4.2, which says nothing of the clip range: 0.2 is PPO's.
     "grpo_published": _algorithm(aggregation="sequence_mean", kl_weight=0.04, kl_kind="k3"),
-    # Dr. GRPO (arXiv 2503.20783), section 3: neither lengths nor standard deviations weigh anything.
+    # Dr. GRPO (arXiv 2503.20783), section 3: nothing is divided by a length or a standard deviation.
     "dr_grpo": _algorithm(aggregation="constant", advantage_scale="none"),
-    # DAPO (arXiv 2503.14476), section 4.1. Its penalty of 1 is for rewards of 1 and -1; its buffer 4096 of 20480 tokens.
-    # The limit of 10 batches is verl's.
+    # DAPO (arXiv 2503.14476), section 4.1. Its penalty of 1 is for rewards of 1 and -1, its buffer 4096 of 20480
+    # tokens. The limit of 10 batches is verl's.
     "dapo": _algorithm(clip_high=0.28, dynamic_sampling=10, overlong_penalty=0.5, overlong_buffer=0.2),
     # GSPO (arXiv 2507.18071), section 5.1.
     "gspo": _algorithm(ratio="sequence", aggregation="sequence_mean", clip_low=3e-4, clip_high=4e-4),

@@ -1,4 +1,4 @@
-"""What the toy's runs have come to: summary, table, examples with their wrong steps marked, curves."""
+"""What came out of the toy's runs: summary, table, examples with their wrong steps marked, curves."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ def report(out: Path, algorithm: str) -> None:
     print("\n" + table(summary))
     several = len(results["pretrained"]) > 1
     print("(mean and 95% interval over seeds)" if several else "(95% interval of the evaluation's sample: one seed)")
-    show_examples(results, next(iter(results["pretrained"])))
+    show_solutions(results, next(iter(results["pretrained"])))
     write_json(out / "summary.json", summary)
     curves = histories(out)
     if curves:
@@ -84,7 +84,7 @@ def table(summary: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def show_examples(results: Results, seed: int) -> None:
+def show_solutions(results: Results, seed: int) -> None:
     """The same problems as solved by each method, wrong steps marked."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     how = "in red" if colour else "in [brackets]"

@@ -4,7 +4,6 @@ A state is a file states/step_000020.pt, written by torch.save and read with wei
 a file may hold. It is either whole or not there, whenever the process is killed.
 """
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -48,7 +47,10 @@ def newest_state(folder: Path) -> dict | None:
     if not paths:
         return None
     try:
-        return torch.load(paths[-1], map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        state = torch.load(paths[-1], map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds no dict but {type(state).__name__}")
+        return state
+    except Exception as error:  # on damaged bytes the unpickler may fail in any way
         kind = type(error).__name__  # torch's own text advises to switch its protection off
         raise ValueError(f"{paths[-1]} is damaged ({kind}). Remove it to go on from the state before it.") from error

@@ -27,7 +27,7 @@ class Task:
     size: int | None = None  # number of different problems; None: unlimited
 
     def outcomes(self, problems: list[Problem], texts: list[str], finished: list[bool]) -> list[bool]:
-        """Is each completion's answer right? Every problem has equally many completions, adjacent in texts, finished."""
+        """Is each completion's answer right? Every problem has equally many completions, one after another."""
         return [self.check_outcome(*row) for row in zip(self._repeated(problems, texts), texts, finished)]
 
     def steps(self, problems: list[Problem], texts: list[str], correct: list[bool]) -> list[list[bool] | None]:

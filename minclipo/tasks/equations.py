@@ -145,6 +145,7 @@ def equal(left: tuple[Token, ...], right: tuple[Token, ...], percent: int) -> bo
 def value(tokens: tuple[Token, ...], percent: int) -> Fraction:
     """The number that a side comes to, by the verifier's arithmetic. ValueError: this is no arithmetic."""
     text = " ".join(f"({token.text}/{percent})" if token.percent else token.text for token in tokens)
+    text = re.sub(r"(?<=[-+] )- ([\d.]+)", r"(0 - \1)", text)  # 5 - -3: the verifier takes that for a range
     if NOT_WRITTEN_OUT.search(text):
         raise ValueError("a sum that begins before this side, or a number beside a parenthesis")
     reader = NumberReader(text)

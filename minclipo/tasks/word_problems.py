@@ -1,6 +1,6 @@
 """Word problems from files: GSM8K, MATH, or your own.
 
-A file is JSONL, one object per line, or parquet (if pyarrow is installed); the caller says which fields hold question and
+A file is JSONL, one object per line, or parquet (if pyarrow is installed). The caller names the fields of question and
 answer. The answer may be bare ("72"), a GSM8K solution ("... #### 72") or a MATH one ("... \\boxed{72}").
 """
 
@@ -79,7 +79,7 @@ def word_problem_task(problems: list[WordProblem]) -> Task:
 
 
 def check_outcome(problem: WordProblem, completion: str, finished: bool) -> bool:
-    """True if the final answer is right, whether or not the completion is finished: what matters stands before its end."""
+    """True if the final answer is right, whether or not the completion is finished: the answer comes before the end."""
     return verify(completion, problem.truth)
 
 
