@@ -28,6 +28,9 @@ from minclipo.tasks.equations import check_equations
         ("5 - 8 = -3", [True]),
         ("-5 + 8 = 3", [True]),
         ("4 * -3 = -12", [True]),
+        ("5 - -3 = 8", [True]),
+        ("5 - -3 = 2", [False]),
+        ("5 + -3 = 2", [True]),
         (".5 + .25 = 0.75", [True]),
         ("5/0 = 1", [False]),
         ("0.1 + 0.2 = 0.3", [True]),  # not as floats

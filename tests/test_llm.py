@@ -436,6 +436,16 @@ def test_bad_command_lines_end_with_a_message(tmp_path, capsys):
     assert "this PyTorch finds no CUDA device" in message_of(*model, *out, "--device", "cuda", capsys=capsys)
 
 
+def test_prompts_that_the_tokenizer_cannot_write_are_named(tmp_path, capsys):
+    """The toy's tokenizer knows no words but its own. Catches: a traceback from a library, or an empty prompt."""
+    save_model(small_gpt(vocab_size=122), toy_tokenizer(), tmp_path / "toy")
+    toy = ["--model", str(tmp_path / "toy"), "--out", str(tmp_path / "run"), "--prompt-suffix", ""]
+    assert "sums: the model's tokenizer cannot encode" in message_of(*toy, "--data", "sums", capsys=capsys)
+    data = jsonl(tmp_path / "data.jsonl", [{"question": "2", "answer": "2"}, {"question": "\u2003", "answer": "1"}])
+    empty = message_of(*toy, "--data", data, capsys=capsys)
+    assert f"{data}, problem 2: the model's tokenizer sees nothing in" in empty and not (tmp_path / "run").exists()
+
+
 def test_resume_with_other_settings_is_refused_unless_they_do_not_matter(tmp_path, capsys):
     """Catches: a run that quietly goes on with another learning rate; a run that cannot be made longer."""
     arguments = ["--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run")]

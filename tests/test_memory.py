@@ -1,5 +1,6 @@
 """The memory estimate, part by part, against what is really held."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -104,6 +105,12 @@ def test_published_shapes_have_the_published_number_of_weights():
     """SmolLM2-135M has 134,515,008 weights by its own file. Catches: a wrong shape in the table of memory."""
     V, D, layers, H, K, mlp, tied = SHAPES["SmolLM2-135M"]
     assert count_weights(GPTConfig(V, D, layers, H, K, mlp, tie_embeddings=tied)) == 134_515_008
+
+
+def test_a_model_too_large_to_build_is_counted():
+    """A config.json may claim anything. Catches: a count that builds every block, and hangs before any error."""
+    config = GPTConfig(100, 8, 10**9, 2, 2, 16)
+    assert count_weights(config) - count_weights(dataclasses.replace(config, num_layers=10**9 - 1)) < 1000
 
 
 def test_the_table_of_memory_is_what_the_estimate_says():

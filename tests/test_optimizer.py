@@ -1,5 +1,7 @@
 """AdamW in float32 under a bfloat16 model."""
 
+import copy
+
 import pytest
 import torch
 from conftest import small_gpt
@@ -92,3 +94,52 @@ def test_the_state_of_another_model_is_refused():
     state = Float32AdamW(small_gpt(intermediate_size=32), 1e-2, 0.0).state_dict()
     with pytest.raises(ValueError, match="other names or shapes"):
         Float32AdamW(small_gpt(), 1e-2, 0.0).load_state_dict(state)
+
+
+def test_a_gradient_from_before_the_optimizer_is_not_in_its_first_step():
+    """Catches: a hook that adds to what another backward() had left on the weight."""
+    model, fresh = small_gpt().bfloat16(), small_gpt().bfloat16()
+    backward(model, {"norm.weight": torch.full_like(model.norm.weight, 100.0)})
+    first, second = (Float32AdamW(each, 1e-2, 0.0) for each in (model, fresh))
+    gradient_step(model, first, 1)
+    gradient_step(fresh, second, 1)
+    assert all(torch.equal(first.masters[name], second.masters[name]) for name in first.masters)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_weight_stays(dtype):
+    """Catches: weight decay on what is not trained, a master and two moments for nothing."""
+    model = small_gpt().to(dtype)
+    model.embed_tokens.weight.requires_grad_(False)
+    before = model.embed_tokens.weight.clone()
+    optimizer = Float32AdamW(model, 1e-2, weight_decay=0.5)
+    optimizer.zero_grad()
+    backward(model, {"norm.weight": torch.ones_like(model.norm.weight)})
+    optimizer.step()
+    assert torch.equal(model.embed_tokens.weight, before) and "embed_tokens.weight" not in optimizer.masters
+
+
+def test_a_new_optimizer_takes_the_gradients_over():
+    """Catches: two hooks on one weight, of which the old one takes the gradient away before the new one sees it."""
+    model = small_gpt().bfloat16()
+    old = Float32AdamW(model, 1e-2, 0.0)
+    new = Float32AdamW(model, 1e-2, 0.0)
+    before = model.norm.weight.detach().clone()
+    gradient_step(model, new, 0)
+    assert not torch.equal(model.norm.weight, before)
+    with pytest.raises(AssertionError, match="a new optimizer took over"):
+        old.step()
+
+
+def test_a_loaded_state_keeps_the_new_learning_rate():
+    """Catches: a run that is resumed with another learning rate, and goes on with the old one."""
+    state = Float32AdamW(small_gpt(), 1e-2, 0.1).state_dict()
+    optimizer = Float32AdamW(small_gpt(), 3e-3, 0.2)
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == 3e-3 and optimizer.param_groups[0]["weight_decay"] == 0.2
+
+
+def test_it_refuses_to_be_copied():
+    """Catches: a copied trainer whose optimizer trains the weights of the original."""
+    with pytest.raises(TypeError, match="make a new one"):
+        copy.deepcopy(Float32AdamW(small_gpt(), 1e-2, 0.0))

@@ -180,12 +180,13 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from minclipo.checkpoint import save_tensors
+from minclipo.checkpoint import Tokenizer, save_tensors
 from minclipo.runs.state import save_state
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 for save in (lambda: save_state(Path(sys.argv[1]), 1, {"a": torch.ones(10**6)}, keep=1),
-             lambda: save_tensors({"a": torch.ones(10**6)}, Path(sys.argv[1]) / "a.safetensors")):
+             lambda: save_tensors({"a": torch.ones(10**6)}, Path(sys.argv[1]) / "a.safetensors"),
+             lambda: Tokenizer.from_words(["<eos>", *map(str, range(10**4))], "<eos>").save(sys.argv[1])):
     try:
         save()
     except OSError as error:
@@ -195,10 +196,10 @@ for save in (lambda: save_state(Path(sys.argv[1]), 1, {"a": torch.ones(10**6)}, 
 
 @pytest.mark.skipif(os.name == "nt", reason="no limit on the size of files")
 def test_a_file_that_really_does_not_fit_is_an_oserror(tmp_path):
-    """A real limit on the size of files, in a process of its own. Catches: RuntimeError and SafetensorError, by which
-    the two libraries report a full disk, and which would end the run; half a file left behind."""
+    """A real limit on the size of files, in a process of its own. Catches: RuntimeError, SafetensorError and Exception,
+    by which three libraries report a full disk, and which would end the run; half a file left behind."""
     found = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert found.stdout.count("OSError:") == 2, found.stderr
+    assert found.stdout.count("OSError:") == 3, found.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import minclipo.runs.loop as loop_module
 import minclipo.trainer as trainer_module
 from minclipo.checkpoint import load_model, load_tokenizer
 from minclipo.config import TrainConfig
@@ -358,6 +359,58 @@ def test_a_failure_while_sampling_leaves_the_prompts(start, tmp_path):
     assert "failed_batch" in str(run.failure(FloatingPointError("logits")))
     batch = load_file(tmp_path / "failed_batch.safetensors")
     assert batch["prompt_5"].tolist() == toy_tokenizer().encode(draw("training 0", 5).prompt)
+
+
+def test_a_failure_in_a_second_batch_leaves_its_own_prompts(start):
+    """Dynamic sampling draws again, and the model breaks. Catches: the first batch's rollouts beside the second's
+    prompts."""
+    hopeless = Task(draw, lambda problem, text, finished: False)
+    trainer = make(start, hopeless, dynamic_sampling=2)
+    sample_once = trainer.sample
+
+    def breaks_on_the_second(problems):
+        if problems[0] != first:
+            raise FloatingPointError("the model's logits are not finite")
+        return sample_once(problems)
+
+    first, trainer.sample = draw("training 0", 0), breaks_on_the_second
+    with pytest.raises(FloatingPointError):
+        trainer.step()
+    assert [problem.prompt for problem in trainer.last.problems] == [draw("training 0", i).prompt for i in range(6, 12)]
+    assert trainer.last.rollouts is None
+
+
+def test_a_batch_that_cannot_be_written_hides_no_cause(start, tmp_path, monkeypatch):
+    """A NaN on a full disk. Catches: a run that ends with the disk's error alone."""
+
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(loop_module, "save_tensors", full_disk)
+    run = Run(make(start), tmp_path)
+    message = str(run.failure(FloatingPointError("the loss is nan")))
+    assert "the loss is nan" in message and "could not be written: No space left" in message
+
+
+def test_rewards_that_are_not_finite_stop_the_step(start, monkeypatch):
+    """Catches: a reward that overflowed becoming NaN advantages, then NaN weights."""
+    trainer = make(start, contrastive_weight=0.5)
+    monkeypatch.setattr(
+        trainer, "contrast", lambda rollouts, correct: (torch.full([len(correct)], -torch.inf), torch.zeros(()))
+    )
+    before = weights(trainer)
+    with pytest.raises(FloatingPointError, match="rewards are not finite"):
+        trainer.step()
+    assert torch.equal(weights(trainer), before) and trainer.last.rewards is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_gradients_are_held_between_steps(start, dtype):
+    """Catches: a whole model's worth of memory held while sampling."""
+    trainer = make(copy.deepcopy(start).to(dtype))
+    trainer.step()
+    assert all(weight.grad is None for weight in trainer.model.parameters())
+    assert all(master.grad is None for master in trainer.optimizer.masters.values())
 
 
 def test_weights_that_cannot_compute_never_replace_good_ones(start, tmp_path, monkeypatch):

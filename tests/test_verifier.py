@@ -133,6 +133,8 @@ def test_extraction(text, answer):
         (r"\text{The answer is } 15", "15"),
         ("15", r"First $\boxed{18}$ seems right, however $\boxed{15}$."),
         ("72", "48 + 24 = <<48+24=72>>72\n#### 72"),
+        ("2 * -3^2", "-18"),
+        ("6/-3", "-2"),
     ],
 )
 def test_the_same_in_other_words(answer, truth):
@@ -205,6 +207,10 @@ def test_a_hedge_is_not_an_answer(answer, truth):
         (r"\frac{1}{0}", r"\frac{2}{0}"),
         (r"1/2\pi", r"\frac{\pi}{2}"),
         ("2^3^2", "512"),
+        ("2 * -3^2", "18"),  # the power first
+        ("10--15", "25"),  # a range or a dash, not a difference
+        ("5--3", "8"),
+        ("--5", "5"),
         (".", "0"),
         (",", ""),
     ],

@@ -68,6 +68,7 @@ def summarize(results: Results) -> dict[str, dict]:
 
 
 def intervals(runs: list[dict]) -> dict[str, Interval]:
+    """Each measure with its 95% interval: over seeds, or from one seed's sample of problems."""
     if len(runs) > 1:
         return {name: mean_interval([run[name] for run in runs]) for name in MEASURES}
     problems, correct, faithful = runs[0]["problems"], runs[0]["correct"], runs[0]["faithful"]
