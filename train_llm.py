@@ -53,6 +53,7 @@ from minclipo.toy import TASK as CHAIN_TASK
 from minclipo.trainer import Trainer
 
 BUILT_IN = ("sums", "chain")  # tasks that need no file
+ON_OFF = ("auto", "on", "off")
 BOXED = "\nLet's think step by step and output the final answer within \\boxed{}."
 _input = partial(option, group="model and data")
 _evaluation = partial(option, group="evaluation", later=True)
@@ -76,6 +77,12 @@ class LLMConfig:
     device: str = _input("auto", "auto: cuda, else mps, else cpu", choices=("auto", "cuda", "mps", "cpu"))
     gradient_checkpointing: bool = _input(
         False, "less memory for activations, a third more time for the update", later=True
+    )
+    compile: str = _input(
+        "auto",
+        "fuse the update's kernels: a slower first step, faster others; auto: on cuda",
+        choices=ON_OFF,
+        later=True,
     )
     eval_data: str = _evaluation("", "held-out problems, like data; sums and chain bring their own")
     eval_every: int = _evaluation(10, "steps between two evaluations; 0: none", at_least=0)
@@ -241,6 +248,7 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         prompt_tokens=config.max_prompt_tokens,
         dtype=dtype,
         gradient_checkpointing=config.gradient_checkpointing,
+        device_type=device.type,
     )
     check_memory(estimate, device)
     if tokenizer.chat_template is not None:  # a template that writes the date writes the one of the first start
@@ -253,6 +261,7 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         evaluation_size(config.eval_problems, eval_task)
     model = checkpoint.model(dtype, device)
     model.gradient_checkpointing = config.gradient_checkpointing
+    model.compiled = config.compile == "on" or config.compile == "auto" and device.type == "cuda"
 
     prepare_out(out, settings, resume, may_differ)
     run = Run(Trainer(model, tokenizer, task, train_config), out, "train")
@@ -289,6 +298,12 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"train_llm.py: {error}", file=sys.stderr)
+        return 1
+    except torch._dynamo.exc.TorchDynamoException as error:
+        print(
+            f"train_llm.py: {error}\nCompiling failed: try --compile off, with --resume if steps are done.",
+            file=sys.stderr,
+        )
         return 1
     print(f"{time.perf_counter() - started:.0f} s, at most {peak_memory_mib():.0f} MiB")
     if torch.cuda.is_available():

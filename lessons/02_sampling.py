@@ -272,7 +272,10 @@ print(f"keys and values of one word: {kib[0]:.0f} KiB with 2 key heads, {kib[1]:
 #
 # `sample` in `minclipo/sampler.py` prefills each prompt once, draws for all rows together, and lets a row leave the
 # batch when it has ended, so that nothing is computed behind an `<eos>`. Prompts of different lengths are padded on the
-# right; in the cache, a shorter row's next word overwrites its padding. What comes back is `Rollouts` (a completion
+# right; in the cache, a shorter row's next word overwrites its padding. `Decoder.step` is the loop's body above: draw,
+# write down, feed. On a GPU it runs in rounds of 32 words, within which no shape changes and nobody asks what was drawn.
+# So the work of one step is recorded once and replayed, and rows leave only between rounds: 32 words at a time, since a
+# GPU is faster at computing a word too many than a computer is at asking it. What comes back is `Rollouts` (a completion
 # that the model has drawn itself is a *rollout*): the G completions of each prompt, side by side. Let them be cut at 4
 # words:
 

@@ -17,7 +17,7 @@ from common import KINDS, LESSONS, METHODS, pretrained, problems_of, show, show_
 
 from minclipo.config import TrainConfig
 from minclipo.grpo import group_advantages, policy_loss
-from minclipo.logprobs import rows_logprobs
+from minclipo.logprobs import MicroBatch, batch_logprobs
 from minclipo.runs.recipes import TOY
 from minclipo.sampler import sample
 from minclipo.toy import TASK, toy_tokenizer
@@ -100,7 +100,7 @@ for name, reward in rewards.items():
 #
 # ## A training step
 #
-# Nearly everything in it is known by now. `rows_logprobs` gives the log-probs of some of the rollouts, [rows, T], as
+# Nearly everything in it is known by now. `batch_logprobs` gives the log-probs of some of the rollouts, [rows, T], as
 # lesson 2's `score` did for one completion. Half of the rollouts, in random order, go into each of two optimizer steps;
 # at the second one the policy has moved, and lesson 5's ratio has something to do. A gradient longer than 1 is scaled
 # down to 1.
@@ -112,7 +112,7 @@ def grpo_step(model, optimizer, problems, generator):
     correct, _ = verdicts(problems, rollouts)  # 2. verify; the steps are not looked at
     advantages = group_advantages(correct.float(), G)  # 3. compare with the group, [N]
     for rows in torch.randperm(len(advantages), generator=generator).chunk(2):  # 4. update
-        logprobs, _ = rows_logprobs(model, rollouts, rows)  # [N / 2, T], T the longest of them; with gradient
+        logprobs, _ = batch_logprobs(model, MicroBatch.some(rollouts, rows))  # [N / 2, T], T the longest of them
         old, mask = (x[rows, : logprobs.shape[1]] for x in (rollouts.logprobs, rollouts.mask))
         loss = policy_loss(logprobs, old, advantages[rows], mask).loss
         optimizer.zero_grad()

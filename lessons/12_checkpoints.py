@@ -21,7 +21,7 @@ from common import LESSONS, pretrained, problems_of, show, tidy, toy_tokenizer, 
 from safetensors.torch import load_file
 
 from minclipo.checkpoint import load_model, load_tokenizer
-from minclipo.logprobs import rollout_logprobs
+from minclipo.extensions.micro_batches import rollout_logprobs
 from minclipo.model import GPT
 from minclipo.sampler import sample
 from minclipo.verifier import verify

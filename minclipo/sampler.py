@@ -1,7 +1,8 @@
 """Sampling rollouts.
 
 `sample` prefills each prompt once for its whole group, decodes all rows together, and lets rows leave when they are
-done. The log-probs and the pooled hidden states that training needs fall out of the sampling itself.
+done. The log-probs and the pooled hidden states that training needs fall out of the sampling itself. On a GPU decoding
+goes in rounds, in which nothing waits for the host: see `Decoder`.
 
 B prompts, G rollouts per prompt, N = B * G rows (the G rows of a prompt adjacent), T completion tokens (padded on the
 right), P prompt tokens, V vocabulary, D width; in the cache K key/value heads, S slots, C width of one head.
@@ -16,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minclipo.model import GPT, GPTConfig, additive_mask, attention, upcast
+
+ROUND = {"cuda": 32}  # tokens per round by type of device; elsewhere 1
+SLOTS = {"cuda": 256}  # slots of the cache come in multiples of this; elsewhere of 1
 
 
 @dataclass
@@ -60,27 +64,39 @@ class KVCache:
     that no query sees until a real token has overwritten them.
     """
 
+    compiles = False  # shapes change too often
+
     def __init__(self, config: GPTConfig, rows: int, max_length: int, *, device=None, dtype=None):
-        shape = (rows, config.num_kv_heads, max_length, config.head_dim)  # [B, K, S_max, C]
+        self.multiple = SLOTS.get(torch.device(device or "cpu").type, 1)
+        slots = -(-max_length // self.multiple) * self.multiple
+        shape = (rows, config.num_kv_heads, slots, config.head_dim)  # [B, K, S_max, C]
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]  # one per layer
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # [B], real tokens in each row
-        self.used = 0  # slots that the longest row may need: a Python number, so that reading it costs no GPU wait
+        self.longest = self.room = self.used = 0  # Python numbers: the host never has to ask the GPU for them
+
+    def grow(self, tokens: int) -> None:
+        """Make room for the next `tokens` tokens of every row: shapes change here, and not while those come."""
+        self.longest, self.room = self.longest + tokens, tokens
+        assert self.longest <= self.keys[0].shape[2], f"no room for {tokens} more tokens in a cache of this max_length"
+        self.used = -(-self.longest // self.multiple) * self.multiple  # slots that queries look at
 
     def place(self, tokens: Tensor) -> Tensor:
         """Positions [B, T] of the next T tokens of every row. Whoever passes padding sets `lengths` afterwards."""
-        T, slots = tokens.shape[1], self.keys[0].shape[2]
-        assert self.used + T <= slots, f"KVCache has {slots} slots per row: no room for {T} more after {self.used}"
-        self.used += T
+        T = tokens.shape[1]
+        if self.room < T:
+            self.grow(T)
+        self.room -= T
+        self.layer = 0  # the next one to attend
         self.positions = self.lengths[:, None] + torch.arange(T, device=tokens.device)  # [B, T]
         visible = torch.arange(self.used, device=tokens.device) <= self.positions[:, :, None]  # [B, T, S]
         self.mask = additive_mask(visible[:, None], self.keys[0].dtype)
-        self.lengths = self.lengths + T
+        self.lengths += T
         return self.positions
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k, v [B, K, T, C] at their positions; attention of q [B, H, T, C] over everything so far."""
-        keys, values = self.keys[layer], self.values[layer]
+        keys, values, self.layer = self.keys[self.layer], self.values[self.layer], self.layer + 1
         rows = torch.arange(len(q), device=q.device)[:, None]  # [B, 1]
         # Indices on both sides of a slice put their own dimensions first: the right-hand side must be [B, T, K, C].
         keys[rows, :, self.positions] = k.transpose(1, 2)
@@ -157,23 +173,22 @@ def sample(
         raise ValueError(f"prompt + max_new_tokens is {longest} tokens, more than the model's max_positions {limit}")
     at_once = max(1, sampling_rows // group_size) if sampling_rows else len(prompts)  # prompts
     parts = [prompts[start : start + at_once] for start in range(0, len(prompts), at_once)]
-    draw = partial(draw_token, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-    made = [decode(model, part, group_size, max_new_tokens, eos_ids, draw) for part in progress(parts)]
+    draw = partial(draw_token, temperature=temperature, top_k=top_k, top_p=top_p)
+    decoder = partial(Decoder, model, group_size=group_size, max_new_tokens=max_new_tokens, eos_ids=eos_ids, draw=draw)
+    made = [decoder(prompts=part).run(generator) for part in progress(parts)]
     return made[0] if len(made) == 1 else Rollouts.join(made)
 
 
 def draw_token(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+    logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None, top_p: float | None
 ) -> tuple[Tensor, Tensor]:
     """A token for each row of logits [N, V], and its log-prob: [N] each. Inverse-CDF sampling: the first token whose
-    cumulative probability reaches u. (torch.multinomial draws V random numbers per row: 35 ms instead of 1.)"""
-    if not logits.amax(-1).isfinite().all():  # NaN and inf show in the maximum
-        raise FloatingPointError("the model's logits are not finite")
+    cumulative probability reaches uniform [N], which is in (0, 1]: never 0, so that a first token of probability 0 is
+    not drawn. (torch.multinomial draws V random numbers per row: 35 ms instead of 1.)"""
     distribution = sampling_logprobs(logits, temperature, top_k, top_p)
-    cumulative = distribution.exp().cumsum(-1)  # [N, V]
-    # In (0, 1], never 0, so that a first token of probability 0 is not drawn. The last sum need not be 1, by rounding.
-    uniform = 1 - torch.rand((len(logits), 1), generator=generator, device=logits.device, dtype=cumulative.dtype)
-    token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])  # [N, 1]
+    cumulative = distribution.exp().cumsum(-1)  # [N, V]; the last sum need not be 1, by rounding
+    token = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:])  # [N, 1]
+    token = token.clamp(max=logits.shape[-1] - 1)  # NaN would be past the end
     return token[:, 0], distribution.gather(-1, token)[:, 0]
 
 
@@ -191,38 +206,94 @@ def prefill(model: GPT, prompts: list[list[int]], group_size: int, max_new_token
     return cache, last[copies]
 
 
-def decode(
-    model: GPT,
-    prompts: list[list[int]],
-    group_size: int,
-    max_new_tokens: int,
-    eos_ids: list[int],
-    draw: Callable[[Tensor], tuple[Tensor, Tensor]],
-) -> Rollouts:
-    """All rollouts of these prompts, side by side, until each has ended; `draw` gives tokens for logits."""
-    cache, hidden = prefill(model, prompts, group_size, max_new_tokens)  # N rows; hidden [N, D] predicts token 0
-    N, device, wide = len(hidden), hidden.device, upcast(hidden).dtype
-    completions = torch.full((N, max_new_tokens), eos_ids[0] if eos_ids else 0, device=device)
-    mask = torch.zeros_like(completions, dtype=torch.bool)
-    logprobs = torch.zeros_like(completions, dtype=wide)
-    pooled_sum = torch.zeros_like(hidden, dtype=wide)  # [N, D]
-    finished = torch.zeros(N, dtype=torch.bool, device=device)
-    eos = torch.tensor(eos_ids, dtype=torch.long, device=device)
-    active = torch.arange(N, device=device)  # rows still growing; `hidden` and `cache` hold just these
-    for t in range(max_new_tokens):
-        token, logprob = draw(model.logits(hidden))  # [rows] each
-        completions[active, t], mask[active, t], logprobs[active, t] = token, True, logprob
-        # The token is fed even if it is eos, so that the pooled state covers the whole completion.
-        hidden = model(token[:, None], cache)[:, 0]  # [rows, D]
-        pooled_sum[active] += upcast(hidden)
-        ended = torch.isin(token, eos)
-        finished[active] = ended
-        if ended.any():
-            going = (~ended).nonzero()[:, 0]
-            if len(going) == 0:
+class Decoder:
+    """The rollouts of some prompts, N rows side by side, one token of each per `step`.
+
+    Within a round of steps every shape is fixed, what changes changes in place, and the host reads nothing. So on a GPU
+    the kernels of one step are recorded as a CUDA graph and replayed, in a fraction of the time that launching them one
+    by one takes. Rows that have ended stay until the round is over and leave no trace. A CPU gains nothing by that:
+    there a round is one token. `draw` gives tokens for logits [rows, V] and random numbers [rows].
+    """
+
+    def __init__(self, model: GPT, prompts: list[list[int]], group_size: int, max_new_tokens: int, eos_ids, draw):
+        self.model, self.draw, self.padding = model, draw, eos_ids[0] if eos_ids else 0
+        self.prompts, self.group_size = prompts, group_size
+        self.cache, self.hidden = prefill(model, prompts, group_size, max_new_tokens)  # [N, D], predicts token 0
+        N, device, wide = len(self.hidden), self.hidden.device, upcast(self.hidden).dtype
+        self.completions = torch.full((N, max_new_tokens), self.padding, device=device)
+        self.mask = torch.zeros_like(self.completions, dtype=torch.bool)
+        self.logprobs = torch.zeros_like(self.completions, dtype=wide)
+        self.pooled_sum = torch.zeros_like(self.hidden, dtype=wide)  # [N, D]
+        self.eos = torch.tensor(eos_ids, dtype=torch.long, device=device)
+        self.rows = torch.arange(N, device=device)  # the rollouts still here: `hidden` and `cache` hold just these
+        self.alive = torch.ones(N, dtype=torch.bool, device=device)  # which of those have not ended
+        self.t = torch.zeros(1, dtype=torch.long, device=device)  # tokens so far
+        self.finite = torch.ones(1, dtype=torch.bool, device=device)
+        self.round_tokens, self.capture = ROUND.get(device.type, 1), CAPTURE.get(device.type)
+        self.uniform = torch.zeros(self.round_tokens, N, dtype=wide, device=device)  # random numbers of a round
+        self.graph, self.shapes = None, (0, 0)
+
+    def run(self, generator: torch.Generator | None) -> Rollouts:
+        """Round after round until every row has ended or is full."""
+        width = self.completions.shape[1]
+        for start in range(0, width, self.round_tokens):
+            alive = self.round(min(self.round_tokens, width - start), generator)
+            if not alive:
                 break
-            active, hidden = active[going], hidden[going]
-            cache.keep(going)
-    width = int(mask.sum(1).max())
-    pooled = pooled_sum / mask.sum(1, keepdim=True)  # [N, D]; every row has at least one token
-    return Rollouts(prompts, group_size, completions[:, :width], mask[:, :width], logprobs[:, :width], pooled, finished)
+            self.leave(alive)
+        lengths, finished = self.mask.sum(1), (self.mask & torch.isin(self.completions, self.eos)).any(1)  # [N]
+        pooled, width = self.pooled_sum / lengths[:, None], int(lengths.max())  # every row has at least one token
+        tokens = (x[:, :width] for x in (self.completions, self.mask, self.logprobs))
+        return Rollouts(self.prompts, self.group_size, *tokens, pooled, finished)
+
+    def step(self) -> None:
+        """One token for every row. A replay repeats the kernels alone, so no Python number may change in here."""
+        logits, uniform = self.model.logits(self.hidden), self.uniform[self.t % self.round_tokens, : len(self.rows)]
+        token, logprob = self.draw(logits, uniform[0])  # [rows] each
+        here, ended = (self.rows, self.t), ~self.alive
+        self.finite &= (logits.amax(-1).isfinite() | ended).all()  # NaN and inf show in the maximum
+        self.completions[here] = token.masked_fill(ended, self.padding)
+        self.mask[here] = self.alive
+        self.logprobs[here] = logprob.masked_fill(ended, 0)
+        # The token is fed even if it is eos, so that the pooled state covers the whole completion.
+        self.hidden.copy_(self.model(token[:, None], self.cache)[:, 0])  # [rows, D]
+        self.pooled_sum[self.rows] += upcast(self.hidden).masked_fill(ended[:, None], 0)
+        self.alive &= (token[:, None] != self.eos).all(-1)
+        self.t += 1
+
+    def round(self, tokens: int, generator: torch.Generator | None) -> int:
+        """That many steps. Returns how many rows go on: the one thing that the host waits for."""
+        self.cache.grow(tokens)
+        uniform = self.uniform[:, : len(self.rows)]
+        uniform.copy_(1 - torch.rand(uniform.shape, generator=generator, device=uniform.device, dtype=uniform.dtype))
+        shapes = len(self.rows), self.cache.used
+        for t in range(tokens):
+            if self.capture and t == 1 and shapes != self.shapes:  # at new shapes, step 0 has warmed the libraries up
+                self.graph, self.shapes = self.capture(self.step, self.graph), shapes
+            self.graph.replay() if shapes == self.shapes else self.step()
+        alive, finite = torch.cat([self.alive.sum()[None], self.finite]).tolist()
+        if not finite:
+            raise FloatingPointError("the model's logits are not finite")
+        return alive
+
+    def leave(self, alive: int) -> None:
+        """Rows that have ended leave; where rounds are long, only once half of the rows can: each number of rows takes
+        a graph of its own."""
+        rows = alive
+        if self.round_tokens > 1:
+            rows = len(self.rows) >> (len(self.rows) // alive).bit_length() - 1  # halved as often as it can be
+        if rows < len(self.rows):
+            going = (~self.alive).long().argsort(stable=True)[:rows]
+            self.rows, self.alive, self.hidden = self.rows[going], self.alive[going], self.hidden[going]
+            self.cache.keep(going)
+
+
+def cuda_graph(step: Callable[[], None], earlier):
+    """Record the kernels of a step, without running them, in the memory of an earlier graph that has done its work."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=earlier.pool() if earlier else None):
+        step()
+    return graph
+
+
+CAPTURE = {"cuda": cuda_graph}  # by type of device; elsewhere a step runs as it is

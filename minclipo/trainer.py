@@ -9,9 +9,8 @@ B prompts, G rollouts per prompt, N = B * G rows, T completion tokens.
 """
 
 import copy
-from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,9 +19,10 @@ from minclipo.config import TrainConfig
 from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_loss, contrastive_reward
 from minclipo.extensions.dapo import Batch, dynamic_sampling
 from minclipo.extensions.float32_adamw import Float32AdamW
+from minclipo.extensions.micro_batches import micro_batches, scored
 from minclipo.extensions.rewards import extra_rewards, length_penalty
 from minclipo.grpo import aggregate, group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
-from minclipo.logprobs import micro_batches, rollout_logprobs, rows_logprobs
+from minclipo.logprobs import MicroBatch, batch_logprobs
 from minclipo.model import GPT
 from minclipo.sampler import Rollouts, sample
 from minclipo.tasks import Problem, Task
@@ -162,52 +162,55 @@ class Trainer:
 
     def update_policy(self, rollouts: Rollouts, advantages: Tensor) -> dict[str, float]:
         """Stage 5: one pass over the rollouts in random mini-batches, one optimizer step each; their mean metrics."""
-        rollouts = replace(rollouts, logprobs=self.old_logprobs(rollouts))
         order = torch.randperm(len(advantages), generator=self.generator, device=advantages.device)
-        parts = [self.update_on(rollouts, advantages, rows) for rows in order.chunk(self.config.num_mini_batches)]
-        return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        chunks, tokens = order.chunk(self.config.num_mini_batches), self.config.micro_batch_tokens
+        mini_batches = [micro_batches(rollouts, rows, tokens) for rows in chunks]
+        # From here on the host waits for a GPU only once per optimizer step, to see whether its numbers are finite.
+        old_logprobs = self.old_logprobs(rollouts, mini_batches)
+        found = [self.update_on(*part, rollouts.mask, advantages) for part in zip(mini_batches, old_logprobs)]
+        return {name: sum(metrics[name] for metrics in found) / len(found) for name in found[0]}
 
-    def old_logprobs(self, rollouts: Rollouts) -> Tensor:
-        """The log-probs that ratios are taken to, [N, T]: in float32, those of the sampling. In half precision decoding
-        and a whole pass differ by as much as GSPO's clip range is wide, so they are computed as in the update."""
+    def old_logprobs(self, rollouts: Rollouts, mini_batches: list[list[MicroBatch]]) -> list[Tensor | None]:
+        """The log-probs [N, T] that each mini-batch's ratios are taken to; None: its own, as the policy has not moved.
+
+        In float32, those of the sampling. In half precision decoding and a whole pass differ by as much as GSPO's clip
+        range is wide. So there they come from the very passes of the update: same rows, same padding, same kernels."""
         if self.model.embed_tokens.weight.dtype.itemsize >= 4:
-            return rollouts.logprobs
-        temperature, tokens = self.config.temperature, self.config.micro_batch_tokens
-        return rollout_logprobs(self.model, rollouts, temperature=temperature, micro_batch_tokens=tokens)
+            return [rollouts.logprobs] * len(mini_batches)
+        later = [part for parts in mini_batches[1:] for part in parts]
+        old_logprobs = scored(self.model, rollouts, later, temperature=self.config.temperature)  # [N, T]
+        return [None, *[old_logprobs] * (len(mini_batches) - 1)]
 
-    def update_on(self, rollouts: Rollouts, advantages: Tensor, rows: Tensor) -> dict[str, float]:
-        """One optimizer step on the given rows [any number]; FloatingPointError before a NaN touches the weights."""
-        config, mask = self.config, rollouts.mask[rows]
-        weights = torch.zeros_like(rollouts.mask, dtype=torch.float32)  # [N, T], of the whole mini-batch
-        weights[rows] = token_weights(mask, config.aggregation, config.max_new_tokens)
-        metrics: dict[str, float] = defaultdict(float)
+    def update_on(self, parts: list[MicroBatch], old: Tensor | None, mask: Tensor, advantages: Tensor) -> dict:
+        """One optimizer step on a mini-batch; FloatingPointError before a NaN touches the weights. mask [N, T]."""
+        config, rows = self.config, torch.cat([part.rows for part in parts])
+        weights = torch.zeros_like(mask, dtype=torch.float32)  # [N, T], of the whole mini-batch
+        weights[rows] = token_weights(mask[rows], config.aggregation, config.max_new_tokens)
         self.optimizer.zero_grad()
-        for part in micro_batches(rollouts, rows, config.micro_batch_tokens):
-            loss, found = self.loss_of(rollouts, advantages, weights, part)
-            if not loss.isfinite():
-                raise FloatingPointError(f"the loss is {loss.item()}")
+        found = []
+        for part in parts:
+            loss, metrics = self.loss_of(part, old, weights, advantages)
             loss.backward()
-            share = (rollouts.mask[part].sum() / mask.sum()).item()  # of the mini-batch's tokens
-            for name, value in found.items():
-                metrics[name] += share * value.item()
-            metrics["policy_loss"] += loss.item()
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.optimizer.masters.values(), config.max_grad_norm)
-        if not gradient_norm.isfinite():
-            raise FloatingPointError(f"the norm of the gradient is {gradient_norm.item()}")
+            share = part.mask.sum() / mask[rows].sum()  # of the mini-batch's tokens
+            found.append(torch.stack([loss.detach(), *(share * value for value in metrics.values())]))
+        norm = torch.nn.utils.clip_grad_norm_(self.optimizer.masters.values(), config.max_grad_norm)
+        loss, *values = (sum(column) for column in zip(*torch.stack(found).tolist()))
+        if not (norm + loss).isfinite():
+            raise FloatingPointError(f"the loss is {loss}, the norm of its gradient {norm.item()}")
         self.optimizer.step()
-        return metrics | {"gradient_norm": gradient_norm.item()}
+        return dict(zip(metrics, values)) | {"policy_loss": loss, "gradient_norm": norm.item()}
 
-    def loss_of(self, rollouts: Rollouts, advantages: Tensor, weights: Tensor, rows: Tensor) -> tuple[Tensor, dict]:
-        """(These rows' share in the loss of their mini-batch, mean metrics). weights: [N, T], of all its tokens."""
-        config = self.config
-        logprobs, entropy = rows_logprobs(self.model, rollouts, rows, temperature=config.temperature)  # [rows, width]
-        width = logprobs.shape[1]  # no padding beyond the longest of these rows
-        old_logprobs, mask, weights = (x[rows, :width] for x in (rollouts.logprobs, rollouts.mask, weights))
+    def loss_of(self, part: MicroBatch, old: Tensor | None, weights: Tensor, advantages: Tensor) -> tuple[Tensor, dict]:
+        """(This part's share in the loss of its mini-batch, mean metrics). weights [N, T]: of all its tokens."""
+        config, rows = self.config, part.rows
+        logprobs, entropy = batch_logprobs(self.model, part, temperature=config.temperature)  # [rows, width]
+        weights = weights[rows, : logprobs.shape[1]]
+        old = logprobs.detach() if old is None else old[rows, : logprobs.shape[1]]
         found = policy_loss(
             logprobs,
-            old_logprobs,
+            old,
             advantages[rows],
-            mask,
+            part.mask,
             ratio=config.ratio,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
@@ -217,15 +220,15 @@ class Trainer:
         loss, metrics = found.loss, {}
         if self.reference is not None:
             with torch.no_grad():
-                ref_logprobs, _ = rows_logprobs(self.reference, rollouts, rows, temperature=config.temperature)
+                ref_logprobs, _ = batch_logprobs(self.reference, part, temperature=config.temperature)
             penalty = kl_penalty(logprobs, ref_logprobs, config.kl_kind)  # [rows, width]
             loss = loss + config.kl_weight * aggregate(penalty, weights)
-            metrics["kl_reference"] = masked_mean(penalty.detach(), mask)
+            metrics["kl_reference"] = masked_mean(penalty.detach(), part.mask)
         return loss, metrics | {
             "kl": found.kl,
             "clip_fraction": found.clip_fraction,
             "dual_clip_fraction": found.dual_clip_fraction,
-            "entropy": masked_mean(entropy, mask),
+            "entropy": masked_mean(entropy, part.mask),
         }
 
     def state_dict(self) -> dict:

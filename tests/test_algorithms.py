@@ -533,18 +533,21 @@ def test_clip_bounds_of_logarithms_may_exceed_1():
     assert policy_loss(*tensors, ratio="geometric_mean", clip_low=1.5).loss == -1
 
 
-def test_gspo_does_not_clip_rounding():
-    """On-policy nothing is clipped, in bfloat16 either. Catches: ratios to the sampling's own log-probs, which rounding
-    may put as far off as GSPO's clip range is wide (here by hand: how far depends on the machine)."""
-    config = TrainConfig(prompts_per_step=8, group_size=8, num_mini_batches=1, **ALGORITHMS["gspo"])
+@pytest.mark.parametrize("num_mini_batches", [1, 2, 4])
+def test_gspo_does_not_clip_rounding(num_mini_batches):
+    """In bfloat16, before the policy moves, nothing is clipped, whatever the mini-batches and their parts. Catches:
+    ratios to log-probs of the sampling or of other passes, whose rounding is as large as GSPO's clip range. (How large
+    depends on the machine: so the sampling's are made wrong by hand.)"""
+    settings = ALGORITHMS["gspo"] | dict(num_mini_batches=num_mini_batches, micro_batch_tokens=200)
+    config = TrainConfig(prompts_per_step=8, group_size=8, **settings)
     trainer = Trainer(toy_model(ToyConfig(), seed=0).bfloat16(), toy_tokenizer(), Task(TASK.draw, one_in(2)), config)
-    _, rollouts, _, correct = trainer.collect()
-    rounded = replace(rollouts, logprobs=rollouts.logprobs + 0.01)
-    ours = replace(rounded, logprobs=trainer.old_logprobs(rounded))
-    weights, advantages = torch.ones(rollouts.mask.shape), torch.randn(len(correct))
-    losses = [trainer.loss_of(old, advantages, weights, torch.arange(len(correct))) for old in (rounded, ours)]
-    with_sampled, with_ours = (metrics["clip_fraction"] for _, metrics in losses)
-    assert with_sampled > 0 and with_ours == 0
+    _, rollouts, *_ = trainer.collect()
+    rollouts = replace(rollouts, logprobs=rollouts.logprobs + 0.01)
+    trainer.optimizer.step = lambda: None  # the policy stands still
+    advantages = torch.randn(64)
+    assert trainer.update_policy(rollouts, advantages)["clip_fraction"] == 0
+    trainer.old_logprobs = lambda rollouts, mini_batches: [rollouts.logprobs] * num_mini_batches
+    assert trainer.update_policy(rollouts, advantages)["clip_fraction"] > 0
 
 
 def test_in_float32_the_ratios_are_to_the_samplings_log_probs():
@@ -552,7 +555,7 @@ def test_in_float32_the_ratios_are_to_the_samplings_log_probs():
     model = toy_model(ToyConfig(), seed=0)
     trainer = Trainer(model, toy_tokenizer(), Task(TASK.draw, one_in(2)), TrainConfig(**ALGORITHMS["gspo"]))
     _, rollouts, *_ = trainer.collect()
-    assert trainer.old_logprobs(rollouts) is rollouts.logprobs
+    assert trainer.old_logprobs(rollouts, [[], []]) == [rollouts.logprobs] * 2
 
 
 @pytest.mark.parametrize(

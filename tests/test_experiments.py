@@ -19,7 +19,7 @@ from variants import CLIPO, EXPERIMENTS, Variant  # noqa: E402
 
 from minclipo.config import TrainConfig  # noqa: E402
 from minclipo.contrastive import contrastive_loss  # noqa: E402
-from minclipo.logprobs import completion_hidden  # noqa: E402
+from minclipo.logprobs import MicroBatch, completion_hidden  # noqa: E402
 from minclipo.tasks.chain import OPERANDS  # noqa: E402
 from minclipo.toy import TASK, ToyConfig, toy_model, toy_tokenizer  # noqa: E402
 from minclipo.trainer import Trainer  # noqa: E402
@@ -153,11 +153,11 @@ def test_the_direct_loss_reads_every_row_after_its_own_prompt():
     step, rows = trainer.step(), torch.tensor([6, 1, 4, 0, 7, 3])
     rollouts, mask = step.rollouts, step.rollouts.mask[rows]
     prompts = [rollouts.prompts[row // rollouts.group_size] for row in rows.tolist()]
-    hidden = completion_hidden(trainer.model, prompts, rollouts.completions[rows], mask)  # [rows, T, D]
+    hidden = completion_hidden(trainer.model, MicroBatch.of(prompts, rollouts.completions[rows], mask))  # [rows, T, D]
     pooled = torch.stack([states[own].mean(0) for states, own in zip(hidden, mask)])  # [rows, D]
     options = dict(loss="soft_nn", level="batch", temperature=0.5)
     slow = contrastive_loss(trainer.head(pooled), step.correct[rows], rollouts.group[rows], **options).mean
-    assert slow > 0 and torch.allclose(trainer.contrast_of(rollouts, rows), slow)
+    assert slow > 0 and torch.allclose(trainer.contrast_of(MicroBatch.some(rollouts, rows)), slow)
 
 
 def test_the_direct_gradient_refuses_micro_batches():

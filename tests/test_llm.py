@@ -19,6 +19,7 @@ from minclipo.checkpoint.files import read_lines, write_lines
 from minclipo.checkpoint.hub import dataset_files
 from minclipo.checkpoint.tokenizer import prompt_writer
 from minclipo.config import TrainConfig
+from minclipo.extensions.micro_batches import micro_batches
 from minclipo.model import GPT
 from minclipo.runs.machine import check_room
 from minclipo.runs.measure import evaluate, pass_at_k, timed_step
@@ -189,8 +190,9 @@ def test_samples_of_a_problem_are_counted_together():
 
 def test_evaluation_never_grows_more_rows_than_it_may(monkeypatch):
     """Catches: a bound on the problems instead of on their completions, eight times the memory for avg@8."""
-    grown, original = [], sampler.decode
-    monkeypatch.setattr(sampler, "decode", lambda m, p, g, *a: grown.append(len(p) * g) or original(m, p, g, *a))
+    grown, original = [], sampler.Decoder.run
+    watched = lambda decoder, generator: grown.append(len(decoder.rows)) or original(decoder, generator)
+    monkeypatch.setattr(sampler.Decoder, "run", watched)
     model, task = small_gpt(vocab_size=122), Task(TASK.draw, lambda problem, text, finished: True)
     evaluate(model, toy_tokenizer(), task, problems=9, samples=8, max_new_tokens=2, seed=0, sampling_rows=20)
     assert sum(grown) == 72 and max(grown) == 16
@@ -312,6 +314,31 @@ def test_running_out_of_memory_names_the_cure(tmp_path, monkeypatch, capsys):
     assert "80 GiB" in message and "--sampling-rows" in message and "--resume" in message
 
 
+@pytest.mark.parametrize("wanted, on_cuda, compiled", [("on", 0, 1), ("off", 1, 0), ("auto", 0, 0), ("auto", 1, 1)])
+def test_compile_arrives(tmp_path, monkeypatch, wanted, on_cuda, compiled):
+    """Catches: an option that is read by nobody; minutes of compiling on a CPU that nobody has asked for."""
+    seen = []
+    monkeypatch.setattr(train_llm.Run, "train", lambda run, **_: seen.append(run.trainer.model.compiled))
+    if on_cuda:
+        device = lambda name: type("Device", (), {"type": "cuda"})()
+        monkeypatch.setattr(train_llm, "pick_device", device)
+        monkeypatch.setattr(train_llm, "check_memory", lambda *_: None)
+        monkeypatch.setattr(train_llm.Checkpoint, "model", lambda *_: small_gpt(vocab_size=122))
+    run("--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run"), "--compile", wanted)
+    assert seen == [bool(compiled)]
+
+
+def test_a_failed_compilation_names_the_way_out(tmp_path, monkeypatch, capsys):
+    """No compiler, say. Catches: a hundred lines of traceback."""
+
+    def fail(*_):
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler was found")
+
+    monkeypatch.setattr(Trainer, "step", fail)
+    assert run("--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run")) == 1
+    assert "no C++ compiler was found\nCompiling failed: try --compile off" in capsys.readouterr().err
+
+
 def test_gradient_checkpointing_arrives(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
@@ -412,7 +439,7 @@ def message_of(*arguments: str, capsys) -> str:
     return capsys.readouterr().err
 
 
-def test_bad_command_lines_end_with_a_message(tmp_path, capsys):
+def test_bad_command_lines_end_with_a_message(tmp_path, monkeypatch, capsys):
     """Catches: a traceback, or minutes of loading before a typo is noticed."""
     data = jsonl(tmp_path / "data.jsonl", PROBLEMS)
     out = ["--out", str(tmp_path / "run")]
@@ -433,6 +460,7 @@ def test_bad_command_lines_end_with_a_message(tmp_path, capsys):
     (tmp_path / "mine" / "thesis.tex").write_text("all my work")
     other = message_of(*model, "--out", str(tmp_path / "mine"), capsys=capsys)
     assert "is no earlier run of this script" in other and (tmp_path / "mine" / "thesis.tex").is_file()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "this PyTorch finds no CUDA device" in message_of(*model, *out, "--device", "cuda", capsys=capsys)
 
 
@@ -474,7 +502,8 @@ def test_no_forward_pass_is_larger_than_micro_batch_tokens(tmp_path, monkeypatch
     monkeypatch.setattr(
         GPT, "forward", lambda self, tokens, *rest: seen.append(tokens.numel()) or original(self, tokens, *rest)
     )
-    trainer.update_on(rollouts, torch.randn(16).double(), torch.arange(16))
+    parts = micro_batches(rollouts, torch.arange(16), 40)
+    trainer.update_on(parts, rollouts.logprobs, rollouts.mask, torch.randn(16).double())
     assert len(seen) > 2 and max(seen) <= 40
 
 

@@ -6,7 +6,8 @@ from conftest import small_gpt
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import minclipo.logprobs as module
-from minclipo.logprobs import completion_logprobs, micro_batches, rows_logprobs
+from minclipo.extensions.micro_batches import micro_batches
+from minclipo.logprobs import MicroBatch, batch_logprobs, completion_logprobs
 from minclipo.sampler import Rollouts, sample
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
@@ -62,7 +63,7 @@ def test_some_rows_of_rollouts_are_scored_under_their_own_prompts():
     model = small_gpt()
     made = sample(model, [[1, 2, 3], [4], [5, 6]], 3, 8, eos_ids=[0, 1, 2, 3, 4])
     rows = torch.tensor([7, 2, 0, 6, 1])
-    got, _ = rows_logprobs(model, made, rows)
+    got, _ = batch_logprobs(model, MicroBatch.some(made, rows))
     assert got.shape[1] == made.mask[rows].sum(1).max()
     torch.testing.assert_close(got, made.logprobs[rows, : got.shape[1]], atol=1e-5, rtol=1e-5)
 
@@ -144,7 +145,7 @@ def test_micro_batches_hold_every_row_once_and_no_more_tokens_than_allowed():
     """Catches: a row left out or twice, padding or prompts not counted, a row longer than the limit lost."""
     made = rollouts([3, 9, 2, 2, 5, 30, 1, 1], [4, 7])  # group size 4
     rows = torch.tensor([7, 0, 5, 2, 4, 1, 6])  # not row 3
-    parts = micro_batches(made, rows, 24)
+    parts = [part.rows for part in micro_batches(made, rows, 24)]
     assert sorted(torch.cat(parts).tolist()) == sorted(rows.tolist())
     for part in parts:
         prompts = {row // 4 for row in part.tolist()}
@@ -152,13 +153,13 @@ def test_micro_batches_hold_every_row_once_and_no_more_tokens_than_allowed():
         tokens = len(prompts) * max(len(made.prompts[p]) for p in prompts) + len(part) * longest
         assert tokens <= 24 or part.tolist() == [5]
     assert len(parts) == 4  # 0 1 | 2 4 | 5 | 6 7
-    assert [part.tolist() for part in micro_batches(made, rows, 0)] == [rows.tolist()]
+    assert [part.rows.tolist() for part in micro_batches(made, rows, 0)] == [rows.tolist()]
 
 
 def test_rows_of_a_prompt_come_together():
     """Catches: a shuffled mini-batch cut up as it comes, which computes every prompt again in every part."""
     parts = micro_batches(rollouts([2] * 8, [10, 10]), torch.tensor([0, 4, 1, 5, 2, 6, 3, 7]), 18)
-    assert [part.tolist() for part in parts] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [part.rows.tolist() for part in parts] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_gradients_are_the_same_every_time_with_two_threads():

@@ -3,17 +3,24 @@
 import dataclasses
 import re
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from minclipo import logprobs
 from minclipo.config import TrainConfig
+from minclipo.contrastive import contrastive_loss
 from minclipo.extensions.float32_adamw import Float32AdamW
+from minclipo.extensions.micro_batches import micro_batches
 from minclipo.logprobs import completion_logprobs
 from minclipo.model import GPT, GPTConfig, init_weights
-from minclipo.runs.machine import count_weights, estimate_memory
-from minclipo.sampler import KVCache, sample
+from minclipo.runs import machine
+from minclipo.runs.machine import count_weights, estimate_memory, largest_micro_batch, norm_bytes
+from minclipo.sampler import KVCache, Rollouts, sample
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
@@ -24,11 +31,42 @@ CONFIG = dict(vocab_size=50, hidden_size=64, num_layers=5, num_heads=4, num_kv_h
 TRAIN = dict(prompts_per_step=B, group_size=G, max_new_tokens=T, num_mini_batches=1)
 
 
-def estimate(dtype=torch.float32, checkpointing=False, **changes):
-    train = TrainConfig(**TRAIN | changes)
+def estimate(dtype=torch.float32, checkpointing=False, shape=CONFIG, device_type="cpu", **changes):
     return estimate_memory(
-        GPTConfig(**CONFIG), train, prompt_tokens=P, dtype=dtype, gradient_checkpointing=checkpointing
+        GPTConfig(**shape),
+        TrainConfig(**TRAIN | changes),
+        prompt_tokens=P,
+        dtype=dtype,
+        gradient_checkpointing=checkpointing,
+        device_type=device_type,
     )
+
+
+class Tracker(TorchDispatchMode):
+    """Bytes of all tensors made under it that are alive, and the most there were: it sees the result of every operator,
+    but not what an operator holds for itself meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.held, self.alive, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **options or {})
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor)
+        return result
+
+    def count(self, tensor) -> None:
+        storage = tensor.untyped_storage()
+        place, size = storage._cdata, storage.nbytes()
+        if place not in self.held:
+            self.held[place], self.alive = size, self.alive + size
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self.forget, place)
+
+    def forget(self, place) -> None:
+        self.alive -= self.held.pop(place)
 
 
 def bytes_of(tensors) -> int:
@@ -68,11 +106,11 @@ def test_the_cache_is_exact(monkeypatch, sampling_rows, rows):
     prompts = [[1] * P, [2] * P]
     sample(model, prompts, G, T, eos_ids=[], sampling_rows=sampling_rows)
     assert max(sizes) == estimate(sampling_rows=sampling_rows).cache
-    assert estimate(sampling_rows=sampling_rows).sampling_logits == rows * 50 * 12
+    assert estimate(sampling_rows=sampling_rows).sampling_logits == rows * 50 * 16
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations_are_right_within_three_percent(dtype):
+def test_activations_are_right_within_one_percent(dtype):
     """Catches: a part of the block forgotten. Counts what autograd keeps; the vocabulary's chunk is not in it."""
     model, sizes, hold = init_weights(GPT(GPTConfig(**CONFIG))).to(dtype), {}, []
 
@@ -87,7 +125,103 @@ def test_activations_are_right_within_three_percent(dtype):
         keep = completion_logprobs(model, prompts, completions, mask, owner)
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept = sum(size for place, size in sizes.items() if place not in weights)
-    assert keep[0].requires_grad and estimate(dtype).activations == pytest.approx(kept, rel=0.03)
+    final_norm = (B * P + B * G * (T - 1)) * norm_bytes(CONFIG["hidden_size"], dtype.itemsize)
+    assert keep[0].requires_grad and estimate(dtype).activations + final_norm == pytest.approx(kept, rel=0.01)
+
+
+WORDY = CONFIG | dict(vocab_size=2000)  # so that the vocabulary counts
+
+
+@pytest.mark.parametrize("group_size", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_peak_of_sampling_is_right_within_five_percent(dtype, group_size):
+    """Catches: what happens to all prompts at once, or one of the tables of a word's probabilities, forgotten. With
+    groups of one the prompts' own pass is the peak, else the drawing of tokens."""
+    model = init_weights(GPT(GPTConfig(**WORDY))).to(dtype)
+    prompts = [[b + 1] * P for b in range(16 // group_size)]
+    tokens = T if group_size > 1 else 4
+    changes = dict(prompts_per_step=len(prompts), group_size=group_size, max_new_tokens=tokens)
+    found = estimate(dtype, shape=WORDY, **changes)
+    with Tracker() as tracker:
+        for weight in model.parameters():
+            tracker.count(weight)
+        sample(model, prompts, group_size, tokens, eos_ids=[])
+    assert (found.prefill > found.cache + found.sampling_logits) == (group_size == 1)
+    assert found.sampling - found.optimizer == pytest.approx(tracker.peak, rel=0.05)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("words, chunk_tokens", [(2000, 10), (2000, 10**6), (20000, 10)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_peak_of_the_update_is_right_within_two_percent(monkeypatch, dtype, words, chunk_tokens, checkpointing):
+    """Catches: gradients inside a block, or the output head's, forgotten; a block that is computed again counted twice;
+    logits of all tokens at once where they come in chunks."""
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", chunk_tokens * words)
+    monkeypatch.setattr(machine, "CHUNK_LOGITS", chunk_tokens * words)
+    shape = CONFIG | dict(vocab_size=words)
+    model = init_weights(GPT(GPTConfig(**shape))).to(dtype)
+    model.gradient_checkpointing = checkpointing
+    optimizer = Float32AdamW(model, 1e-3, 0.0)  # which moves the gradients to float32
+    prompts, owner = [[b + 1] * P for b in range(B)], torch.arange(B * G) // G
+    completions, mask = torch.randint(0, 50, (B * G, T)), torch.ones(B * G, T, dtype=torch.bool)
+    with Tracker() as tracker:
+        for weight in model.parameters():
+            tracker.count(weight)
+        for _ in range(2):  # in the second micro-batch the sums of the first one's gradients are there
+            before = tracker.peak = tracker.alive
+            completion_logprobs(model, prompts, completions, mask, owner)[0].sum().backward()
+    found = estimate(dtype, checkpointing, shape=shape)
+    assert before - found.weights == pytest.approx(found.gradients, rel=0.01) and optimizer.masters
+    assert found.update - found.fixed == pytest.approx(tracker.peak - before, rel=0.02)
+
+
+@pytest.mark.parametrize("loss, similarity", [("soft_nn", "cosine"), ("infonce", "cosine"), ("soft_nn", "l2")])
+@pytest.mark.parametrize("level", ["group", "cross"])
+def test_the_peak_of_the_contrast_is_right_within_eight_percent(loss, similarity, level):
+    """Catches: matrices that backward needs forgotten. All rollouts but a few are anchors."""
+    N, correct = 512, torch.arange(512) % 32 > 0
+    embeddings = torch.nn.functional.normalize(torch.randn(N, 8), dim=1).requires_grad_()
+    with Tracker() as tracker:
+        options = dict(loss=loss, level=level, similarity=similarity)
+        contrastive_loss(embeddings, correct, torch.arange(N) // 32, **options).mean.backward()
+    options = dict(contrastive_loss=loss, contrastive_level=level, contrastive_similarity=similarity)
+    found = estimate(prompts_per_step=16, group_size=32, contrastive_weight=0.1, **options)
+    assert found.contrast == pytest.approx(tracker.peak, rel=0.08)
+    assert estimate().contrast == 0 and found.contrasting == found.held + found.contrast <= found.peak
+
+
+@pytest.mark.parametrize("mini_batches", [1, 2, 3])
+@pytest.mark.parametrize("tokens", [0, 30, 300, 1000])
+def test_a_micro_batch_is_as_large_as_it_can_become(mini_batches, tokens):
+    """Catches: whole groups counted where micro-batches fill up row by row; a random mini-batch counted as if it had
+    whole groups."""
+    train = TrainConfig(**TRAIN | dict(prompts_per_step=8, num_mini_batches=mini_batches, micro_batch_tokens=tokens))
+    rows, prompts = largest_micro_batch(train, P)
+    needed, whole = lambda rows: min(8, -(-rows * mini_batches // G)), -(-8 * G // mini_batches)
+    size = lambda rows: needed(rows) * P + rows * T
+    assert rows == (whole if not tokens else max([n for n in range(1, whole + 1) if size(n) <= tokens], default=1))
+    assert prompts in (needed(rows), needed(rows) + 1) and prompts <= 8
+    assert prompts == needed(rows) or prompts * P + rows * T <= tokens
+
+
+@pytest.mark.parametrize("tokens", [100, 170, 300, 500])
+def test_real_micro_batches_are_as_large_as_the_largest(tokens):
+    """Catches: a rule for filling micro-batches that has moved on without the estimate."""
+    shape = 8 * G, T
+    mask = torch.ones(shape, dtype=torch.bool)
+    rollouts = Rollouts([[1] * P] * 8, G, torch.zeros(shape).long(), mask, torch.zeros(shape), None, mask[:, 0])
+    made = micro_batches(rollouts, torch.arange(8 * G), tokens)
+    rows, prompts = largest_micro_batch(TrainConfig(**TRAIN | dict(prompts_per_step=8, micro_batch_tokens=tokens)), P)
+    assert max(len(part.completions) for part in made) == rows
+    assert prompts - 1 <= max(len(part.prompts) for part in made) <= prompts
+
+
+def test_on_a_gpu_slots_are_rounded_and_every_block_keeps_a_mask():
+    """Catches: an estimate for a GPU that is made for a CPU. 24 + 40 tokens become 256 slots."""
+    gpu, cpu = estimate(device_type="cuda"), estimate()
+    assert gpu.cache == cpu.cache * 4
+    masks = gpu.activations - cpu.activations
+    assert masks == CONFIG["num_layers"] * B * G * (T - 1) * 64 * 4  # 63 slots, of which kernels want 64
 
 
 def test_every_memory_option_saves_memory():

@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import small_gpt
 
+import minclipo.extensions.micro_batches as micro_batches_module
 import minclipo.extensions.rewards as rewards_module
-import minclipo.logprobs as logprobs_module
 import minclipo.trainer as trainer_module
 from minclipo.config import TrainConfig
 from minclipo.extensions.prompt_contrast import LIMIT, draw_other_prompts, logprobs_under, prompt_contrast
@@ -226,9 +226,9 @@ def test_micro_batches_change_nothing(monkeypatch, tokens):
     """Catches: parts written to the wrong rows, rows scored twice or never, a limit that is not passed on."""
     model, rollouts, calls = small_gpt(), ragged_rollouts(), []
     wanted = logprobs_under(model, rollouts, OTHERS)
-    original = logprobs_module.completion_logprobs
-    watched = lambda *a, **k: calls.append(len(a[2])) or original(*a, **k)
-    monkeypatch.setattr(logprobs_module, "completion_logprobs", watched)
+    original = micro_batches_module.batch_logprobs
+    watched = lambda model, part, **k: calls.append(len(part.rows)) or original(model, part, **k)
+    monkeypatch.setattr(micro_batches_module, "batch_logprobs", watched)
     got = logprobs_under(model, rollouts, OTHERS, micro_batch_tokens=tokens)
     torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-5)
     assert len(calls) > 3 and sum(calls) == 36
@@ -305,8 +305,8 @@ def test_the_trainer_passes_its_settings_on(monkeypatch):
     """Catches: temperature, number of others, limit or generator that stay at their defaults."""
     options = dict(prompt_contrast_weight=0.3, prompt_contrast_others=3, temperature=0.7, micro_batch_tokens=30)
     trainer, limits = make(**options), []
-    original = logprobs_module.micro_batches
-    monkeypatch.setattr(logprobs_module, "micro_batches", lambda *a: limits.append(a[2]) or original(*a))
+    original = micro_batches_module.micro_batches
+    monkeypatch.setattr(micro_batches_module, "micro_batches", lambda *a: limits.append(a[2]) or original(*a))
     batch = trainer.collect()
     step = trainer_module.Step(1, *batch[:3], correct=batch[3])
     others = draw_other_prompts(5, 3, torch.Generator().set_state(trainer.generator.get_state()))

@@ -12,8 +12,9 @@ from attack_completions import COMPLETIONS, another, attack_problems, written
 from textbooks import start
 from torch import Tensor
 
+from minclipo.extensions.micro_batches import rollout_logprobs
 from minclipo.extensions.prompt_contrast import LIMIT, draw_other_prompts, logprobs_under, prompt_contrast
-from minclipo.logprobs import completion_logprobs, rollout_logprobs
+from minclipo.logprobs import completion_logprobs
 from minclipo.model import GPT
 from minclipo.sampler import Rollouts, pad_right
 from minclipo.tasks.chain import MAX_TOTAL, OPERANDS, ChainProblem, check_outcome, random_problem

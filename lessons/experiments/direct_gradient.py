@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minclipo.contrastive import center_by_group, contrastive_loss
-from minclipo.logprobs import completion_hidden
+from minclipo.logprobs import MicroBatch, completion_hidden
 from minclipo.model import upcast
 from minclipo.sampler import Rollouts
 from minclipo.trainer import Trainer
@@ -24,26 +24,19 @@ class DirectContrast(Trainer):
         reward, loss = super().contrast(rollouts, correct)
         return torch.zeros_like(reward), loss
 
-    def loss_of(
-        self, rollouts: Rollouts, advantages: Tensor, weights: Tensor, rows: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, metrics = super().loss_of(rollouts, advantages, weights, rows)
-        return loss + self.config.contrastive_weight * self.contrast_of(rollouts, rows), metrics
+    def loss_of(self, part: MicroBatch, *others) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().loss_of(part, *others)
+        return loss + self.config.contrastive_weight * self.contrast_of(part), metrics
 
-    def contrast_of(self, rollouts: Rollouts, rows: Tensor) -> Tensor:
+    def contrast_of(self, part: MicroBatch) -> Tensor:
         """Mean contrastive loss of these rows among themselves, with gradient."""
-        config, group, mask = self.config, rollouts.group[rows], rollouts.mask[rows]  # [rows], [rows, T]
-        place: dict[int, int] = {}  # prompt -> its place among the prompts of these rows
-        owner = [place.setdefault(prompt, len(place)) for prompt in group.tolist()]
-        owner = torch.tensor(owner, device=mask.device)  # [rows]
-        prompts = [rollouts.prompts[prompt] for prompt in place]
+        config, group = self.config, part.rows // self.config.group_size  # [rows]
         # These states predict the tokens, where sampling pools the states after them: one place earlier.
-        hidden = completion_hidden(self.model, prompts, rollouts.completions[rows], mask, owner)  # [rows, T, D]
-        pooled = mean_pool(hidden, mask)  # [rows, D]
+        pooled = mean_pool(completion_hidden(self.model, part), part.mask)  # [rows, D]
         embeddings = self.head(center_by_group(pooled, group) if config.contrastive_center else pooled)  # [rows, E]
         found = contrastive_loss(
             embeddings,
-            self.last.correct[rows],
+            self.last.correct[part.rows],
             group,
             loss=config.contrastive_loss,
             level=config.contrastive_level,

@@ -1,4 +1,4 @@
-"""Solution of exercise 2. Compare sampling_logprobs, draw_token and decode in minclipo/sampler.py."""
+"""Solution of exercise 2. Compare sampling_logprobs, draw_token and Decoder in minclipo/sampler.py."""
 
 import torch
 from torch import Tensor

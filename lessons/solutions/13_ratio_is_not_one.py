@@ -8,7 +8,7 @@ anything is made of them, leaves no second place to forget.
 import torch
 from torch import Tensor
 
-from minclipo.logprobs import completion_hidden
+from minclipo.logprobs import MicroBatch, completion_hidden
 from minclipo.model import GPT
 
 
@@ -19,7 +19,7 @@ def score(model: GPT, prompts: list[list[int]], tokens: Tensor, temperature: flo
     masked later. The log-probs carry gradient, the entropy does not.
     """
     everything = torch.ones_like(tokens, dtype=torch.bool)
-    hidden = completion_hidden(model, prompts, tokens, everything)  # [N, T, D]
+    hidden = completion_hidden(model, MicroBatch.of(prompts, tokens, everything))  # [N, T, D]
     logits = model.logits(hidden) / temperature  # [N, T, V]
     chosen = logits.gather(-1, tokens[..., None])[..., 0]  # [N, T]
     logprobs = chosen - logits.logsumexp(-1)  # log_softmax, of the chosen tokens only

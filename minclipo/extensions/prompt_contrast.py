@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from minclipo.logprobs import rollout_logprobs
+from minclipo.extensions.micro_batches import rollout_logprobs
 from minclipo.model import GPT
 from minclipo.sampler import Rollouts
 

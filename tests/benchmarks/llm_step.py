@@ -11,13 +11,11 @@ import json
 import time
 
 import torch
+from shapes import even_task, one_update
 
 from minclipo.checkpoint import Checkpoint
-from minclipo.config import TrainConfig
 from minclipo.runs.machine import peak_memory_mib
 from minclipo.runs.measure import timed_step
-from minclipo.tasks import Task
-from minclipo.tasks.sums import SumProblem
 from minclipo.trainer import Trainer
 
 STAGES = ("sample", "update_policy")
@@ -50,19 +48,8 @@ def main() -> None:
     model.gradient_checkpointing = arguments.gradient_checkpointing
     tokenizer.eos_ids = []
 
-    def draw(stream: str, index: int) -> SumProblem:
-        a, b = index % 10, index * 7 % 10
-        return SumProblem(tokenizer.chat([{"role": "user", "content": f"What is {a} + {b}?"}]), a, b)
-
-    task = Task(draw, lambda problem, text, finished: sum(map(ord, text)) % 2 == 0)  # so that some rewards differ
-    config = TrainConfig(
-        prompts_per_step=arguments.prompts,
-        group_size=arguments.group_size,
-        max_new_tokens=arguments.tokens,
-        num_mini_batches=1,
-        learning_rate=1e-5,
-        micro_batch_tokens=arguments.micro_batch_tokens,
-    )
+    task = even_task(lambda question: tokenizer.chat([{"role": "user", "content": question}]))
+    config = one_update(arguments.prompts, arguments.group_size, arguments.tokens, arguments.micro_batch_tokens)
     trainer, seconds = Trainer(model, tokenizer, task, config), dict.fromkeys(STAGES, 0.0)
 
     def timed(stage: str):

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/memory_table.py
 
-bfloat16, prompts of 256 tokens, completions of 1024, 64 rollouts sampled at a time, 8192 tokens per forward pass, no
-reference model.
+A GPU, bfloat16, prompts of 256 tokens, completions of 1024, 64 rollouts sampled at a time, 8192 tokens per forward
+pass, no reference model.
 """
 
 import torch

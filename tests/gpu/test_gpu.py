@@ -1,0 +1,309 @@
+"""What only a GPU can show: captured graphs, compiled blocks, and everything else once on CUDA.
+
+    python -m pytest tests/gpu
+
+Skipped elsewhere. Matrix products of float32 numbers are float32 throughout: TF32 is off, as it is by default.
+"""
+
+import math
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FIXTURES, small_gpt
+from safetensors.torch import load_file
+from test_parity import CHECKPOINTS, unpadded
+
+from minclipo import sampler
+from minclipo.checkpoint import load_model
+from minclipo.config import TrainConfig
+from minclipo.contrastive import HEADS, LEVELS, LOSSES
+from minclipo.logprobs import completion_logprobs
+from minclipo.model import GPT
+from minclipo.runs.measure import evaluate, timed_step
+from minclipo.runs.recipes import ALGORITHMS, METHODS
+from minclipo.runs.state import newest_state, save_state
+from minclipo.sampler import Rollouts, sample
+from minclipo.tasks import Task
+from minclipo.toy import TASK, toy_tokenizer
+from minclipo.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+DEVICE = "cuda"
+CARELESS = Path(__file__).parents[2] / "lessons" / "models" / "careless"
+in_both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+# ---- sampling ----
+
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12]]
+LONG = [[1 + i % 30 for i in range(length)] for length in (190, 200)]  # the second round needs another 256 slots
+CASES = {
+    "most rows end in the first round": dict(eos_ids=[0, 1, 2]),
+    "some rows end in every round": dict(eos_ids=[0]),
+    "no row ends": dict(eos_ids=[]),
+    "another temperature": dict(eos_ids=[0], temperature=0.6),
+    "top-k and top-p": dict(eos_ids=[0], top_k=6, top_p=0.9),
+    "greedy": dict(eos_ids=[0], temperature=0.0),
+    "more slots on the way": dict(eos_ids=[0], prompts=LONG),
+    "in parts": dict(eos_ids=[0], sampling_rows=32),
+}
+each_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+
+
+def rollouts_of(model: GPT, **options) -> Rollouts:
+    """70 tokens: two whole rounds and a part of one."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    settings = dict(prompts=PROMPTS, group_size=16, max_new_tokens=70, eos_ids=[0], generator=generator)
+    return sample(model, **settings | options)
+
+
+def large_enough(dtype: torch.dtype = torch.float32) -> GPT:
+    return small_gpt(max_positions=400).to(DEVICE, dtype)
+
+
+def count_captures(monkeypatch) -> list:
+    """A list that gets an entry for every graph captured from now on."""
+    capture, captures = sampler.CAPTURE[DEVICE], []
+    monkeypatch.setitem(sampler.CAPTURE, DEVICE, lambda *inputs: captures.append(inputs) or capture(*inputs))
+    return captures
+
+
+def scores_of(model: GPT, rollouts: Rollouts, temperature: float = 1.0) -> torch.Tensor:
+    """The log-probs of the rollouts by one plain pass on the model's device."""
+    prompts = [prompt for prompt in rollouts.prompts for _ in range(rollouts.group_size)]
+    device = model.embed_tokens.weight.device
+    with torch.no_grad():
+        found, _ = completion_logprobs(
+            model, prompts, rollouts.completions.to(device), rollouts.mask.to(device), temperature=temperature
+        )
+    return found.to(DEVICE)
+
+
+@each_case
+def test_captured_steps_equal_eager_ones(monkeypatch, options):
+    """The same random numbers. Catches: a Python number frozen into a graph, a tensor that is replaced instead of
+    changed in place, a graph replayed for other rows than it was captured for, memory that two graphs share, rows that
+    leave before their end."""
+    model, captures = large_enough(), count_captures(monkeypatch)
+    captured = rollouts_of(model, **options)
+    assert captures and (captured.finished | (captured.mask.sum(1) == 70)).all()
+    monkeypatch.setattr(sampler, "CAPTURE", {})
+    eager = rollouts_of(model, **options)
+    for name in ("completions", "mask", "finished"):
+        assert torch.equal(getattr(captured, name), getattr(eager, name)), name
+    torch.testing.assert_close(captured.logprobs, eager.logprobs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(captured.pooled, eager.pooled, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_captured_steps_equal_one_plain_pass_on_a_cpu(temperature):
+    """Ragged prompts, rows that end early. Catches: what captured and eager steps could both have wrong: a row that
+    sees another's slots, rows mixed up as some leave."""
+    rollouts, model = rollouts_of(large_enough(), temperature=temperature), small_gpt(max_positions=400)
+    assert len(set(rollouts.mask.sum(1).tolist())) > 10 and rollouts.mask.all(1).any()
+    close = dict(atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rollouts.logprobs, scores_of(model, rollouts, temperature), **close)
+    for row, (completion, mask) in enumerate(zip(rollouts.completions.cpu(), rollouts.mask.cpu())):
+        prompt = torch.tensor(rollouts.prompts[row // rollouts.group_size])
+        hidden = model(torch.cat([prompt, completion[mask]])[None])[0, len(prompt) :]  # [T, D]
+        torch.testing.assert_close(rollouts.pooled[row].cpu(), hidden.mean(0), **close)
+
+
+def test_captured_steps_in_bfloat16(monkeypatch):
+    """Rounding may differ, and a token with it, but seldom. Catches: a graph that is right in float32 only."""
+    model, captures = large_enough(torch.bfloat16), count_captures(monkeypatch)
+    captured = rollouts_of(model)
+    assert captures and (scores_of(model, captured) - captured.logprobs)[captured.mask].abs().mean() < 0.05
+    monkeypatch.setattr(sampler, "CAPTURE", {})
+    eager = rollouts_of(model)
+    width = min(captured.mask.shape[1], eager.mask.shape[1])
+    same = (captured.completions[:, :width] == eager.completions[:, :width]).all(1)
+    assert same.float().mean() > 0.7
+
+
+def test_graphs_follow_the_weights():
+    """Catches: a graph kept from one call of `sample` to the next, which would replay weights that are gone."""
+    model, other = large_enough(), small_gpt(seed=1, max_positions=400).to(DEVICE)
+    before = rollouts_of(model, temperature=0.0)
+    model.load_state_dict(other.state_dict())
+    after, wanted = rollouts_of(model, temperature=0.0), rollouts_of(other, temperature=0.0)
+    assert torch.equal(after.completions, wanted.completions)
+    assert before.completions.shape != after.completions.shape or not torch.equal(before.completions, after.completions)
+
+
+def test_logits_that_are_not_finite_stop_the_sampling():
+    """Catches: NaN that is noticed by a wait for the host only, which captured steps do not have."""
+    model = large_enough()
+    with torch.no_grad():
+        model.norm.weight[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        rollouts_of(model)
+
+
+# ---- published checkpoints ----
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_checkpoints_compute_on_the_gpu_what_they_should(name):
+    """Logits, greedy tokens and log-probs of transformers; sampled log-probs. Catches: TF32, a kernel that treats a
+    mask, grouped heads or positions in another way than the CPU's does."""
+    folder = FIXTURES / "parity" / name
+    reference, model = load_file(folder / "reference.safetensors"), load_model(folder, device=DEVICE)
+    close, mask = dict(atol=2e-4, rtol=1e-5), reference["right.attention_mask"].bool()
+    logits = model.logits(model(reference["right.input_ids"].to(DEVICE))).detach().cpu()
+    torch.testing.assert_close(logits[mask], reference["right.logits"][mask], **close)
+    prompts = unpadded(reference["completion.prompt_ids"], reference["completion.prompt_mask"])
+    completions = reference["completion.ids"].to(DEVICE), reference["completion.mask"].bool().to(DEVICE)
+    logprobs, _ = completion_logprobs(model, prompts, *completions)
+    torch.testing.assert_close(logprobs.detach().cpu(), reference["completion.logps"], **close)
+    greedy = unpadded(reference["greedy.prompt_ids"], reference["greedy.prompt_mask"])
+    found = sample(model, greedy, 1, 20, temperature=0, eos_ids=[]).completions.cpu()
+    assert torch.equal(found, reference["greedy.new_ids"])
+    sampled = sample(model, prompts, 4, 24, eos_ids=[3], generator=torch.Generator(DEVICE).manual_seed(0))
+    torch.testing.assert_close(sampled.logprobs, scores_of(model, sampled), **close)
+
+
+# ---- training ----
+
+EASY = Task(
+    TASK.draw,
+    lambda problem, text, finished: zlib.crc32(text.encode()) % 2 == 0,
+    lambda problem, text: [True, len(text) % 3 > 0],
+)
+TINY = dict(steps=9, prompts_per_step=6, group_size=8, learning_rate=1e-3)
+OPTIONS = {f"algorithm {name}": options for name, options in ALGORITHMS.items()}
+OPTIONS |= {f"method {name}": options for name, options in METHODS.items()}
+OPTIONS |= {
+    f"{loss} {level}": dict(contrastive_weight=0.1, contrastive_loss=loss, contrastive_level=level)
+    for loss in LOSSES
+    for level in LEVELS
+}
+OPTIONS |= {f"head {kind}": dict(contrastive_weight=0.1, head_kind=kind) for kind in HEADS}
+OPTIONS |= {
+    "micro-batches": dict(micro_batch_tokens=150),
+    "one mini-batch": dict(num_mini_batches=1),
+    "sampled in parts": dict(sampling_rows=16),
+    "gradient checkpointing": dict(gradient_checkpointing=True, micro_batch_tokens=150),
+}
+
+
+def trainer_of(dtype=torch.float32, gradient_checkpointing=False, compiled=False, **options) -> Trainer:
+    model = small_gpt(vocab_size=122).to(DEVICE, dtype)
+    model.gradient_checkpointing, model.compiled = gradient_checkpointing, compiled
+    return Trainer(model, toy_tokenizer(), EASY, TrainConfig(**TINY | options))
+
+
+def weights_of(trainer: Trainer) -> torch.Tensor:
+    """In float32, also those of a bfloat16 model."""
+    return torch.cat([weight.detach().flatten().clone() for weight in trainer.optimizer.masters.values()])
+
+
+@in_both_dtypes
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_one_step_of_everything(options, dtype):
+    """Catches: a tensor left on the CPU, an operation that CUDA or bfloat16 lacks, NaN."""
+    trainer = trainer_of(dtype, **options)
+    before, metrics = weights_of(trainer), timed_step(trainer)
+    assert trainer.last.rollouts.completions.device.type == trainer.last.advantages.device.type == DEVICE
+    assert all(map(math.isfinite, metrics.values())), metrics
+    after = weights_of(trainer)
+    assert after.isfinite().all() and not torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(micro_batch_tokens=150),
+        dict(gradient_checkpointing=True),
+        dict(gradient_checkpointing=True, micro_batch_tokens=150),
+    ],
+)
+def test_what_saves_memory_changes_nothing_else(settings):
+    """Catches: gradients of a micro-batch lost, a block that is computed again from something else."""
+    wanted, _ = update(trainer_of(num_mini_batches=1))
+    found, _ = update(trainer_of(num_mini_batches=1, **settings))
+    assert (found - wanted).norm() < 1e-4 * wanted.norm()
+
+
+def update(trainer: Trainer) -> tuple[torch.Tensor, dict[str, float]]:
+    """(The gradient of an update on rollouts of the first batch, as one vector; its metrics). Nothing moves."""
+    trainer.optimizer.step, masters = lambda: None, trainer.optimizer.masters.values()
+    rollouts = trainer.collect()[1]
+    advantages = torch.randn(len(rollouts.mask), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    metrics = trainer.update_policy(rollouts, advantages)
+    return torch.cat([master.grad.flatten() for master in masters]), metrics
+
+
+def graphs_compiled() -> int:
+    from torch._dynamo.utils import counters  # takes seconds, also where these tests are skipped
+
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize(
+    "options, tolerance",
+    [
+        (dict(micro_batch_tokens=150), 1e-4),
+        (dict(micro_batch_tokens=150, gradient_checkpointing=True, kl_weight=0.1), 1e-4),
+        (dict(micro_batch_tokens=150, dtype=torch.bfloat16), 0.1),
+    ],
+)
+def test_a_compiled_update_equals_an_eager_one(options, tolerance):
+    """Catches: a compiled block that takes the sizes of an earlier micro-batch for its own, or that is not compiled."""
+    wanted, metrics = update(trainer_of(num_mini_batches=1, **options))
+    torch.compiler.reset()
+    graphs = graphs_compiled()
+    found, compiled_metrics = update(trainer_of(num_mini_batches=1, compiled=True, **options))
+    assert graphs_compiled() > graphs
+    assert (found - wanted).norm() < tolerance * wanted.norm()
+    assert compiled_metrics == pytest.approx(metrics, rel=tolerance, abs=tolerance)
+
+
+@in_both_dtypes
+def test_a_resumed_run_goes_on_as_it_would_have(tmp_path, dtype):
+    """By way of the disk; a GPU adds up in changing order, so that the last bits may differ. Catches: a state that
+    comes back on the CPU, a generator of the GPU that is not saved."""
+    options = dict(contrastive_weight=0.2, contrastive_loss="infonce", contrastive_level="batch", kl_weight=0.05)
+    whole = trainer_of(dtype, **options)
+    for _ in range(2):
+        whole.step()
+    save_state(tmp_path, 2, whole.state_dict(), keep=1)
+    resumed = trainer_of(dtype, **options)
+    resumed.load_state_dict(newest_state(tmp_path))
+    assert torch.equal(weights_of(resumed), weights_of(whole))
+    wanted, found = whole.step(), resumed.step()
+    assert found.number == 3 and torch.equal(found.rollouts.completions, wanted.rollouts.completions)
+    difference = (weights_of(resumed) - weights_of(whole)).abs()
+    assert difference.max() < 1e-4 if dtype == torch.float32 else difference.mean() < 1e-4
+
+
+def test_the_toy_learns():
+    """From 0.67 to 0.94 on a CPU. Catches: gradients or rollouts that are wrong without being NaN."""
+    model, tokenizer = load_model(CARELESS, device=DEVICE), toy_tokenizer()
+    options = dict(problems=500, max_new_tokens=16, seed=1)
+    before = evaluate(model, tokenizer, TASK, **options)["accuracy"]
+    trainer = Trainer(model, tokenizer, TASK, TrainConfig(learning_rate=5e-4, contrastive_weight=0.1))
+    for _ in range(40):
+        trainer.step()
+    assert evaluate(model, tokenizer, TASK, **options)["accuracy"] > before + 0.1
+
+
+@in_both_dtypes
+def test_decoding_never_waits_for_the_gpu(monkeypatch, dtype):
+    """In a whole training step. Catches: a number read by the host in the middle of a round, which makes a GPU idle and
+    a graph wrong."""
+    original = sampler.Decoder.step
+
+    def watched(decoder):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            original(decoder)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    trainer = trainer_of(dtype)
+    monkeypatch.setattr(sampler.Decoder, "step", watched)
+    trainer.step()
+    monkeypatch.setattr(sampler, "CAPTURE", {})
+    trainer.step()
