@@ -1,6 +1,7 @@
 """The answer check: golden completions with hand labels, all of GSM8K, and one property after the other."""
 
 import gzip
+import itertools
 import json
 import random
 import time
@@ -8,9 +9,10 @@ import time
 import pytest
 from conftest import FIXTURES
 
-from minclipo.verifier import extract_answer, verify
+from minclipo.verifier import extract_answer, is_verifiable, verify
 
 CASES = json.loads((FIXTURES / "golden" / "verifier.json").read_text())["cases"]
+REPORTS = [json.loads(line) for line in (FIXTURES / "golden" / "verifier_reports.jsonl").read_text().splitlines()]
 
 
 def gsm8k(split: str) -> list[dict]:
@@ -31,16 +33,23 @@ def test_no_wrong_answer_is_accepted():
 
 
 def test_which_right_answers_are_refused():
-    """Catches: a change that loses, or wins, a notation. What is listed needs algebra, or is left out on purpose."""
+    """Catches: a change that loses, or wins, a notation. What is listed is left out on purpose."""
     refused = {case["id"] for case in CASES if case["truth"] and not verify(case["completion"], case["ground_truth"])}
     assert refused == (
-        {"p118"}  # 0.\overline{3}
-        | {"p120", "p121"}  # 75% for 0.75: a truth without percent sign leaves open what it counts
-        | {"p133", "p145", "p154", "p204"}  # (x+1)^2, 3i+2, (x+3)^2, x: algebra
-        | {"p146", "p148", "p150"}  # a logarithm, a factorial, a number in another base
+        {"p120", "p121"}  # 75% for 0.75: a truth without percent sign leaves open what it counts
+        | {"p146", "p150"}  # a logarithm, a number in another base
         | {"p163", "p164", "p165", "p232"}  # neither box nor ####
         | {"p210", "p211"}  # thousands of brackets, thousands of summands
         | {"p228", "p230"}  # "B. bank" and "b" for B: the option's letter is wanted as it stands
+    )
+
+
+def test_what_other_graders_bug_reports_and_real_files_have_shown():
+    """Catches: each fault that was found there. In two cases we do not give the verdict that the report asks for."""
+    other = {case["id"] for case in REPORTS if verify(case["text"], case["truth"]) != case["expected"]}
+    assert other == (
+        {"v091"}  # 8:12 for 2:3. Both may be times, and then 2:05 would be 4:10
+        | {"v092"}  # 53 for 53_7. These are two numbers, and p150 wants the value: without the question nobody can tell
     )
 
 
@@ -135,6 +144,33 @@ def test_extraction(text, answer):
         ("72", "48 + 24 = <<48+24=72>>72\n#### 72"),
         ("2 * -3^2", "-18"),
         ("6/-3", "-2"),
+        ("1 point", "1"),
+        ("5 dollars for Tom", "5"),
+        ("-US$5", "-5 dollars"),
+        ("6 feet", "6 ft"),
+        ("3 dozen eggs", "36"),
+        ("2 + 3 million", "3000002"),
+        ("7 (apples)", "7 apples"),
+        (r"8 \div 2", "4"),
+        ("3.2 x 10^4", "32000"),
+        (r"\frac{\frac{3}{4}}{2}", "3/8"),
+        ("sqrt13", r"\sqrt{13}"),
+        (r"\sqrt[3]{16}", r"2\sqrt[3]{2}"),
+        (r"\sqrt{2} \cdot \sqrt{6}", r"2\sqrt{3}"),
+        (r"0.1\overline{6}", "1/6"),
+        (r"1,\!234", "1234"),
+        (r"\frac{1}{2}n(n+1)", r"\frac{n^2+n}{2}"),
+        (r"2\cdot x", "2x"),
+        (r"4\pi r^2", r"4 r^2 \pi"),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", "\\begin{pmatrix} 1 & 2 \\\\\n 3 & 4 \\end{pmatrix}"),
+        (r"\begin{pmatrix} \frac{1}{2} \\ 3 \\ \end{pmatrix}", r"\begin{bmatrix} 1/2 \\ 3 \end{bmatrix}"),
+        (r"x \in \{1, 2\}", "2, 1"),
+        ("3 ≤ x", r"3 \leqslant x"),
+        ("(1, 2), (3, 4)", "(3, 4), (1, 2)"),
+        ("x = 1, y = 2", "y = 2 and x = 1"),
+        (r"\\sqrt{2}", r"\sqrt{2}"),  # a backslash that was escaped twice
+        ("5", r"So $\\boxed{5}$."),
+        ("–5", "-5"),
     ],
 )
 def test_the_same_in_other_words(answer, truth):
@@ -213,10 +249,116 @@ def test_a_hedge_is_not_an_answer(answer, truth):
         ("--5", "5"),
         (".", "0"),
         (",", ""),
+        ("10–15", "-5"),  # a range
+        ("x = 2, y = 1", "x = 1, y = 2"),
+        ("x = 1, y = 2", "1, 2"),
+        ("Monday, Tuesday", "Tuesday, Monday"),  # a ranking
+        ("C, A, B", "A, B, C"),
+        ("(2 or 3)", "(2, 3)"),
+        ("A B", "B A"),
+        (r"\pm 1 \pm \sqrt{2}", r"1 + \sqrt{2}, -1 - \sqrt{2}"),  # four numbers
+        (r"[\pm 2]", "[2, -2]"),
+        ("2:30", "1:15"),
+        ("53_7", "53"),
+        ("2f", "f(2)"),
+        ("xy", "yx"),
+        (r"\sqrt{x^2}", "x"),
+        (r"\frac{1}{\sqrt{2}}\%", r"\frac{1}{\sqrt{2}}"),
+        (r"\begin{vmatrix} 1 & 2 \end{vmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
+        ("2 + 3(x^y)", "5(x^y)"),
+        (r"x^2\frac{1}{2}", r"x^{5/2}"),
+        ("25^\\circ C", "25^\\circ F"),
+        ("5 dollars", "5 euros"),
+        ("15 percent of them", "15%"),
     ],
 )
 def test_another_answer_is_another_answer(answer, truth):
     assert not agrees(answer, truth)
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        (r"so $x = -\boxed{6}$", "-6"),
+        (r"so -$\boxed{6}$", "-6"),
+        (r"$\boxed{6}^2$", "36"),
+        (r"$\boxed{3}$ million", "3000000"),
+        (r"$\boxed{5}\sqrt{2}$", r"5\sqrt{2}"),
+        (r"- \boxed{6}", "6"),  # a list
+        (r"10 - \boxed{6} = 4", "6"),
+        (r"$x^2 = \frac{12}{2} = \boxed{6}$", "6"),
+        (r"\textcolor{red}{\boxed{6}}", "6"),
+        (r"\boxed{6} is right, 7 is not", "6"),
+        (r"\boxed{6} months", "6"),
+    ],
+)
+def test_what_stands_outside_the_box(text, answer):
+    """Catches: signs, powers and magnitudes that are dropped, and words that are taken for one."""
+    assert verify(text, answer) and verify(text, "6") == (answer == "6")
+
+
+@pytest.mark.parametrize(
+    "text", [r"$\sqrt{\boxed{6}}$", r"$2^{\boxed{6}}$", r"$\boxed{7}/\boxed{6}$", r"not \boxed{6}"]
+)
+def test_a_box_that_is_a_part_is_no_answer(text):
+    assert not verify(text, "6")
+
+
+@pytest.mark.parametrize("tail", [" or so", " and a half", " and forty five", ", 45", " and x", " and that is wrong"])
+def test_a_remark_is_dropped_only_if_it_says_nothing(tail):
+    """Catches: a hedge after #### that passes as a remark."""
+    assert not verify(f"#### 44{tail}", "44") and verify("#### 44, all in all.", "44")
+
+
+def test_which_truths_can_be_right():
+    """Catches: a problem that no completion can solve and that the data loader does not see."""
+    right = [
+        "4, 9, and 11",
+        r"4, 9,\text{ and }11",
+        "7 (pears)",
+        "... #### 5",
+        r"$\boxed{\frac12}$ or $\boxed{0.5}$",
+        "x",
+    ]
+    never = ["", "  ", "5}", "{5", ",", r"\boxed{}", r"so \boxed{5", "so ####", "a" * 201, 5, None]
+    assert [is_verifiable(truth) for truth in right + never] == [True] * len(right) + [False] * len(never)
+
+
+def pairs_of_different_answers():
+    """Pairs made by rules: whatever the two have in common, they say different things."""
+    words = """sevenths ninths twelfths twentieths hundredths millionths thirds halves tenth quadrillion million hundred
+        dozen score lakh cubed doubled tripled halved factorial hex binary sqrt root log mod remainder times plus twenty
+        five twice negative never"""
+    phrases = ["point five", "remainder two", "and a half", "or six", "or so", "at most", "thirty five", "choose two"]
+    for word, number in itertools.product(words.split() + phrases, ("3", "7.5", r"\frac{1}{2}", "-4")):
+        yield from ((form, number) for form in (f"{number} {word}", rf"{number}\text{{ {word}}}", f"{number} ({word})"))
+    units = "m|cm|kg|s|ms|h|minutes|miles|feet|apples|dollars|euros|cents|degrees|%|cm^2|cm^3|m/s|square meters"
+    yield from ((f"8 {a}", f"8 {b}") for a, b in itertools.permutations(units.split("|"), 2))
+    for name in r"half x|twice x|minus x|\exp x|x cannot|never|x isn't|square of x|2x|x^2|-x|1/x|x or y".split("|"):
+        yield f"{name} = 9", "9"
+    ends = itertools.combinations(["-\\infty", "-2", "0", "1/2", "\\infty"], 2)
+    intervals = [f"{left}{a}, {b}{right}" for a, b in ends for left in "([" for right in "])"]
+    yield from itertools.permutations(intervals, 2)
+    yield from ((rf"{a} \cup {b}", rf"{a} \cap {b}") for a, b in itertools.pairwise(intervals))
+    rng = random.Random(0)
+    for _ in range(60):
+        numbers = [rng.randint(-9, 9) for _ in range(rng.randint(2, 4))]
+        other = [numbers[0] + rng.choice([-2, -1, 1, 2]), *numbers[1:]]
+        for opening, closing in (("", ""), (r"\{", r"\}"), ("(", ")"), (r"\begin{pmatrix}", r"\end{pmatrix}")):
+            a, b = (opening + ", ".join(map(str, row)) + closing for row in (numbers, other))
+            yield from [(a, b), (b, a)]
+        yield from [(", ".join(map(str, row)), ", ".join(map(str, numbers))) for row in (numbers[1:], [0, *numbers])]
+    expressions = r"""5|-5|5^2|\sqrt{5}|-\sqrt{5}|5\sqrt{5}|5\pi|\frac{\pi}{5}|5+\sqrt{5}|5-\sqrt{5}|\sqrt{5}-5|5!|5^5
+        |\sqrt[3]{5}|5i|5+i|5-i|5x|x+5|x-5|5-x|x^5|5^x|x/5|5/x|5x^2|5(x+1)|5x+1|(x+1)^5|0.\overline{5}
+        |0.0\overline{5}|555|5 thousand|5 \pm 1|\pm 5|\infty|-\infty|f(5)|5f|\log 5|5_6|5:6|(5,6)|[5,6]|5,6|x<5|x>5
+        |x\le 5|x\ne 5|x^2=5|ab|ba"""
+    yield from itertools.permutations([text.strip() for text in expressions.split("|")], 2)
+
+
+def test_no_rule_makes_two_answers_one():
+    """Catches: a rewriting that goes too far. 5,000 pairs."""
+    pairs = list(pairs_of_different_answers())
+    assert len(pairs) > 5000 and [pair for pair in pairs if agrees(*pair)] == []
 
 
 HOSTILE = [
@@ -255,7 +397,7 @@ def test_hostile_text_neither_raises_nor_hangs(text):
     assert not verify(text, "15")
     verify(text, text)
     assert not verify(r"\boxed{15}", text)
-    assert time.perf_counter() - start < 20  # each takes less than half a second; a hang would never end
+    assert time.perf_counter() - start < 20  # each takes less than three seconds; a hang would never end
 
 
 def test_random_text_never_raises():
