@@ -7,7 +7,6 @@ Left out: dropout, sliding windows, mixture of experts, any parallelism.
 B rows, T tokens of this call, S tokens to attend to, D width, H heads, K key/value heads, C width of a head, V words.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -28,17 +27,6 @@ def upcast(x: Tensor) -> Tensor:
 
 
 @dataclass
-class RopeScaling:
-    """How a checkpoint stretches its rotary frequencies to contexts longer than it was first trained on."""
-
-    kind: str  # "linear": every frequency is divided by factor. "llama3": only the slow ones are
-    factor: float  # how many times longer the context became
-    low_frequency_factor: float = 1.0  # llama3: waves longer than original_context / this are divided by factor
-    high_frequency_factor: float = 4.0  # llama3: waves shorter than original_context / this are left alone
-    original_context: int = 8192  # llama3: context length before the stretching, in tokens
-
-
-@dataclass
 class GPTConfig:
     vocab_size: int  # V, rows of the token embedding
     hidden_size: int  # D, width of the residual stream
@@ -50,7 +38,8 @@ class GPTConfig:
     max_positions: int = 2048  # longest sequence the model was trained for, in tokens
     norm_eps: float = 1e-5  # inside the root of RMSNorm
     rope_theta: float = 10000.0  # base of the rotary wavelengths
-    rope_scaling: RopeScaling | None = None  # stretched rotary frequencies (Llama 3.1 and later)
+    rope_scaling: object | None = None  # stretches the rotary frequencies: a class of checkpoint/rope.py
+    unrotated_layers: tuple[int, ...] = ()  # numbers of the layers that do not turn queries and keys (SmolLM3)
     tie_embeddings: bool = True  # the output head is the token embedding
     qkv_bias: bool = False  # bias on the query, key and value projections (Qwen2)
     qk_norm: bool = False  # RMSNorm on every query and key head before the rotation (Qwen3)
@@ -120,18 +109,7 @@ def rotary_frequencies(config: GPTConfig, device=None) -> Tensor:
     """Radians per position by which each pair of channels turns, [C / 2] float32 (RoFormer, Su et al. 2021)."""
     exponents = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
     frequencies = config.rope_theta**-exponents  # [C / 2]
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    assert scaling.kind == "llama3", f"rope_scaling.kind must be 'linear' or 'llama3', found {scaling.kind!r}"
-    # Fast waves stay, slow waves are divided by the factor, and those between are blended by how many turns they make
-    # within the original context.
-    turns = scaling.original_context * frequencies / (2 * math.pi)
-    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: fast, 0: slow
-    return frequencies * keep + frequencies / scaling.factor * (1 - keep)
+    return config.rope_scaling.stretch(frequencies, config.rope_theta) if config.rope_scaling else frequencies
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -215,9 +193,12 @@ class GPT(nn.Module):
         positions = layout.place(tokens)  # [B, T]
         # The angles are computed here, in float32, and not stored: model.to(bfloat16) would round a buffer.
         angles = positions[:, None, :, None] * rotary_frequencies(self.config, tokens.device)  # [B, 1, T, C / 2]
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        scale = self.config.rope_scaling.attention_factor if self.config.rope_scaling else 1.0
+        turned = (scale * angles.cos()).to(x.dtype), (scale * angles.sin()).to(x.dtype)
+        unturned = torch.ones_like(turned[0]), torch.zeros_like(turned[1])
         run = compiled(Block.forward) if self.compiled and layout.compiles else Block.forward
-        for block in self.layers:
+        for i, block in enumerate(self.layers):
+            cos, sin = unturned if i in self.config.unrotated_layers else turned
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(run, block, x, cos, sin, layout, use_reentrant=False, preserve_rng_state=False)
             else:

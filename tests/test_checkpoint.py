@@ -16,20 +16,28 @@ from minclipo.checkpoint import Checkpoint, load_model, load_tokenizer, save_mod
 from minclipo.checkpoint import weights as checkpoint
 from minclipo.checkpoint.config_json import config_from_json, config_to_json
 from minclipo.checkpoint.files import read_json, write_json
-from minclipo.model import RopeScaling
+from minclipo.checkpoint.rope import Linear, Llama3, Yarn
+from minclipo.model import GPTConfig, rotary_frequencies
+from minclipo.sampler import sample
 from minclipo.toy import toy_tokenizer
 
 PARITY, MALFORMED = FIXTURES / "parity", FIXTURES / "parity" / "malformed"
 CHECKPOINTS = sorted(path.name for path in PARITY.iterdir() if path.name != "malformed")
 CASES = json.loads((MALFORMED / "MALFORMED.json").read_text())
-LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 64)
+APPLIED = [case for case in CASES if "or apply" in case["expect"]]  # this model has what they ask for
+REFUSED = [case for case in CASES if "refuse" in case["expect"] and case not in APPLIED]
+LOADED = [case for case in CASES if case["dir"].startswith("ok_")] + APPLIED
+LLAMA3 = Llama3(8.0, 1.0, 4.0, 64)
 SHAPES = [
     {},
     dict(tie_embeddings=False),
     dict(qkv_bias=True),
     dict(qk_norm=True, head_dim=6),
     dict(rope_scaling=LLAMA3, rope_theta=500000.0, norm_eps=1e-6),
-    dict(rope_scaling=RopeScaling("linear", 4.0)),
+    dict(rope_scaling=Linear(4.0)),
+    dict(rope_scaling=Yarn(4.0, 64)),
+    dict(rope_scaling=Yarn(4.0, 64, truncate=False, attn_factor=0.7), qk_norm=True),
+    dict(unrotated_layers=(1,)),
 ]
 
 
@@ -175,7 +183,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch
 # ---------------------------------------------------------------- directories that are wrong
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "refuse" in case["expect"]], ids=lambda case: case["dir"])
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case["dir"])
 def test_malformed_directories_are_refused_by_name(case):
     """Catches: a checkpoint that is loaded nearly right, and an error that does not say what is wrong where."""
     with pytest.raises((ValueError, FileNotFoundError)) as error:
@@ -184,14 +192,21 @@ def test_malformed_directories_are_refused_by_name(case):
         assert name in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case["dir"].startswith("ok_")], ids=lambda case: case["dir"]
-)
+@pytest.mark.parametrize("case", LOADED, ids=lambda case: case["dir"])
 def test_untidy_but_valid_directories_load(case):
-    """Catches: being stricter than right."""
+    """Catches: being stricter than right, a rotary scaling or a window that is ignored."""
     reference, model = load_file(MALFORMED / case["dir"] / "reference.safetensors"), load_model(MALFORMED / case["dir"])
-    logits = model.logits(model(reference["input_ids"]))
-    torch.testing.assert_close(logits, reference["logits"], atol=3e-5, rtol=1e-5)
+    tokens = reference["input_ids"][:, : model.config.max_positions]  # no longer than a window: it is not felt
+    expected = reference["logits"][:, : model.config.max_positions]
+    torch.testing.assert_close(model.logits(model(tokens)), expected, atol=3e-5, rtol=1e-5)
+
+
+def test_a_sequence_that_a_sliding_window_would_cut_is_refused():
+    """Catches: the window of 4 tokens ignored. In transformers the fifth position no longer sees the first."""
+    model = load_model(MALFORMED / "sliding_window_active")
+    sample(model, [[5, 6]], 1, 2, eos_ids=[])
+    with pytest.raises(ValueError, match="prompt . max_new_tokens is 5 tokens, more than .* max_positions 4"):
+        sample(model, [[5, 6]], 1, 3, eos_ids=[])
 
 
 @pytest.mark.parametrize("name", ["chat_template_escape", "chat_template_syntax"])
@@ -202,9 +217,9 @@ def test_broken_chat_templates_do_not_stop_the_model_but_the_chat(name):
 
 
 def test_every_malformed_directory_is_tested():
-    """Catches: a case that none of the three tests above takes up."""
-    taken = [c for c in CASES if "refuse" in c["expect"] or c["dir"].startswith(("ok_", "chat_template_"))]
-    assert taken == CASES and {case["dir"] for case in CASES} == {
+    """Catches: a case that none of the tests above takes up."""
+    chats = [case for case in CASES if case["dir"].startswith("chat_template_")]
+    assert len(REFUSED + LOADED + chats) == len(CASES) and {case["dir"] for case in CASES} == {
         path.name for path in MALFORMED.iterdir() if path.is_dir()
     }
 
@@ -233,6 +248,11 @@ def llama3(**changes) -> dict:
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     scaling |= {"original_max_position_embeddings": 64} | changes
     return {key: value for key, value in scaling.items() if value != "absent"}
+
+
+def yarn(**changes) -> dict:
+    """A valid rope_scaling with some keys changed."""
+    return {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64} | changes
 
 
 SIZES = [
@@ -274,7 +294,11 @@ def test_numbers_that_are_not_positive_are_refused(key, value, tmp_path):
 @pytest.mark.parametrize(
     "changes, names",
     [
-        (dict(model_type="gemma2"), "model_type must be one of llama, qwen2, qwen3, mistral; found 'gemma2'"),
+        (
+            dict(model_type="gemma2"),
+            "model_type must be one of llama, qwen2, qwen3, mistral, ministral, smollm3; found 'gemma2'",
+        ),
+        (dict(model_type="gemma3_text"), "model_type must be one of .*; found 'gemma3_text'"),
         (dict(model_type=None), "model_type .*None"),
         (dict(model_type=["llama"]), r"model_type .*\['llama'\]"),
         (dict(hidden_act="gelu"), "hidden_act 'gelu'"),
@@ -295,15 +319,28 @@ def test_numbers_that_are_not_positive_are_refused(key, value, tmp_path):
         (dict(layer_types=["full_attention", "sliding_attention"]), "layer_types .*'sliding_attention'"),
         (dict(layer_types=["full_attention"]), "layer_types must be 2 times"),
         (dict(layer_types="full_attention"), "layer_types"),
-        (dict(sliding_window=8), "sliding_window 8 is active"),
-        (dict(model_type="mistral", sliding_window=8), "sliding_window 8 is active"),
-        (dict(model_type="mistral"), "sliding_window 4096 is active"),
-        (dict(model_type="qwen2", use_sliding_window=True, max_window_layers=1), "sliding_window 4096 is active"),
-        (dict(model_type="qwen3", use_sliding_window=True, sliding_window=8, max_window_layers=0), "sliding_window 8"),
+        (dict(layer_types=["full_attention", "chunked_attention"]), "layer_types .*'chunked_attention'"),
+        (dict(model_type="mistral", sliding_window=0), "sliding_window must be an integer of at least 1, found 0"),
+        (dict(model_type="mistral", sliding_window="8"), "sliding_window must be an integer of at least 1, found '8'"),
+        (dict(model_type="smollm3", no_rope_layers=[1]), r"no_rope_layers must be 2 times 0 or 1, found \[1\]"),
+        (dict(model_type="smollm3", no_rope_layers=[1, 2]), "no_rope_layers must be 2 times"),
+        (dict(model_type="smollm3", no_rope_layers="10"), "no_rope_layers must be 2 times"),
+        (dict(model_type="smollm3", no_rope_layer_interval=0), "no_rope_layer_interval must be an integer"),
         (dict(model_type="qwen3", use_sliding_window="yes"), "use_sliding_window must be true or false"),
         (dict(rope_scaling="llama3"), "rope_scaling must be an object"),
         (dict(rope_parameters=[]), "rope_parameters must be an object"),
-        (dict(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope_scaling .*'yarn'"),
+        (dict(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "original_max_position_embeddings is missing"),
+        (dict(rope_scaling=yarn(factor=None)), "factor is missing"),
+        (dict(rope_scaling=yarn(beta_slow=32)), "beta_slow 32.0 must be below beta_fast 32.0"),
+        (dict(rope_scaling=yarn(truncate="no")), "truncate must be true or false, found 'no'"),
+        (dict(rope_scaling=yarn(mscale="1")), "mscale must be a positive number, found '1'"),
+        (dict(rope_scaling=yarn(low_freq_factor=1.0)), "does not know low_freq_factor"),
+        (
+            dict(rope_scaling=yarn(attn_factor=0.9, attention_factor=0.9)),
+            "attention_factor 0.9 and attn_factor 0.9 contra",
+        ),
+        (dict(rope_scaling=yarn(), rope_theta=1.0), "rope_theta must be above 1, found 1.0"),
+        (dict(rope_scaling={"type": "longrope", "factor": 2.0}), "rope_scaling .*'longrope'"),
         (dict(rope_scaling={"type": "dynamic", "factor": 2.0}), "rope_scaling .*'dynamic'"),
         (dict(rope_scaling={"type": "mrope", "rope_type": "default"}), "rope_scaling .*'mrope'"),
         (dict(rope_scaling={"rope_type": None, "factor": 2.0}), "rope_scaling .*None"),
@@ -320,6 +357,8 @@ def test_numbers_that_are_not_positive_are_refused(key, value, tmp_path):
         (dict(rope_parameters={"full_attention": {"rope_theta": 1e4}}), "does not know full_attention"),
         (dict(rope_parameters={"rope_theta": 5e5}), "rope_theta is given twice"),
         (dict(rope_scaling=llama3(), rope_parameters=llama3(factor=2.0)), "contradict each other"),
+        (dict(rope_scaling=llama3(), rope_parameters={"rope_type": "default"}), "contradict each other"),
+        (dict(rope_scaling={"type": "yarn"}, rope_parameters={"rope_type": "default"}), "rope_scaling must be of type"),
         (dict(original_max_position_embeddings=64, rope_scaling=llama3()), "original_max_position_embeddings 64"),
     ],
 )
@@ -338,6 +377,7 @@ def test_settings_that_this_model_does_not_have_are_refused_by_name(changes, nam
         dict(model_type="qwen2", use_sliding_window=True, max_window_layers=0, layer_types=["full_attention"] * 2),
         dict(model_type="qwen2", attention_bias=False),  # has its biases whatever this says
         dict(model_type="mistral", sliding_window=None),
+        dict(sliding_window=8),  # no Llama has a window
         dict(attention_bias=False, mlp_bias=False, partial_rotary_factor=1.0, quantization_config=None),
         dict(rope_theta="absent", rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
         dict(rope_scaling={}, rope_theta="absent"),
@@ -349,7 +389,8 @@ def test_settings_that_change_nothing_are_accepted(changes, tmp_path):
     kind = changes.get("model_type")
     flags = dict(qkv_bias=kind == "qwen2", qk_norm=kind == "qwen3", tie_embeddings="tie_word_embeddings" not in changes)
     rewrite_config(toy_directory(tmp_path, **flags), **changes)
-    assert load_model(tmp_path).config.rope_theta == 10000.0
+    config = load_model(tmp_path).config
+    assert config.rope_theta == 10000.0 and config.max_positions == 64
 
 
 def test_a_qwen3_that_does_not_say_its_head_width_has_128(tmp_path):
@@ -358,16 +399,128 @@ def test_a_qwen3_that_does_not_say_its_head_width_has_128(tmp_path):
     assert load_model(tmp_path).config.head_dim == 128
 
 
-@pytest.mark.parametrize("num_layers, window", [(28, None), (29, 4096)])
-def test_a_qwen_window_begins_at_layer_28_where_nothing_is_said(num_layers, window):
-    """As in transformers. Catches: a window taken for switched off because its first layer is not named."""
-    config = read_json(PARITY / "qwen2_tied_qkv_bias" / "config.json") | {"num_hidden_layers": num_layers}
-    config |= {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": None}
-    if window is None:
-        assert config_from_json(config).num_layers == num_layers
-    else:
-        with pytest.raises(ValueError, match=f"sliding_window {window} is active"):
-            config_from_json(config)
+# What config.json of a small model says at least.
+SHAPE = dict(model_type="llama", vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+SHAPE |= dict(num_attention_heads=4, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5, rope_theta=5e5)
+SHAPE |= dict(max_position_embeddings=32768, tie_word_embeddings=False)
+SLIDING = ["full_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize(
+    "changes, positions",
+    [
+        (dict(model_type="mistral", sliding_window=4096), 4096),  # Mistral 7B v0.1, Zephyr
+        (dict(model_type="mistral", sliding_window=32768), 32768),  # Ministral 8B
+        (dict(model_type="mistral", sliding_window=65536), 32768),
+        (dict(model_type="mistral", sliding_window=None), 32768),  # Mistral 7B from v0.2 on
+        (dict(model_type="mistral"), 4096),
+        (dict(model_type="mistral", sliding_window=512, layer_types=["full_attention"] * 2), 512),
+        (dict(model_type="ministral", sliding_window=512), 512),
+        (dict(model_type="ministral", sliding_window=512, layer_types=SLIDING), 512),
+        (dict(model_type="ministral", sliding_window=512, layer_types=["full_attention"] * 2), 32768),
+        (dict(model_type="qwen2", use_sliding_window=True, max_window_layers=1), 4096),
+        (dict(model_type="qwen2", use_sliding_window=True, max_window_layers=2), 32768),
+        (dict(model_type="qwen3", use_sliding_window=True, sliding_window=512, max_window_layers=0), 512),
+        (dict(model_type="qwen3", use_sliding_window=True, sliding_window=512, layer_types=SLIDING), 512),
+        (dict(model_type="qwen2", use_sliding_window=True, num_hidden_layers=28, max_window_layers=None), 32768),
+        (dict(model_type="qwen2", use_sliding_window=True, num_hidden_layers=29, max_window_layers=None), 4096),
+        (dict(model_type="smollm3", use_sliding_window=True, sliding_window=512), 512),
+        (dict(model_type="smollm3", use_sliding_window=False, sliding_window=512), 32768),
+        (dict(model_type="smollm3", use_sliding_window=True), 32768),
+        (dict(model_type="llama", sliding_window=512), 32768),
+        (dict(model_type="llama", sliding_window=512, use_sliding_window=True, max_window_layers=0), 32768),
+    ],
+)
+def test_a_sliding_window_limits_the_positions(changes, positions):
+    """The window is what transformers computes with. Catches: a model refused although no sequence would feel its
+    window, and a window that is taken for switched off."""
+    assert config_from_json(SHAPE | changes).max_positions == positions
+
+
+@pytest.mark.parametrize(
+    "changes, unrotated",
+    [
+        (dict(num_hidden_layers=9), (3, 7)),  # every fourth, as in SmolLM3-3B
+        (dict(num_hidden_layers=5, no_rope_layer_interval=2), (1, 3)),
+        (dict(num_hidden_layers=3, no_rope_layers=[0, 1, 0], no_rope_layer_interval=2), (0, 2)),
+        (dict(num_hidden_layers=2, no_rope_layers=[1, 1, 0]), ()),
+    ],
+)
+def test_the_layers_of_a_smollm3_that_do_not_rotate(changes, unrotated):
+    """Catches: 1 taken for "no rotation", counting from 1, the interval preferred to the list."""
+    assert config_from_json(SHAPE | {"model_type": "smollm3"} | changes).unrotated_layers == unrotated
+
+
+def test_a_smollm3_that_says_nothing_is_tied_and_has_its_own_theta():
+    """As in transformers, where the other families are untied and have 10000."""
+    config = {key: value for key, value in SHAPE.items() if key not in ("rope_theta", "tie_word_embeddings")}
+    small = config_from_json(config | {"model_type": "smollm3"})
+    assert small.tie_embeddings and small.rope_theta == 2e6
+    assert not config_from_json(config).tie_embeddings and config_from_json(config).rope_theta == 10000.0
+
+
+def test_yarn_stretches_qwen_as_its_authors_say():
+    """Qwen2.5 with factor 4. Waves up to number 23 make more than 32 turns in 32768 tokens, those from 40 on less than
+    one: 64 ln(32768 / (2 pi 32)) / ln(10^6) = 23.6 and 64 ln(32768 / (2 pi)) / ln(10^6) = 39.7.
+
+    Catches: the blend over the turns, as in Llama 3, or over all waves; fast and slow exchanged.
+    """
+    changes = dict(model_type="qwen2", head_dim=128, rope_theta=1e6)
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    plain = rotary_frequencies(config_from_json(SHAPE | changes))
+    config = config_from_json(SHAPE | changes | {"rope_scaling": scaling})
+    share = rotary_frequencies(config) / plain
+    assert torch.equal(share[:24], torch.ones(24))
+    assert torch.equal(share[40:], torch.full((24,), 0.25))
+    torch.testing.assert_close(share[23:41], torch.linspace(1, 0.25, 18))
+    assert config.rope_scaling.attention_factor == pytest.approx(1.13863)  # 0.1 ln 4 + 1
+
+
+@pytest.mark.parametrize(
+    "changes, factor",
+    [
+        ({}, 1.13863),
+        (dict(factor=0.5), 1.0),  # nothing was stretched
+        (dict(attention_factor=0.9), 0.9),
+        (dict(attn_factor=0.8782488562869419), 1.0),  # DeepSeek-R1-0528-Qwen3-8B
+        (dict(mscale=1.0, mscale_all_dim=1.0), 1.0),
+        (dict(mscale=1.0, mscale_all_dim=0.707), 1.13863 / 1.09801),
+        (dict(mscale=1.0), 1.13863),  # one alone has no effect
+    ],
+)
+def test_the_attention_factor_of_yarn(changes, factor):
+    """As in transformers, except that it ignores attn_factor. In the code of YaRN's authors and in vLLM it multiplies,
+    and 0.878 times 1.139 is 1: so we judge that DeepSeek wanted 1.
+
+    Catches: attn_factor taken for the whole factor, or ignored.
+    """
+    scaling = config_from_json(SHAPE | {"rope_scaling": yarn(**changes)}).rope_scaling
+    assert scaling.attention_factor == pytest.approx(factor, rel=1e-5)
+
+
+def test_what_is_saved_of_yarn_means_the_same_to_others():
+    """Catches: a trained model that transformers, which knows no attn_factor, would compute with another factor."""
+    config = config_from_json(SHAPE | {"rope_scaling": yarn(attn_factor=0.5)})
+    saved = config_to_json(config, torch.float32)
+    assert saved["rope_scaling"]["attn_factor"] == 0.5  # for vLLM
+    assert saved["rope_scaling"]["attention_factor"] == pytest.approx(0.5 * 1.13863, rel=1e-5)  # for transformers
+    assert config_from_json(saved) == config
+
+
+def test_short_rope_parameters_beside_a_full_rope_scaling():
+    """Catches: two descriptions of which one says less taken for a contradiction."""
+    scaling = llama3(factor=32.0, original_max_position_embeddings=8192)
+    short = {"rope_type": "llama3", "rope_theta": 5e5}
+    config = config_from_json(SHAPE | dict(rope_scaling=scaling, rope_parameters=short))
+    assert config == config_from_json(SHAPE | dict(rope_scaling=scaling))
+    assert config.rope_scaling == Llama3(32.0, 1.0, 4.0, 8192) and config.rope_theta == 5e5
+
+
+@pytest.mark.parametrize("changes", [dict(qkv_bias=True, qk_norm=True), dict(qkv_bias=True, unrotated_layers=(1,))])
+def test_a_model_of_no_family_is_not_saved(changes):
+    """Catches: a config.json with which other tools would leave out a part of the model."""
+    with pytest.raises(ValueError, match="no model family has qkv_bias, .* together"):
+        config_to_json(GPTConfig(8, 16, 2, 2, 2, 8, **changes), torch.float32)
 
 
 def test_both_styles_of_config_mean_the_same(tmp_path):

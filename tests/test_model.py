@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import small_gpt
 
-from minclipo.model import GPT, Causal, GPTConfig, RopeScaling, rotary_frequencies, rotate
+from minclipo.checkpoint.rope import Linear
+from minclipo.model import GPT, Causal, GPTConfig, rotary_frequencies, rotate
 from minclipo.sampler import KVCache, pad_right
 
 
@@ -46,12 +47,13 @@ def test_rotation_depends_on_the_distance_only():
 def test_linear_rope_scaling_stretches_positions():
     """Catches: multiplying where dividing is meant. Position 8 with factor 4 must look like position 2 without."""
     plain = GPTConfig(8, 16, 1, 2, 2, 8)
-    stretched = GPTConfig(8, 16, 1, 2, 2, 8, rope_scaling=RopeScaling("linear", factor=4.0))
+    stretched = GPTConfig(8, 16, 1, 2, 2, 8, rope_scaling=Linear(factor=4.0))
     torch.testing.assert_close(8 * rotary_frequencies(stretched), 2 * rotary_frequencies(plain))
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, dict(qkv_bias=True), dict(qk_norm=True, head_dim=6), dict(tie_embeddings=False)]
+    "changes",
+    [{}, dict(qkv_bias=True), dict(qk_norm=True, head_dim=6), dict(tie_embeddings=False), dict(unrotated_layers=(1,))],
 )
 def test_cached_ragged_decoding_equals_the_full_forward(changes):
     """Catches: padding that leaks into a shorter row, positions counted from the padded end, stale cache slots."""
@@ -76,6 +78,14 @@ def test_the_future_does_not_matter():
     torch.testing.assert_close(model(tokens)[:, :5], model(changed)[:, :5])
 
 
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_layer_that_does_not_rotate_sees_no_positions(rotated):
+    """To the last token of one such layer, the others are a set. Catches: a rotation by angle 0 that is none."""
+    model = small_gpt(num_layers=1, unrotated_layers=() if rotated else (0,))
+    forwards, backwards = torch.tensor([[1, 2, 3, 4, 5, 9]]), torch.tensor([[5, 4, 3, 2, 1, 9]])
+    assert torch.allclose(model(forwards)[0, -1], model(backwards)[0, -1], atol=1e-5) is not rotated
+
+
 def test_a_full_cache_says_so():
     model = small_gpt()
     cache = KVCache(model.config, 1, 4)
@@ -90,11 +100,10 @@ def test_a_full_cache_says_so():
         (dict(num_heads=3, num_kv_heads=3), "head_dim"),
         (dict(num_kv_heads=3), "num_kv_heads"),
         (dict(head_dim=5), "head_dim"),
-        (dict(rope_scaling=RopeScaling("yarn", 2.0)), "yarn"),
     ],
 )
 def test_impossible_configurations_are_refused(changes, names):
-    """Catches: a rotation of half a pair, a frequency rule taken for another. (config.json: test_checkpoint.py.)"""
+    """Catches: a rotation of half a pair. (config.json: test_checkpoint.py.)"""
     shape = dict(vocab_size=8, hidden_size=16, num_layers=1, num_heads=4, num_kv_heads=2, intermediate_size=8)
     with pytest.raises(AssertionError, match=names):
         GPT(GPTConfig(**shape | changes))(torch.zeros(1, 1, dtype=torch.long))

@@ -6,11 +6,12 @@ be a different model that seems to work.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 
 import torch
 
-from minclipo.model import GPTConfig, RopeScaling
+from minclipo.checkpoint.rope import KINDS
+from minclipo.model import GPTConfig
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,21 @@ class Family:
     architecture: str
     qkv_bias: bool = False
     qk_norm: bool = False
-    head_dim: int | None = None  # where config.json does not say; None: width / heads
+    unrotated_layers: bool = False
+    # What holds where config.json does not say:
+    head_dim: int | None = None  # None: width / heads
+    rope_theta: float = 10000.0
+    tie_embeddings: bool = False
 
 
-# A Mistral without its window is a Llama and is saved as one: the first family that fits.
+# A Mistral within its window is a Llama and is saved as one: the first family that fits.
 FAMILIES = {
     "llama": Family("LlamaForCausalLM"),
     "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True),
     "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, head_dim=128),
     "mistral": Family("MistralForCausalLM"),
+    "ministral": Family("MinistralForCausalLM"),
+    "smollm3": Family("SmolLM3ForCausalLM", unrotated_layers=True, rope_theta=2e6, tie_embeddings=True),
 }
 
 # Keys that change what a model computes -> the values with which they change nothing.
@@ -42,12 +49,8 @@ HARMLESS = {
     "final_logit_softcapping": (None,),
     "quantization_config": (None,),
 }
-LLAMA3_KEYS = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-ROPE_KEYS = {
-    "default": {"original_max_position_embeddings"},
-    "linear": {"factor", "original_max_position_embeddings"},
-    "llama3": {"factor", *LLAMA3_KEYS},
-}
+# Keys of rope_scaling that every kind may have.
+ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
 
 
 def config_from_json(config: dict) -> GPTConfig:
@@ -58,7 +61,7 @@ def config_from_json(config: dict) -> GPTConfig:
     family = FAMILIES[kind]
     num_layers, num_heads = _integer(config, "num_hidden_layers"), _integer(config, "num_attention_heads")
     _refuse_unsupported(config)
-    _refuse_sliding_window(config, num_layers)
+    positions = _integer(config, "max_position_embeddings")
     num_kv_heads = _integer(config, "num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:
         raise ValueError(f"num_key_value_heads {num_kv_heads} does not divide num_attention_heads {num_heads}")
@@ -70,7 +73,7 @@ def config_from_json(config: dict) -> GPTConfig:
         )
     if (head_dim or hidden_size // num_heads) % 2:
         raise ValueError(f"head_dim must be even, found {head_dim or hidden_size // num_heads}")
-    rope_theta, rope_scaling = _rope(config)
+    rope_theta, rope_scaling = _rope(config, family)
     return GPTConfig(
         vocab_size=_integer(config, "vocab_size"),
         hidden_size=hidden_size,
@@ -79,11 +82,12 @@ def config_from_json(config: dict) -> GPTConfig:
         num_kv_heads=num_kv_heads,
         intermediate_size=_integer(config, "intermediate_size"),
         head_dim=head_dim,
-        max_positions=_integer(config, "max_position_embeddings"),
+        max_positions=min(positions, _sliding_window(config, num_layers) or positions),
         norm_eps=_number(config, "rms_norm_eps"),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
-        tie_embeddings=_flag(config, "tie_word_embeddings"),
+        unrotated_layers=_unrotated_layers(config, num_layers) if family.unrotated_layers else (),
+        tie_embeddings=_flag(config, "tie_word_embeddings", family.tie_embeddings),
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
     )
@@ -91,12 +95,12 @@ def config_from_json(config: dict) -> GPTConfig:
 
 def config_to_json(config: GPTConfig, dtype: torch.dtype) -> dict:
     """config.json in the keys that published checkpoints have; the special tokens are the tokenizer's to add."""
-    flags = (config.qkv_bias, config.qk_norm)
-    kind = next((name for name, family in FAMILIES.items() if (family.qkv_bias, family.qk_norm) == flags), None)
+    has = {"qkv_bias": config.qkv_bias, "qk_norm": config.qk_norm, "unrotated_layers": bool(config.unrotated_layers)}
+    kind = next((name for name, family in FAMILIES.items() if has.items() <= asdict(family).items()), None)
     if kind is None:
-        raise ValueError(f"no model family has qkv_bias {config.qkv_bias} together with qk_norm {config.qk_norm}")
+        raise ValueError(f"no model family has {', '.join(key for key in has if has[key])} together")
     dtype_name = str(dtype).removeprefix("torch.")
-    return {
+    result = {
         "architectures": [FAMILIES[kind].architecture],
         "model_type": kind,
         "vocab_size": config.vocab_size,
@@ -115,6 +119,9 @@ def config_to_json(config: GPTConfig, dtype: torch.dtype) -> dict:
         "dtype": dtype_name,
         "torch_dtype": dtype_name,  # the name of the same key before transformers 4.56
     }
+    if FAMILIES[kind].unrotated_layers:
+        result["no_rope_layers"] = [int(i not in config.unrotated_layers) for i in range(config.num_layers)]
+    return result
 
 
 def _refuse_unsupported(config: dict) -> None:
@@ -125,67 +132,86 @@ def _refuse_unsupported(config: dict) -> None:
             raise ValueError(f"{key} {config[key]!r} is not supported, only {' or '.join(map(repr, harmless))}")
 
 
-def _refuse_sliding_window(config: dict, num_layers: int) -> None:
-    """ValueError if any layer would attend to a window only, by the rules of its family.
+def _sliding_window(config: dict, num_layers: int) -> int | None:
+    """The window, if some layer attends to no more than the last so many tokens, by the rules of its family.
 
-    Qwen2 and Qwen3 name a window that use_sliding_window switches on, for the layers from max_window_layers on, unless
-    layer_types says it layer by layer. Mistral's is on unless it is null. Left out, the window is 4096.
+    A sequence that is no longer than the window does not feel it. So the window limits max_positions, and which layers
+    have it does not matter. Qwen2, Qwen3 and SmolLM3 name a window that use_sliding_window switches on (Qwen's for the
+    layers from max_window_layers on), unless layer_types says it layer by layer. Mistral's is on unless it is null.
     """
-    layer_types = config.get("layer_types")
-    if layer_types is not None and layer_types != ["full_attention"] * num_layers:
-        raise ValueError(f"layer_types must be {num_layers} times 'full_attention', found {layer_types!r}")
-    window = config.get("sliding_window", None if config["model_type"] == "llama" else 4096)
-    if config["model_type"].startswith("qwen"):
-        switched_on = _flag(config, "use_sliding_window") and layer_types is None
-        if not switched_on or _integer(config, "max_window_layers", 28, at_least=0) >= num_layers:
-            return
-    if window is not None:
-        raise ValueError(f"sliding_window {window!r} is active, which this model does not have")
+    kind, layer_types = config["model_type"], config.get("layer_types")
+    types = ("full_attention", "sliding_attention")
+    if layer_types is not None and (
+        type(layer_types) is not list or len(layer_types) != num_layers or any(t not in types for t in layer_types)
+    ):
+        raise ValueError(f"layer_types must be {num_layers} times {' or '.join(types)}, found {layer_types!r}")
+    named = layer_types is not None and "sliding_attention" in layer_types
+    if layer_types is not None and kind != "mistral":
+        on = named
+    elif kind in ("mistral", "ministral"):
+        on = True
+    else:
+        on = kind != "llama" and _flag(config, "use_sliding_window")
+        if on and kind != "smollm3":
+            on = _integer(config, "max_window_layers", 28, at_least=0) < num_layers
+    window = config.get("sliding_window", None if kind in ("llama", "smollm3") else 4096)
+    if named and window is None:
+        raise ValueError(f"layer_types {layer_types!r} ask for a sliding_window, which is missing")
+    return _integer(config, "sliding_window", 4096) if on and window is not None else None
 
 
-def _rope(config: dict) -> tuple[float, RopeScaling | None]:
-    """Base of the rotary wavelengths, and their scaling."""
+def _unrotated_layers(config: dict, num_layers: int) -> tuple[int, ...]:
+    """The layers whose entry in no_rope_layers is 0 (1 means that there is a rotation); by default every fourth."""
+    if not _given(config, "no_rope_layers"):
+        every = _integer(config, "no_rope_layer_interval", 4)
+        return tuple(range(every - 1, num_layers, every))
+    rotated = config["no_rope_layers"]
+    if type(rotated) is not list or len(rotated) < num_layers or any(entry not in (0, 1) for entry in rotated):
+        raise ValueError(f"no_rope_layers must be {num_layers} times 0 or 1, found {rotated!r}")
+    return tuple(i for i in range(num_layers) if not rotated[i])
+
+
+def _rope(config: dict, family: Family):
+    """Base of the rotary wavelengths; and their scaling, an object of rope.py or None."""
     for key in ("rope_scaling", "rope_parameters"):
         if _given(config, key) and not isinstance(config[key], dict):
             raise ValueError(f"{key} must be an object or null, found {config[key]!r}")
     old, new = config.get("rope_scaling") or {}, config.get("rope_parameters") or {}
-    if old and new and old != new:
+    if any(old[key] != new[key] for key in old.keys() & new.keys()):
         raise ValueError(f"rope_scaling {old!r} and rope_parameters {new!r} contradict each other")
-    rope = old or new
+    rope = old | new
     thetas = [_number(place, "rope_theta") for place in (rope, config) if _given(place, "rope_theta")]
     if len(set(thetas)) > 1:
         raise ValueError(f"rope_theta is given twice, as {thetas[0]} and as {thetas[1]}")
-    return (thetas or [10000.0])[0], _rope_scaling(rope)
+    if thetas and thetas[0] <= 1:
+        raise ValueError(f"rope_theta must be above 1, found {thetas[0]}")
+    return (thetas or [family.rope_theta])[0], _rope_scaling(rope)
 
 
-def _rope_scaling(rope: dict) -> RopeScaling | None:
+def _rope_scaling(rope: dict):
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if not isinstance(kind, str) or kind not in ROPE_KEYS or rope.get("type", kind) != kind:
-        raise ValueError(f"rope_scaling must be of type {', '.join(ROPE_KEYS)}; found {rope!r}")
+    kinds = ("default", *KINDS)
+    if kind not in kinds or rope.get("type", kind) != kind:
+        raise ValueError(f"rope_scaling must be of type {', '.join(kinds)}; found {rope!r}")
     if rope.get("partial_rotary_factor", 1) not in (None, 1):
         raise ValueError(f"partial_rotary_factor {rope['partial_rotary_factor']!r} is not supported, only 1")
-    unknown = rope.keys() - ROPE_KEYS[kind] - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    settings = fields(KINDS[kind]) if kind in KINDS else ()
+    unknown = rope.keys() - {setting.name for setting in settings} - ROPE_KEYS
     if unknown:
         raise ValueError(f"rope_scaling of type {kind!r} does not know {', '.join(sorted(unknown))}; found {rope!r}")
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return RopeScaling(kind, _number(rope, "factor"))
-    low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
-    if low >= high:
-        raise ValueError(f"low_freq_factor {low} must be below high_freq_factor {high}")
-    original = _integer(rope, "original_max_position_embeddings")
-    return RopeScaling(kind, _number(rope, "factor"), low, high, original)
+    read = {int: _integer, float: _number, float | None: _number, bool: _flag}
+    values = {
+        setting.name: read[setting.type](rope, setting.name)
+        for setting in settings
+        if _given(rope, setting.name) or setting.default is MISSING
+    }
+    return KINDS[kind](**values) if kind in KINDS else None
 
 
-def _rope_scaling_to_json(scaling: RopeScaling | None) -> dict | None:
+def _rope_scaling_to_json(scaling) -> dict | None:
     if scaling is None:
         return None
-    result = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "llama3":
-        values = (scaling.low_frequency_factor, scaling.high_frequency_factor, scaling.original_context)
-        result |= dict(zip(LLAMA3_KEYS, values))
-    return result
+    return {"rope_type": scaling.kind} | {key: value for key, value in asdict(scaling).items() if value is not None}
 
 
 def _given(config: dict, key: str) -> bool:
@@ -212,9 +238,9 @@ def _number(config: dict, key: str) -> float:
     return float(value)
 
 
-def _flag(config: dict, key: str) -> bool:
-    """config[key], true or false; false where it is missing."""
-    value = config.get(key, False)
+def _flag(config: dict, key: str, default: bool = False) -> bool:
+    """config[key], true or false; `default` where it is missing."""
+    value = config.get(key, default)
     if type(value) is not bool:
         raise ValueError(f"{key} must be true or false, found {value!r}")
     return value

@@ -44,9 +44,9 @@ def write_json(path: Path, value) -> None:
 
 
 def read_json(path: Path):
-    """The value in a JSON file. ValueError naming the file if it is not JSON or has a key twice."""
+    """The value in a JSON file. ValueError naming the file if it is not JSON or has a key twice, with two values."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
@@ -65,9 +65,9 @@ def read_object(path: Path, *, optional: bool = False) -> dict:
 
 def _without_duplicates(pairs: list[tuple]) -> dict:
     result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    for key, value in pairs:
+        if value is not result[key] and value != result[key]:  # NaN is not equal to itself
+            raise ValueError(f"key {key!r} occurs twice with different values")
     return result
 
 

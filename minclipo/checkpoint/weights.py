@@ -1,7 +1,7 @@
 """A model as a Hugging Face directory: config.json, model.safetensors and the files of its tokenizer.
 
 The GPT's modules carry Hugging Face's names, so a tensor only needs the prefix "model." before all but the output head.
-What `save_model` writes, other tools that read that format load as a Llama, Qwen2 or Qwen3 model.
+What `save_model` writes, other tools that read that format load as a Llama, Qwen2, Qwen3 or SmolLM3.
 Everything is checked: a model that is loaded almost right trains almost as well, and nobody notices.
 Left out: pickled weights, quantised weights, writing shards.
 """
