@@ -1,18 +1,26 @@
-"""Token ids, chat templates and special tokens against transformers', and what a broken or hostile file does."""
+"""Token ids, chat templates and special tokens against transformers', and what a broken or hostile file does.
+
+What a template can do to memory, time and what it is given is in test_sandbox.py.
+"""
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from conftest import FIXTURES
 from tokenizers import Tokenizer as FastTokenizer
 
+import train_llm
 from minclipo.checkpoint import load_tokenizer
 from minclipo.checkpoint.chat_template import ChatTemplate
 from minclipo.checkpoint.files import read_json, write_json
+from minclipo.checkpoint.tokenizer import prompt_writer
+from minclipo.tasks.sums import SumProblem, check_outcome
 from minclipo.toy import toy_tokenizer
+from minclipo.verifier import verify
 
-PARITY = FIXTURES / "parity"
+PARITY, REAL = FIXTURES / "parity", FIXTURES / "tokenizers"
 CHECKPOINTS = sorted(path.name for path in PARITY.iterdir() if path.name != "malformed")
 MESSAGES = [{"role": "user", "content": "2 + 2?"}]
 everywhere = pytest.mark.parametrize("name", CHECKPOINTS)
@@ -48,11 +56,11 @@ def test_token_ids_equal_transformers(name):
 
 @everywhere
 def test_decoded_texts_equal_transformers(name):
-    """Catches: special tokens in the text that a verifier reads, or ordinary ones missing from it."""
+    """Catches: tokens missing from the text that a verifier reads, special tokens that are not marked as such."""
     tokenizer = load_tokenizer(PARITY / name)
     for case in read_json(PARITY / name / "reference.json")["tokenizer"]:
-        assert tokenizer.decode_batch([case["ids"]]) == [case["decoded_skip_special"]]
-        assert tokenizer.tokenizer.decode(case["ids_no_special"], skip_special_tokens=False) == case["decoded"]
+        assert tokenizer.decode_batch([case["ids_no_special"]]) == [case["decoded"]]
+        assert tokenizer.tokenizer.decode(case["ids"], skip_special_tokens=True) == case["decoded_skip_special"]
 
 
 @everywhere
@@ -130,11 +138,20 @@ def test_chat_template_jinja_wins_over_tokenizer_config(tmp_path):
     assert load_tokenizer(tmp_path).chat(MESSAGES) == "new"
 
 
-def test_named_templates_without_a_default_are_no_template(tmp_path):
-    """Catches: a template for tools used for everything."""
+@pytest.mark.parametrize("templates", [[], [{"name": "tool_use", "template": "x"}, {"name": "rag", "template": "y"}]])
+def test_named_templates_without_a_default_are_refused(templates, tmp_path):
+    """As in transformers. Catches: a template for tools used for everything, a chat model asked in plain text."""
     copy_of("mistral_no_window", tmp_path)
-    update(tmp_path / "tokenizer_config.json", chat_template=[{"name": "tool_use", "template": "x"}])
-    assert load_tokenizer(tmp_path).chat_template is None
+    update(tmp_path / "tokenizer_config.json", chat_template=templates)
+    with pytest.raises(ValueError, match="tokenizer_config.json: no chat_template of .* is named default; copy the"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("chosen")
+    assert load_tokenizer(tmp_path).chat(MESSAGES) == "chosen"
+
+
+def test_the_refusal_names_the_templates():
+    with pytest.raises(ValueError, match=r"\['rag', 'tool_use'\]"):
+        load_tokenizer(REAL / "templates_without_default")
 
 
 @pytest.mark.parametrize("template", [3, ["x"], [{"name": "default"}], [{"name": "default", "template": 3}], {"a": 1}])
@@ -156,14 +173,163 @@ def test_old_directories_name_special_tokens_in_a_file_of_their_own(tmp_path):
     assert load_tokenizer(tmp_path).chat(MESSAGES) == "<|im_start|>!"
 
 
-def test_a_token_that_only_tokenizer_config_calls_special_is_left_out_when_decoding(tmp_path):
-    """Catches: "</s>" at the end of every completion that a verifier reads."""
+def test_a_token_that_only_tokenizer_config_calls_special_is_special(tmp_path):
+    """Catches: "<|im_end|>" of a template cut into pieces, so that the model reads another prompt."""
     copy_of("smollm2_like_bf16", tmp_path)
     tokenizer = read_json(tmp_path / "tokenizer.json")
     tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] != "<|im_end|>"]
     write_json(tmp_path / "tokenizer.json", tokenizer)
     loaded = load_tokenizer(tmp_path)
-    assert loaded.encode("<|im_end|>") == [2] and loaded.decode_batch([[2]]) == [""]
+    assert loaded.encode("<|im_end|>") == [2] and loaded.tokenizer.decode([2], skip_special_tokens=True) == ""
+
+
+def test_special_tokens_that_old_files_call_normalized_are_found_within_a_text(tmp_path):
+    """As in transformers. Catches: "</s>" between two turns that the model reads as four characters."""
+    tokenizer = load_tokenizer(REAL / "special_but_normalized")
+    assert tokenizer.encode("a</s>b") == [3, 4, 2, 3, 5] and tokenizer.vocab_size == 39
+    assert tokenizer.tokenizer.decode([1, 4, 2], skip_special_tokens=True) == "a"
+    assert tokenizer.decode_batch([[4, 2, 5]]) == ["a</s>b"] and tokenizer.stop_tokens() == ["</s>"]
+    write_json(tmp_path / "config.json", {})
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path).encode("a</s>b") == [3, 4, 2, 3, 5]
+
+
+def test_the_rest_of_a_normalized_special_token_stays(tmp_path):
+    """Catches: a mask token that no longer takes in the blank before it."""
+    shutil.copytree(REAL / "special_but_normalized", tmp_path, dirs_exist_ok=True)
+    content = read_json(tmp_path / "tokenizer.json")
+    content["added_tokens"][2] |= {"lstrip": True, "single_word": True}
+    write_json(tmp_path / "tokenizer.json", content)
+    token = load_tokenizer(tmp_path).tokenizer.get_added_tokens_decoder()[2]
+    assert (token.normalized, token.special, token.lstrip, token.rstrip, token.single_word) == (0, 1, 1, 0, 1)
+
+
+def test_plain_text_begins_as_the_tokenizer_begins_it():
+    """Catches: no bos token where tokenizer_config.json has another name for it than tokenizer.json."""
+    tokenizer = load_tokenizer(REAL / "bos_of_another_name")
+    text = prompt_writer(tokenizer)("a")
+    assert text == "<s>a\n" and tokenizer.encode(text)[0] == 1
+
+
+def test_what_a_tokenizer_puts_at_the_end_does_not_open_a_text(tmp_path):
+    """Also where bos and eos are one token. Catches: a prompt that begins with the end."""
+    shutil.copytree(REAL / "bos_of_another_name", tmp_path, dirs_exist_ok=True)
+    content, end = read_json(tmp_path / "tokenizer.json"), {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    for before, text in (([], "a\n"), ([end], "<s>a\n")):
+        content["post_processor"]["single"] = [*before, {"Sequence": {"id": "A", "type_id": 0}}, end]
+        write_json(tmp_path / "tokenizer.json", content)
+        assert prompt_writer(load_tokenizer(tmp_path))("a") == text
+    assert prompt_writer(toy_tokenizer())("7 =") == "7 =\n"
+
+
+@pytest.mark.parametrize("between, right", [("", True), ("<|im_start|>", False), ("<|im_end|>", False), (412, False)])
+def test_a_verifier_sees_all_that_the_model_wrote(between, right):
+    """412 is the last row of an embedding that has more rows than there are tokens.
+
+    Catches: 4<|im_start|>2 that is paid as 42 and shown as 42."""
+    tokenizer = load_tokenizer(PARITY / "qwen2_tied_qkv_bias")
+    middle = [between] if between == 412 else tokenizer.encode(between)
+    ids = [tokenizer.encode(part) for part in ("\\boxed{4", "2", "}")]
+    (boxed,) = tokenizer.decode_batch([ids[0] + middle + ids[1] + ids[2]])
+    (bare,) = tokenizer.decode_batch([tokenizer.encode("4") + middle + ids[1]])
+    assert verify(boxed, "42") is check_outcome(SumProblem("", 40, 2), bare, True) is right
+    assert ("\N{REPLACEMENT CHARACTER}" if between == 412 else between) in boxed
+
+
+def test_ids_without_text_leave_the_rest_of_the_text_as_it_is():
+    """At the ends, in a row, alone. Catches: text that is lost beside them."""
+    tokenizer, mark = load_tokenizer(PARITY / "qwen2_tied_qkv_bias"), "\N{REPLACEMENT CHARACTER}"
+    a, b = tokenizer.encode("What is"), tokenizer.encode(" 12?")
+    rows = [[399] + a + [400, 401] + b + [9999], [400], [], a + b]
+    wanted = [f"{mark}What is{mark}{mark} 12?{mark}", mark, "", "What is 12?"]
+    assert tokenizer.decode_batch(rows) == wanted
+
+
+# ---- where a completion ends ----
+
+
+@everywhere
+def test_published_models_end_as_their_files_say(name):
+    """Their templates name the same ends. Catches: an end that the template only seems to name, a bos token say."""
+    ends = {"llama": [435, 438], "llama3": [435, 438], "mistral": [2], "smollm2": [2], "smollm3": [2]}
+    wanted = [2] if name == "llama_untied_fp32" else ends.get(name.split("_")[0], [394])
+    assert load_tokenizer(PARITY / name).eos_ids == wanted
+
+
+def test_a_base_model_ends_where_its_chat_template_ends_a_turn(tmp_path):
+    """Catches: a base model that goes on after its answer, and is judged by the box of the turn that it makes up."""
+    tokenizer = load_tokenizer(REAL / "base_model_with_chatml")
+    assert tokenizer.stop_tokens() == ["<|endoftext|>", "<|im_end|>"]
+    turn = "\\boxed{12}<|im_end|>\n<|im_start|>user\n3+3?<|im_end|>\n<|im_start|>assistant\n\\boxed{6}"
+    ids = tokenizer.encode(turn)
+    end = next(i for i, token in enumerate(ids) if token in tokenizer.eos_ids)
+    assert verify(tokenizer.decode_batch([ids[:end]])[0], "12") and not verify(tokenizer.decode_batch([ids])[0], "12")
+    write_json(tmp_path / "config.json", {})
+    tokenizer.save(tmp_path)
+    assert read_json(tmp_path / "generation_config.json")["eos_token_id"] == [0, 2]
+    assert load_tokenizer(tmp_path).eos_ids == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "after, ends",
+    [
+        ("<|im_end|>\n", [0, 2]),
+        (" \n<|im_end|><|im_start|>", [0, 2]),
+        ("\n", [0]),
+        ("", [0]),
+        ("the end <|im_end|>", [0]),
+        ("{{ 1 / 0 }}", [0]),
+        ("<|endoftext|>", [0]),
+    ],
+)
+@pytest.mark.parametrize("before", ["", "<|im_start|>"])
+def test_only_a_token_right_after_the_message_ends_a_turn(before, after, ends, tmp_path):
+    """Catches: the opening of the next turn, a token in front of the message, or a word taken for the end; a template
+    that fails and takes the model with it."""
+    shutil.copytree(REAL / "base_model_with_chatml", tmp_path, dirs_exist_ok=True)
+    template = "{% for m in messages %}" + before + "{{ m.content }}" + after + "{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    assert load_tokenizer(tmp_path).eos_ids == ends
+
+
+@pytest.mark.parametrize(
+    "template", ["<|im_start|>{{ messages[0].content }}", "<|im_start|>", "{{ raise_exception('') }}"]
+)
+def test_a_template_that_writes_no_reply_names_no_end(template, tmp_path):
+    """Catches: whatever such a template begins with taken for the end."""
+    shutil.copytree(REAL / "base_model_with_chatml", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    assert load_tokenizer(tmp_path).eos_ids == [0]
+
+
+def test_a_tokenizer_with_a_bos_token_does_not_end_with_it():
+    """Catches: the bos token, which encoding may put before any text, taken for what the template writes."""
+    tokenizer = load_tokenizer(PARITY / "llama_sharded_fp16")
+    assert tokenizer.encode("x", add_special_tokens=True)[0] == 434 and 434 not in tokenizer.eos_ids
+
+
+def test_stop_tokens_are_an_option_and_are_said(capsys):
+    """Catches: an option that nobody reads, a choice that nobody sees, an end that is counted twice."""
+    checkpoint = SimpleNamespace(tokenizer=load_tokenizer(REAL / "base_model_with_chatml"))
+    config = train_llm.LLMConfig(model="m", data="d", stop_tokens="<|im_start|> <|im_end|>")
+    assert train_llm.tokenizer_of(checkpoint, config).eos_ids == [0, 2, 1]
+    printed = "a completion ends with '<|endoftext|>' or '<|im_end|>' or '<|im_start|>' (see --stop-tokens)\n"
+    assert capsys.readouterr().out == printed
+
+
+def test_a_stop_token_that_is_no_token_is_refused():
+    """Catches: a word that the model writes as several tokens, and so would never stop at."""
+    checkpoint = SimpleNamespace(tokenizer=load_tokenizer(REAL / "base_model_with_chatml"))
+    config = train_llm.LLMConfig(model="m", data="d", stop_tokens="<|im_end|> </answer>")
+    with pytest.raises(ValueError, match="--stop-tokens: '</answer>' is no token"):
+        train_llm.tokenizer_of(checkpoint, config)
+
+
+@pytest.mark.parametrize("name", ["messages", "add_generation_prompt"])
+def test_chat_variables_are_not_the_chat(name):
+    """Catches: a traceback about an argument that is given twice."""
+    with pytest.raises(ValueError, match=f"--chat-variables: {name}"):
+        train_llm.LLMConfig(model="m", data="d", chat_variables=json.dumps({name: []}))
 
 
 def test_cutting_and_padding_stored_in_tokenizer_json_are_switched_off(tmp_path):
@@ -205,6 +371,7 @@ def test_a_model_without_an_end_is_refused(tmp_path):
         ("generation_config", "eos_token_id"),
         ("config", "eos_token_id"),
         ("tokenizer_config", "eos_token"),
+        ("tokenizer_config", "chat_template"),
     ):
         update(tmp_path / f"{name}.json", **{key: None})
     with pytest.raises(ValueError, match="config.json: eos_token_id is missing"):

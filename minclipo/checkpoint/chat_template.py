@@ -1,27 +1,20 @@
 """A checkpoint's chat template: the Jinja program that writes a list of messages as the text the model was trained on.
 
-Templates come from strangers, so they run in Jinja's sandbox: they can neither reach Python's internals nor change what
-they are given. They have the filters, tags and functions that transformers offers, and no others.
+Templates come from strangers, so they run in a sandbox. They get copies of what they are given, have the tags and
+functions that transformers offers and all filters but four for web pages, and see the date of the run.
 """
 
+import copy
 import json
 from datetime import datetime
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 
 import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
+from minclipo.checkpoint.sandbox import Sandbox
 
-class GenerationTag(Extension):
-    """{% generation %}...{% endgeneration %} marks the assistant's words for some trainers. Here it does nothing."""
-
-    tags = {"generation"}
-
-    def parse(self, parser):
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+REPLY = "The answer is 4."
 
 
 def _raise_exception(message):
@@ -30,21 +23,16 @@ def _raise_exception(message):
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
     """JSON as it is, where Jinja's own filter would write < as \\u003c for web pages."""
+    if isinstance(indent, int) and indent > 16 or isinstance(indent, str) and len(indent) > 16:
+        raise jinja2.TemplateError("tojson indents by at most 16")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-class Sandbox(ImmutableSandboxedEnvironment):
-    def unsafe_undefined(self, obj, attribute):
-        """Jinja's own prints nothing unless the forbidden attribute is used; here, asking for it is an error."""
-        raise SecurityError(f"attribute {attribute!r} of a {type(obj).__name__} is forbidden")
-
-
-def _environment(now: datetime) -> Sandbox:
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag])
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = now.strftime
-    return environment
+@lru_cache(maxsize=8)
+def compiled(source: str) -> jinja2.Template:
+    sandbox = Sandbox({"tojson": _tojson})
+    sandbox.globals["raise_exception"] = _raise_exception
+    return sandbox.template(source)
 
 
 class ChatTemplate:
@@ -56,9 +44,10 @@ class ChatTemplate:
         self.special_tokens = special_tokens
         self.now = datetime.now()  # what strftime_now says: one moment for a run, so that its prompts stay the same
 
-    @cached_property
-    def _compiled(self) -> jinja2.Template:
-        return _environment(self.now).from_string(self.source)
+    def _strftime_now(self, format: str) -> str:
+        if len(format) > 100:
+            raise jinja2.TemplateError("strftime_now takes a format of at most 100 characters")
+        return self.now.strftime(format)
 
     def render(self, messages: list[dict], *, add_generation_prompt: bool = True, **variables) -> str:
         """The text of `messages`, each {"role": ..., "content": ...}; `variables` go to the template as they are.
@@ -70,7 +59,50 @@ class ChatTemplate:
         # A key without a value counts as absent: templates ask "is there a content", not "is it None".
         messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
         given = {"tools": None, "documents": None, **self.special_tokens, **variables}
+        given |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **given)
+            template = compiled(self.source)
+            template.environment.start(given)
+            text = template.render(copy.deepcopy(given), strftime_now=self._strftime_now)
+            text.encode()  # half a surrogate pair is no text
         except Exception as error:  # a template may fail as any program may: syntax, types, division by zero
             raise ValueError(f"{self.path}: chat_template failed: {type(error).__name__}: {error}") from error
+        return text
+
+    def after_reply(self) -> str:
+        """What the template writes after an assistant's last message; "" if it writes no such message."""
+        chat = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": REPLY}]
+        try:
+            _, reply, after = self.render(chat, add_generation_prompt=False).rpartition(REPLY)
+        except ValueError:  # a template for something else, or one that fails: whoever asks a question will hear of it
+            return ""
+        return after if reply else ""
+
+
+def read_chat_template(directory: Path, named: str | list | None, special_tokens: dict) -> ChatTemplate | None:
+    """The template in chat_template.jinja, else `named`, the one in tokenizer_config.json."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return ChatTemplate(path.read_text(encoding="utf-8"), path, special_tokens)
+        except ValueError as error:
+            raise ValueError(f"{path}: chat_template cannot be read: {error}") from error
+    path = directory / "tokenizer_config.json"
+    source = _default_of(named, path) if isinstance(named, list) else named
+    if not isinstance(source, str | None):
+        raise ValueError(f"{path}: chat_template must be a string or a list, found {type(source).__name__}")
+    return None if source is None else ChatTemplate(source, path, special_tokens)
+
+
+def _default_of(templates: list, path: Path) -> str:
+    """The template named default. Without it, which one is meant? To ask in plain text would be another prompt."""
+    try:
+        by_name = {template["name"]: template["template"] for template in templates}
+    except (TypeError, KeyError) as error:
+        raise ValueError(f'{path}: chat_template must be a list of {{"name", "template"}}: {templates!r}') from error
+    if by_name.get("default") is None:
+        raise ValueError(
+            f"{path}: no chat_template of {list(by_name)} is named default; copy the one to use to "
+            f"{path.with_name('chat_template.jinja')}"
+        )
+    return by_name["default"]

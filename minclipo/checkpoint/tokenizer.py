@@ -6,16 +6,18 @@ Left out: tokenizers without a tokenizer.json, and chat templates other than the
 """
 
 from collections.abc import Callable
+from itertools import groupby, takewhile
 from pathlib import Path
 
+from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import models, pre_tokenizers
 
-from minclipo.checkpoint.chat_template import ChatTemplate
+from minclipo.checkpoint.chat_template import ChatTemplate, read_chat_template
 from minclipo.checkpoint.files import read_object, write_json, write_text
 from minclipo.checkpoint.hub import model_directory
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+NO_TEXT = "\N{REPLACEMENT CHARACTER}"  # stands for an id without text; it has no digits that could be an answer
 # A class of transformers, old and new, that takes tokenizer.json as it is.
 SETTINGS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 
@@ -35,11 +37,13 @@ class Tokenizer:
         self.eos_ids = eos_ids
         self.settings = SETTINGS | {"eos_token": tokenizer.id_to_token(eos_ids[0])} | (settings or {})
         self.chat_template = chat_template
-        self.vocab_size = 1 + max(tokenizer.get_vocab().values(), default=-1)  # counts gaps between ids, if any
+        vocabulary = tokenizer.get_vocab()
+        self.vocab_size = 1 + max(vocabulary.values(), default=-1)  # counts gaps between ids, if any
+        self.ids_with_text = {index for text, index in vocabulary.items() if text}
 
     @classmethod
     def from_words(cls, words: list[str], eos: str) -> "Tokenizer":
-        """One token per word, words separated by spaces; `eos` is one of the words and is left out when decoding."""
+        """One token per word, words separated by spaces; `eos` is one of the words."""
         if eos not in words or len(set(words)) != len(words):
             raise ValueError(f"words must be distinct and contain the eos word {eos!r}")
         vocabulary = {word: i for i, word in enumerate(words)}
@@ -59,8 +63,27 @@ class Tokenizer:
         return [encoding.ids for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def decode_batch(self, rows: list[list[int]]) -> list[str]:
-        """Texts of the rows of ids, special tokens left out."""
-        return self.tokenizer.decode_batch(rows, skip_special_tokens=True)
+        """Texts of the rows of ids, with all that the model wrote: special tokens as their names, ids without a token
+        (an embedding may have more rows) as U+FFFD. A verifier that does not see them pays for 4<|im_start|>2 as 42."""
+        texts = self.tokenizer.decode_batch(rows, skip_special_tokens=False)
+        return [text if self.ids_with_text.issuperset(row) else self._by_parts(row) for row, text in zip(rows, texts)]
+
+    def _by_parts(self, row: list[int]) -> str:
+        """The text of a row in which the library would leave out ids without text."""
+        parts = [(known, list(ids)) for known, ids in groupby(row, self.ids_with_text.__contains__)]
+        decode = lambda ids: self.tokenizer.decode(ids, skip_special_tokens=False)
+        return "".join(decode(ids) if known else NO_TEXT * len(ids) for known, ids in parts)
+
+    def stop_at(self, tokens: list[str]) -> None:
+        """Let these tokens end a completion, too. ValueError if one is not in the vocabulary."""
+        for token in tokens:
+            if self.tokenizer.token_to_id(token) is None:
+                raise ValueError(f"--stop-tokens: {token!r} is no token of the model's tokenizer.json")
+        self.eos_ids = list(dict.fromkeys(self.eos_ids + [self.tokenizer.token_to_id(token) for token in tokens]))
+
+    def stop_tokens(self) -> list[str]:
+        """The tokens that end a completion."""
+        return [self.tokenizer.id_to_token(index) for index in self.eos_ids]
 
     def chat(self, messages: list[dict], *, add_generation_prompt: bool = True, **variables) -> str:
         """The text of a conversation in the model's own format, to be encoded as it is: see ChatTemplate.render."""
@@ -110,10 +133,10 @@ def prompt_writer(
 
 
 def opening(tokenizer: Tokenizer) -> str:
-    """The bos token, if this tokenizer puts one before a text: we add no special tokens when encoding prompts."""
-    bos = tokenizer.settings.get("bos_token")
-    adds_bos = bos is not None and tokenizer.encode("", add_special_tokens=True)[:1] == tokenizer.encode(bos)
-    return bos if adds_bos else ""
+    """What this tokenizer puts before a text, a bos token say: we add no special tokens when encoding prompts."""
+    text = tokenizer.stop_tokens()[0]  # one that every tokenizer can encode
+    found = tokenizer.tokenizer.encode(text, add_special_tokens=True)
+    return "".join(token for token, _ in takewhile(lambda pair: pair[1] is None, zip(found.tokens, found.sequence_ids)))
 
 
 def load_tokenizer(directory_or_hub_id: str | Path) -> Tokenizer:
@@ -126,9 +149,15 @@ def read_tokenizer(directory: Path, config: dict) -> Tokenizer:
     """The tokenizer of a model directory whose config.json says `config`."""
     tokenizer = _read_algorithm(directory / "tokenizer.json")
     settings = _read_settings(directory)
-    template = _read_chat_template(directory, settings)
+    source = settings.pop("chat_template", None)
+    special = {key: settings[key] for key in (*NAMED_TOKENS, "additional_special_tokens") if key in settings}
+    template = read_chat_template(directory, source, special)
     _mark_special_tokens(tokenizer, settings)
-    return Tokenizer(tokenizer, _read_eos_ids(directory, config, tokenizer, settings), settings, template)
+    eos_ids = _read_eos_ids(directory, config, tokenizer, settings)
+    eos_ids += _end_of_turn(tokenizer, template)
+    if not eos_ids:
+        raise ValueError(f"{directory / 'config.json'}: eos_token_id is missing, and no other file names one")
+    return Tokenizer(tokenizer, list(dict.fromkeys(eos_ids)), settings, template)
 
 
 def _read_algorithm(path: Path) -> FastTokenizer:
@@ -141,7 +170,17 @@ def _read_algorithm(path: Path) -> FastTokenizer:
     # Some files still carry how their author cut and padded his own batches.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer
+    return _without_normalized_specials(tokenizer)
+
+
+def _without_normalized_specials(tokenizer: FastTokenizer) -> FastTokenizer:
+    """Old files call special tokens normalized: within a text they are not found once a normalizer has changed it."""
+    sides = lambda token: dict(lstrip=token.lstrip, rstrip=token.rstrip, single_word=token.single_word)
+    old = [token for token in tokenizer.get_added_tokens_decoder().values() if token.special and token.normalized]
+    if not old:
+        return tokenizer
+    tokenizer.add_special_tokens([AddedToken(token.content, normalized=False, **sides(token)) for token in old])
+    return FastTokenizer.from_str(tokenizer.to_str())  # read anew: it would still decode the normalized names
 
 
 def _read_settings(directory: Path) -> dict:
@@ -163,30 +202,8 @@ def _read_settings(directory: Path) -> dict:
     return settings
 
 
-def _read_chat_template(directory: Path, settings: dict) -> ChatTemplate | None:
-    """The template in chat_template.jinja, else the one in tokenizer_config.json, which is taken out of `settings`."""
-    path, template = directory / "tokenizer_config.json", settings.pop("chat_template", None)
-    if isinstance(template, list):
-        try:
-            template = {named["name"]: named["template"] for named in template}.get("default")
-        except (TypeError, KeyError) as error:
-            raise ValueError(f'{path}: chat_template must be a list of {{"name", "template"}}: {template!r}') from error
-    if (directory / "chat_template.jinja").is_file():
-        path = directory / "chat_template.jinja"
-        try:
-            template = path.read_text(encoding="utf-8")
-        except ValueError as error:
-            raise ValueError(f"{path}: chat_template cannot be read: {error}") from error
-    if template is None:
-        return None
-    if not isinstance(template, str):
-        raise ValueError(f"{path}: chat_template must be a string or a list, found {type(template).__name__}")
-    keys = (*NAMED_TOKENS, "additional_special_tokens")
-    return ChatTemplate(template, path, {key: settings[key] for key in keys if key in settings})
-
-
 def _mark_special_tokens(tokenizer: FastTokenizer, settings: dict) -> None:
-    """Make tokens special that only tokenizer_config.json calls so: one token when encoding, left out when decoding."""
+    """Make tokens special that only tokenizer_config.json calls so: one token wherever they stand in a text."""
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     named = {settings[key] for key in NAMED_TOKENS if key in settings}
     tokenizer.add_special_tokens([token for token in sorted(named - known) if tokenizer.token_to_id(token) is not None])
@@ -204,6 +221,13 @@ def _read_eos_ids(directory: Path, config: dict, tokenizer: FastTokenizer, setti
         found += ids
     named = tokenizer.token_to_id(settings["eos_token"]) if "eos_token" in settings else None
     found += [] if named is None else [named]
-    if not found:
-        raise ValueError(f"{directory / 'config.json'}: eos_token_id is missing, and no other file names one")
-    return list(dict.fromkeys(found))
+    return found
+
+
+def _end_of_turn(tokenizer: FastTokenizer, template: ChatTemplate | None) -> list[int]:
+    """The token that the chat template writes right after an assistant's message, in a list, if it is one of a kind.
+
+    No other file of a base model may name it; then the model would go on after its answer, as the user."""
+    after = "" if template is None else template.after_reply().strip()
+    added = tokenizer.get_added_tokens_decoder()
+    return [index for index in tokenizer.encode(after, add_special_tokens=False).ids[:1] if index in added]

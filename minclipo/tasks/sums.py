@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from minclipo.tasks import Task
 from minclipo.tasks.equations import check_equations
 
-NUMBER = re.compile(r"-?[0-9]+")
+NUMBER = re.compile(r"(?<!\w)-?[0-9]+(?!\w)")  # not those in the name of a special token
 
 
 @dataclass(frozen=True)
