@@ -8,8 +8,8 @@
     python train_llm.py --model runs/toy/seed0/pretrained/model --data chain --max-new-tokens 16   # the toy's own model
     python train_llm.py --model runs/llm/model --eval-only --data ...                 # how good is it?
 
---data and --eval-data take a .jsonl or .parquet file, ORGANISATION/NAME:PATTERN (files of a dataset on the Hugging Face
-hub), or the name of a built-in task: sums, chain. Ctrl-C, a crash or a full disk lose nothing that was saved: the same
+--data and --eval-data take a .jsonl, .json, .parquet or .arrow file, several by a pattern, ORGANISATION/NAME:PATTERN
+(files of a dataset on the Hugging Face hub), or the name of a built-in task: sums, chain. Ctrl-C, a crash or a full disk lose nothing that was saved: the same
 command with --resume goes on from the last training state in OUT/states.
 """
 
@@ -27,8 +27,6 @@ from pathlib import Path
 import torch
 
 from minclipo.checkpoint import Checkpoint, Tokenizer
-from minclipo.checkpoint.hub import dataset_files
-from minclipo.checkpoint.tokenizer import prompt_writer
 from minclipo.config import TrainConfig, check, option
 from minclipo.model import GPT, GPTConfig
 from minclipo.runs.command_line import add_options, changeable_later, given_options, refuse_idle
@@ -45,14 +43,12 @@ from minclipo.runs.machine import (
     pick_dtype,
 )
 from minclipo.runs.measure import show_examples
+from minclipo.runs.problems import BUILT_IN, make_task
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
 from minclipo.tasks import Task
-from minclipo.tasks.sums import sums_task
-from minclipo.tasks.word_problems import WordProblem, read_problems, word_problem_task
-from minclipo.toy import TASK as CHAIN_TASK
+from minclipo.tasks.word_problems import shared_prompts
 from minclipo.trainer import Trainer
 
-BUILT_IN = ("sums", "chain")  # tasks that need no file
 ON_OFF = ("auto", "on", "off")
 BOXED = "\nLet's think step by step and output the final answer within \\boxed{}."
 _input = partial(option, group="model and data")
@@ -65,11 +61,14 @@ class LLMConfig:
 
     model: str = _input("", "directory of a checkpoint, or its id on the Hugging Face hub (ORGANISATION/NAME@REVISION)")
     data: str = _input("", "training problems: a file, ORGANISATION/NAME:PATTERN, sums or chain")
-    question_field: str = _input("question", "field of the data that holds the question")
+    question_field: str = _input(
+        "question", "field of the data that holds the question, a text or a chat; a.b: field b within a"
+    )
     answer_field: str = _input("answer", "field of the data that holds the answer, or a solution that ends in it")
     system_prompt: str = _input("", "system message of the chat; empty: the template's own")
     chat_variables: str = _input("", "JSON object of variables for the chat template: '{\"enable_thinking\": false}'")
-    prompt_suffix: str = _input(BOXED, "added to every question of a file")
+    stop_tokens: str = _input("", "more tokens that end a completion, separated by spaces: '<|im_end|>'")
+    prompt_suffix: str = _input(BOXED, "added to every question of a file that is no chat")
     max_prompt_tokens: int = _input(512, "problems with a longer prompt are left out", at_least=1)
     dtype: str = _input(
         "auto", "numbers the model computes in; auto: bfloat16 on cuda", choices=("auto", "float32", "bfloat16")
@@ -90,7 +89,7 @@ class LLMConfig:
     eval_samples: int = _evaluation(
         0, "completions per problem (N) for avg@N and pass@k; 0: only the greedy one", at_least=0
     )
-    eval_temperature: float = _evaluation(0.6, "sampling temperature of those", above=0)
+    eval_temperature: float = _evaluation(0.6, "sampling temperature of those", above=0, at_least=1e-6)
     eval_top_p: float = _evaluation(0.95, "their top-p", above=0, at_most=1)
     show: int = _evaluation(2, "completions shown at each evaluation", at_least=0)
 
@@ -108,40 +107,17 @@ class LLMConfig:
             raise ValueError(f"--chat-variables {self.chat_variables} is not JSON: {error}") from error
         if not isinstance(variables, dict):
             raise ValueError(f"--chat-variables must be a JSON object, found {self.chat_variables}")
+        for name in ("messages", "add_generation_prompt"):
+            if name in variables:
+                raise ValueError(f"--chat-variables: {name} is not yours to set, each prompt has its own")
         return variables
 
 
-def make_task(source: str, config: LLMConfig, tokenizer: Tokenizer, limit: int) -> Task:
-    """The task that --data or --eval-data names, without prompts of more than `limit` tokens; says how many."""
-    writer = partial(
-        prompt_writer, tokenizer, system_prompt=config.system_prompt, variables=config.template_variables()
-    )
-    if source in BUILT_IN:
-        task = CHAIN_TASK if source == "chain" else sums_task(writer())
-        prompt_lengths(source, [task.draw("a look", 0).prompt], tokenizer)
-        return task
-    write = writer(suffix=config.prompt_suffix)
-    pairs = read_problems(dataset_files(source), config.question_field, config.answer_field)
-    problems = [WordProblem(write(question), question, answer) for question, answer in pairs]
-    lengths = prompt_lengths(source, [problem.prompt for problem in problems], tokenizer)
-    kept = [problem for problem, length in zip(problems, lengths) if length <= limit]
-    if not kept:
-        raise ValueError(f"{source}: every prompt is longer than {limit} tokens; see --max-prompt-tokens")
-    left_out = len(problems) - len(kept)
-    print(f"{source}: {len(kept)} problems" + (f", {left_out} left out as too long" if left_out else ""))
-    return word_problem_task(kept)
-
-
-def prompt_lengths(source: str, prompts: list[str], tokenizer: Tokenizer) -> list[int]:
-    """Tokens per prompt. Raises ValueError if this tokenizer cannot write one of them."""
-    try:
-        lengths = [len(ids) for ids in tokenizer.encode_batch(prompts)]
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise ValueError(f"{source}: the model's tokenizer cannot encode the prompts: {error}") from error
-    if 0 in lengths:
-        empty = lengths.index(0)
-        raise ValueError(f"{source}, problem {empty + 1}: the model's tokenizer sees nothing in {prompts[empty]!r}")
-    return lengths
+def tokenizer_of(checkpoint: Checkpoint, config: LLMConfig) -> Tokenizer:
+    """The model's tokenizer; says where completions end, since a model that goes on after its answer learns nothing."""
+    checkpoint.tokenizer.stop_at(config.stop_tokens.split())
+    print("a completion ends with", " or ".join(map(repr, checkpoint.tokenizer.stop_tokens())), "(see --stop-tokens)")
+    return checkpoint.tokenizer
 
 
 def make_evaluator(
@@ -208,9 +184,10 @@ def make_configs(arguments: argparse.Namespace) -> tuple[LLMConfig, TrainConfig]
 def evaluate_only(config: LLMConfig, train_config: TrainConfig) -> None:
     device, checkpoint = pick_device(config.device), Checkpoint(config.model)
     limit = prompt_limit(checkpoint.config, config, train_config)
-    task = make_task(config.eval_data or config.data, config, checkpoint.tokenizer, limit)
+    tokenizer = tokenizer_of(checkpoint, config)
+    task = make_task(config.eval_data or config.data, config, tokenizer, limit)
     model = checkpoint.model(pick_dtype(config.dtype, device), device)
-    found = make_evaluator(config, train_config, model, checkpoint.tokenizer, task).measure()
+    found = make_evaluator(config, train_config, model, tokenizer, task).measure()
     print(evaluation_line(found))
     show_examples(found["greedy"]["examples"][: config.show])
 
@@ -240,7 +217,7 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     if arguments.algorithm and train_config.num_mini_batches == 1:
         print("with --num-mini-batches 1 every ratio is 1: ratio and clip of the algorithm do nothing")
     checkpoint = Checkpoint(config.model)
-    shape, tokenizer = checkpoint.config, checkpoint.tokenizer
+    shape, tokenizer = checkpoint.config, tokenizer_of(checkpoint, config)
     check_room(out, bytes_on_disk(shape, dtype, train_config.keep_states), resume)
     estimate = estimate_memory(
         shape,
@@ -259,6 +236,9 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     eval_task = make_task(eval_source, config, tokenizer, limit) if eval_source else None
     if eval_task is not None:
         evaluation_size(config.eval_problems, eval_task)
+        shared = shared_prompts(task, eval_task) if task.size and eval_task.size else 0
+        if shared:
+            print(f"{shared} of {eval_task.size} problems of --eval-data are in --data, too: they are not held out")
     model = checkpoint.model(dtype, device)
     model.gradient_checkpointing = config.gradient_checkpointing
     model.compiled = config.compile == "on" or config.compile == "auto" and device.type == "cuda"

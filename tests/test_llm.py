@@ -64,7 +64,7 @@ def test_every_epoch_has_every_problem_once_in_its_own_order():
         ('{"question": "a", "answer": "1"}\n{"question": "b"\n', r"data.jsonl, line 2 is not JSON"),
         ('{"prompt": "a", "answer": "1"}\n', r"data.jsonl, line 1: no field 'question' .*found: prompt, answer"),
         ('\n{"question": "a", "answer": ""}\n', r"data.jsonl, line 2: no field 'answer' with something in it"),
-        ('["a", "1"]\n', r"data.jsonl, line 1: no field 'question'.*found: list"),
+        ('["a", "1"]\n', r"data.jsonl, item 1: no field 'question'.*found: str"),
         ("\n", "data.jsonl holds no problems"),
     ],
 )
@@ -77,19 +77,19 @@ def test_broken_files_are_named(tmp_path, lines, names):
 def test_numbers_may_be_answers(tmp_path):
     """Catches: 0 taken for no answer."""
     file = jsonl(tmp_path / "a.jsonl", [{"q": "3 - 3?", "a": 0}, {"q": "1 / 2?", "a": 0.5}])
-    assert read_problems([Path(file)], "q", "a") == [("3 - 3?", "0"), ("1 / 2?", "0.5")]
+    assert [problem[1:] for problem in read_problems([Path(file)], "q", "a")] == [("3 - 3?", "0"), ("1 / 2?", "0.5")]
 
 
 def test_parquet_needs_pyarrow_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    (tmp_path / "a.parquet").write_bytes(b"")
-    with pytest.raises(ValueError, match="a.parquet: parquet files need pyarrow"):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="a.parquet: parquet and Arrow files need pyarrow"):
         read_problems([tmp_path / "a.parquet"], "question", "answer")
 
 
 def test_a_source_that_is_nothing_is_named():
-    with pytest.raises(FileNotFoundError, match="nowhere.jsonl does not exist. Give a .jsonl or .parquet file"):
+    with pytest.raises(FileNotFoundError, match="nowhere.jsonl does not exist. Give a .jsonl, .json, .parquet or"):
         dataset_files("nowhere.jsonl")
 
 
@@ -471,7 +471,7 @@ def test_prompts_that_the_tokenizer_cannot_write_are_named(tmp_path, capsys):
     assert "sums: the model's tokenizer cannot encode" in message_of(*toy, "--data", "sums", capsys=capsys)
     data = jsonl(tmp_path / "data.jsonl", [{"question": "2", "answer": "2"}, {"question": "\u2003", "answer": "1"}])
     empty = message_of(*toy, "--data", data, capsys=capsys)
-    assert f"{data}, problem 2: the model's tokenizer sees nothing in" in empty and not (tmp_path / "run").exists()
+    assert f"{data}, line 2: field 'question' must be one text" in empty and not (tmp_path / "run").exists()
 
 
 def test_resume_with_other_settings_is_refused_unless_they_do_not_matter(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Where files are: a local path, or a download from the Hugging Face hub."""
 
 import fnmatch
+import glob
 import re
 from pathlib import Path
 
@@ -29,21 +30,37 @@ def model_directory(source: str | Path, *, weights: bool = True) -> Path:
 
 
 def dataset_files(source: str) -> list[Path]:
-    """The files that `source` names: a local one, or those of a hub dataset, "org/name:pattern", downloaded."""
-    if Path(source).is_file():
-        return [Path(source)]
+    """The files that `source` names: a local one, local ones by a pattern, or "org/name:pattern", of a hub dataset."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{source} is a folder: name a file in it, or several by a pattern, such as '{path}/train-*'")
+    if path.exists():  # a pipe, too
+        return [path]
+    if path.is_symlink():
+        raise FileNotFoundError(f"{source} is a link to a file that does not exist")
+    if local := data_files([Path(name) for name in glob.glob(str(path), recursive=True)]):
+        return local
     name, _, pattern = source.partition(":")
     if name.count("/") != 1 or not pattern or name.startswith((".", "/", "~")):
         raise FileNotFoundError(
-            f"{source} does not exist. Give a .jsonl or .parquet file, or a hub dataset as ORGANISATION/NAME:PATTERN, "
-            "for example openai/gsm8k:main/train-*"
+            f"{source} does not exist. Give a .jsonl, .json, .parquet or .arrow file, or a hub dataset as "
+            "ORGANISATION/NAME:PATTERN, for example openai/gsm8k:main/train-*"
         )
     folder = _download(name, [pattern], "a local .jsonl or .parquet file", repo_type="dataset")
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".jsonl", ".parquet") and path.is_file())
-    matching = [path for path in files if fnmatch.fnmatch(path.relative_to(folder).as_posix(), pattern)]
+    found = [path for path in folder.rglob("*") if fnmatch.fnmatch(path.relative_to(folder).as_posix(), pattern)]
+    matching = data_files(found)
     if not matching:
-        raise FileNotFoundError(f"{name} on the Hugging Face hub has no .jsonl or .parquet file like {pattern}")
+        raise FileNotFoundError(
+            f"{name} on the Hugging Face hub has no .jsonl, .json, .parquet or .arrow file like {pattern}"
+        )
     return matching
+
+
+def data_files(paths: list[Path]) -> list[Path]:
+    """Those of the paths that hold data, in order. A .json file beside others is what the datasets library notes."""
+    files = sorted(path for path in paths if path.is_file())
+    data = [path for path in files if path.suffix.lower() in (".jsonl", ".parquet", ".arrow")]
+    return data or [path for path in files if path.suffix.lower() == ".json"]
 
 
 def _download(hub_id: str, patterns: list[str], instead: str, **options) -> Path:

@@ -1,17 +1,21 @@
-"""Word problems from files: GSM8K, MATH, or your own.
+"""Word problems from files: GSM8K, MATH, DAPO-Math-17k, or your own.
 
-A file is JSONL, one object per line, or parquet (if pyarrow is installed). The caller names the fields of question and
-answer. The answer may be bare ("72"), a GSM8K solution ("... #### 72") or a MATH one ("... \\boxed{72}").
+The caller names the fields of question and answer. The question is a text or a chat; the answer may be bare ("72"), a
+GSM8K solution ("... #### 72") or a MATH one ("... \\boxed{72}").
 """
 
 import functools
-import json
+import math
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from typing import NamedTuple
 
 from minclipo.tasks import Task
+from minclipo.tasks.data_files import records
 from minclipo.tasks.equations import check_equations
 from minclipo.verifier import verify
 
@@ -23,42 +27,94 @@ class WordProblem:
     truth: str  # the reference answer, or a worked solution that ends in it
 
 
-def read_problems(paths: list[Path], question_field: str, answer_field: str) -> list[tuple[str, str]]:
-    """(question, answer) pairs of these files. Errors name the file, the line, and the fields that there are."""
-    pairs = []
-    for path in paths:
-        for place, record in records(path):
-            for field in (question_field, answer_field):
-                if not isinstance(record, dict) or record.get(field) in (None, ""):
-                    found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-                    raise ValueError(f"{place}: no field {field!r} with something in it; found: {found}")
-            pairs.append((str(record[question_field]), str(record[answer_field])))
-    if not pairs:
+class RawProblem(NamedTuple):
+    place: str  # file and line, for messages
+    question: str | list[dict]  # a text, or the messages of a chat
+    truth: str
+
+
+def read_problems(paths: list[Path], question_field: str, answer_field: str) -> list[RawProblem]:
+    """The problems of these files. A field "a.b" is b of the object in a. Errors name the file, the line, the field."""
+    problems = []
+    for place, record in (found for path in paths for found in records(path)):
+        question = field_of(place, record, question_field)
+        is_chat = isinstance(question, list) and all(isinstance(message, dict) for message in question)
+        truth = text_in(place, answer_field, field_of(place, record, answer_field))
+        problems.append(RawProblem(place, (chat_in if is_chat else text_in)(place, question_field, question), truth))
+    if not problems:
         raise ValueError(f"{', '.join(map(str, paths))} holds no problems")
-    return pairs
+    return problems
 
 
-def records(path: Path) -> Iterator[tuple[str, dict]]:
-    """(where it stands, record) of everything in a file."""
-    if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet
-        except ImportError as error:
-            raise ValueError(f"{path}: parquet files need pyarrow: pip install pyarrow") from error
-        for number, record in enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1):
-            yield f"{path}, row {number}", record
-        return
+def field_of(place: str, record: dict, field: str):
+    """What stands in a field. A name with a dot that is no field itself leads into objects."""
+    value, rest = record, field
+    while rest and isinstance(value, dict):
+        name, _, rest = (rest, "", "") if rest in value else rest.partition(".")
+        value = value.get(name)
+    if rest or value in (None, "", [], {}):
+        found = printable(record) if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"{place}: no field {field!r} with something in it; found: {found}")
+    return value
+
+
+def printable(names: Iterable) -> str:
+    """The names of fields as a message shows them, whatever a stranger's file calls them."""
+    text = ", ".join(map(str, names))[:200]
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def text_in(place: str, field: str, value) -> str:
+    """A text or a number, or a list of one of these. The Python text of anything else would be a silent mistake."""
+    if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], dict):
+        value = value[0]
+    if isinstance(value, float | Decimal) and math.isfinite(value) or type(value) is int:
+        value = str(value)
+    if isinstance(value, dict):
+        inside = printable([f"{field}.{name}" for name in value])
+        raise ValueError(f"{place}: field {field!r} is an object: name one of the fields in it, as {inside}")
+    if not isinstance(value, str) or not value.strip():
+        found = f"a list of {len(value)}" if isinstance(value, list) else f"{type(value).__name__} {value!r:.40}"
+        raise ValueError(
+            f"{place}: field {field!r} must be one text or number, found {found}. Write one value per problem"
+        )
+    return whole(place, field, value)
+
+
+def chat_in(place: str, field: str, messages: list[dict]) -> list[dict]:
+    """The messages of a chat in which it is the model's turn."""
+    for message in messages:
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            raise ValueError(f"{place}: a message of the chat in {field!r} lacks a role, or a content that is a text")
+        whole(place, field, message["content"])
+    if messages[-1]["role"] != "user":
+        raise ValueError(f"{place}: the chat in {field!r} must end with the user's message: take out what follows it")
+    return messages
+
+
+def whole(place: str, field: str, text: str) -> str:
+    """The text, which must be one that a tokenizer can read: JSON can write half a character, such as \\ud83d."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 (a compressed file? unpack it): {error}") from error
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}, line {number}", json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise ValueError(f"{place}: field {field!r} holds half a character, {half}: take it out of the file") from error
+    return text
+
+
+MARK = re.compile(r"####|\\(?:boxed|fbox)")  # what an answer follows
+WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+
+
+def is_prose(truth: str) -> bool:
+    """True for sentences without a mark: most likely a solution whose answer the verifier will not find."""
+    return not MARK.search(truth) and len(WORD.findall(truth)) > 8
+
+
+def shared_prompts(task: Task, other: Task) -> int:
+    """How many problems of `other` are in `task`, too: no held-out problems, if that is what they should be."""
+    prompts = {task.draw("all", index).prompt for index in range(task.size)}
+    return sum(other.draw("all", index).prompt in prompts for index in range(other.size))
 
 
 def word_problem_task(problems: list[WordProblem]) -> Task:
