@@ -263,7 +263,7 @@ print("they agree")
 
 # %% [markdown]
 # `load_model` is `read_safetensors` with all number types, shards and checks: a missing tensor, a NaN, or an unknown
-# `rope_scaling` are errors. `tests/test_parity.py` is our first table for eight checkpoints of all families.
+# `rope_scaling` are errors. `tests/test_parity.py` is our first table for eleven checkpoints of all families.
 #
 # The program for real models trains the toy's as well, in a few seconds, from the repository's root:
 #

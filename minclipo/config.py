@@ -14,7 +14,7 @@ def option(
 ):
     """A dataclass field with everything there is to say about an option.
 
-    group: its heading in --help. choices, at_least, above, at_most: which values it may have. needs: the option without
+    group: its heading in --help. choices, above, at_least, at_most: which values it may have. needs: the option without
     which it does nothing. later: a run that is resumed may change it, since it does not change what is learnt.
     """
     bounds = {"choices": choices, "at_least": at_least, "above": above, "at_most": at_most}
@@ -30,14 +30,15 @@ def check(config) -> None:
             raise ValueError(f"{field.name} must be one of {', '.join(allowed['choices'])}; found {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{field.name} must be a finite number, found {value}")
-        if allowed["at_least"] is not None and value < allowed["at_least"]:
-            raise ValueError(f"{field.name} must be at least {allowed['at_least']}, found {value}")
         if allowed["above"] is not None and value <= allowed["above"]:
             raise ValueError(f"{field.name} must be above {allowed['above']}, found {value}")
+        if allowed["at_least"] is not None and value < allowed["at_least"]:
+            raise ValueError(f"{field.name} must be at least {allowed['at_least']}, found {value}")
         if allowed["at_most"] is not None and value > allowed["at_most"]:
             raise ValueError(f"{field.name} must be at most {allowed['at_most']}, found {value}")
 
 
+_divides = dict(above=0, at_least=1e-6)  # a divisor: by 1e-38, a float32 number overflows
 _rollouts = partial(option, group="rollouts")
 _update = partial(option, group="update")
 _algorithm = partial(option, group="algorithm (set by --algorithm)")
@@ -55,12 +56,12 @@ class TrainConfig:
         0, "seed of the problems, the sampling and the head's weights", at_least=0, at_most=2**63 - 1, later=False
     )
     save_every: int = _run(20, "steps between two copies of model and training state on disk", at_least=1)
-    keep_states: int = _run(2, "training states kept on disk for --resume; 0: none is written", at_least=0)
+    keep_states: int = _run(2, "training states kept on disk for --resume; 0: none, earlier ones go", at_least=0)
 
     prompts_per_step: int = _rollouts(32, "prompts per step (B)", at_least=1)
-    group_size: int = _rollouts(16, "rollouts per prompt (G)", at_least=1)
+    group_size: int = _rollouts(16, "rollouts per prompt (G), compared with each other", at_least=2)
     max_new_tokens: int = _rollouts(16, "longest completion, in tokens", at_least=1)
-    temperature: float = _rollouts(1.0, "sampling temperature of the rollouts, and of all log-probs", above=0)
+    temperature: float = _rollouts(1.0, "sampling temperature of the rollouts, and of all log-probs", **_divides)
     sampling_rows: int = _rollouts(
         0, "maximum number of rollouts sampled in parallel; affects memory only; 0: no limit", at_least=0, later=True
     )
@@ -99,7 +100,7 @@ class TrainConfig:
     overlong_buffer: float = _algorithm(
         0.2,
         "share of max_new_tokens, at the end, over which that penalty grows",
-        above=0,
+        **_divides,
         at_most=1,
         needs="overlong_penalty",
     )
@@ -109,7 +110,7 @@ class TrainConfig:
     )
     contrastive_loss: str = _clipo("soft_nn", "which contrastive loss", choices=LOSSES)
     contrastive_level: str = _clipo("cross", "where positives and negatives come from", choices=LEVELS)
-    contrastive_temperature: float = _clipo(0.5, "tau, divides the similarities", above=0)
+    contrastive_temperature: float = _clipo(0.5, "tau, divides the similarities", **_divides)
     contrastive_similarity: str = _clipo("cosine", "similarity of two embeddings", choices=SIMILARITIES)
     contrastive_anchors: str = _clipo("correct", "rollouts that train the head", choices=("correct", "all"))
     contrastive_center: bool = _clipo(True, "subtract the mean pooled state of the prompt's group before the head")
@@ -131,6 +132,12 @@ class TrainConfig:
 
     def __post_init__(self):
         check(self)
+        rollouts = self.prompts_per_step * self.group_size
+        if self.num_mini_batches > rollouts:
+            raise ValueError(
+                f"num_mini_batches {self.num_mini_batches} must be at most the number of rollouts, prompts_per_step "
+                f"{self.prompts_per_step} times group_size {self.group_size}"
+            )
         if self.ratio != "geometric_mean" and self.clip_low > 1:
             raise ValueError(f"clip_low must be at most 1, found {self.clip_low}: no ratio is below 0")
         if 0 < self.dual_clip <= 1:
@@ -140,6 +147,14 @@ class TrainConfig:
                 f"prompt_contrast_others {self.prompt_contrast_others} must be below prompts_per_step "
                 f"{self.prompts_per_step}: the others come from the same batch"
             )
+        compared = self.group_size if self.contrastive_level == "group" else rollouts
+        if self.contrastive_weight and compared < 3:
+            raise ValueError(
+                f"contrastive_weight does nothing where {compared} rollouts are compared: a right one needs another "
+                "right one and a wrong one. Raise group_size to at least 3"
+            )
+        if self.contrastive_weight and self.contrastive_floor == 0:
+            raise ValueError("contrastive_floor 0 cuts every contrastive reward to 0; it must be below 0")
         if self.head_warmup_steps >= self.steps:
             raise ValueError(f"head_warmup_steps {self.head_warmup_steps} leaves the policy none of {self.steps} steps")
         if self.head_warmup_steps and not self.contrastive_weight:

@@ -42,7 +42,9 @@ class ContrastiveHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Unit vectors [N, E] from pooled states [N, D]; a zero vector stays zero."""
-        return F.normalize(self.projection(pooled), dim=-1, eps=1e-12)
+        z = self.projection(pooled)
+        z = z.to(torch.promote_types(z.dtype, torch.float32))  # in float16 the epsilon would be 0
+        return F.normalize(z, dim=-1, eps=1e-12)
 
 
 def center_by_group(pooled: Tensor, group: Tensor) -> Tensor:
@@ -53,12 +55,13 @@ def center_by_group(pooled: Tensor, group: Tensor) -> Tensor:
     vectors: differences below 1e-5 of the mean's length (float32 resolves 1e-7) become exactly 0.
     """
     assert pooled.ndim == 2 and group.shape == pooled.shape[:1], "pooled must be [N, D] and group [N]"
+    states = pooled.to(torch.promote_types(pooled.dtype, torch.float32))  # in half precision rounding is larger
     index, counts = group.unique(return_inverse=True, return_counts=True)[1:]  # [N] 0..B-1, [B]
-    means = pooled.new_zeros(len(counts), pooled.shape[1]).index_add(0, index, pooled) / counts[:, None]  # [B, D]
+    means = states.new_zeros(len(counts), states.shape[1]).index_add(0, index, states) / counts[:, None]  # [B, D]
     means = means[index]  # [N, D]
-    difference = pooled - means
+    difference = states - means
     rounding = difference.norm(dim=1) < 1e-5 * means.norm(dim=1)  # [N]
-    return difference.masked_fill(rounding[:, None], 0.0)
+    return difference.masked_fill(rounding[:, None], 0.0).to(pooled.dtype)
 
 
 @dataclass
@@ -143,9 +146,9 @@ def pairs(correct: Tensor, group: Tensor, level: str) -> tuple[Tensor, Tensor]:
 
 
 def similarities(embeddings: Tensor, similarity: str) -> Tensor:
-    """All pairs of unit vectors, [N, N] from [N, E]."""
+    """All pairs of unit vectors, [N, N] float32 at least, from [N, E]."""
     assert similarity in SIMILARITIES, f"{similarity=} must be one of {SIMILARITIES}"
-    cosine = embeddings @ embeddings.T
+    cosine = (embeddings @ embeddings.T).to(torch.promote_types(embeddings.dtype, torch.float32))
     if similarity == "cosine":
         return cosine
     # |a - b|^2 = 2 - 2 a.b for unit vectors. The clamp keeps the root's gradient finite (0) where the two coincide.

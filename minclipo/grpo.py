@@ -26,8 +26,8 @@ def group_advantages(rewards: Tensor, group_size: int, *, scale: str = "std", ep
 
     scale: "std" divides by the group's standard deviation, "batch" by that of the whole batch, "none" by nothing (Dr.
     GRPO, Liu et al. 2025: dividing favours prompts that are nearly always or nearly never solved).
-    Equal rewards give exactly 0, as the arithmetic is float64. In float32 the mean of sixteen times 0.9 is not 0.9, and
-    dividing by epsilon turns that error into 0.06.
+    Equal rewards give exactly 0, and so do those that differ by rounding alone (4 units of their last place): divided
+    by epsilon it would be 0.06. The arithmetic is float64, since in float32 the mean of sixteen times 0.9 is not 0.9.
 
     >>> group_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), group_size=2)
     tensor([ 0.7071, -0.7071,  0.0000,  0.0000])
@@ -37,13 +37,15 @@ def group_advantages(rewards: Tensor, group_size: int, *, scale: str = "std", ep
     assert scale in SCALES, f"{scale=} must be one of {SCALES}"
     grouped = rewards.cpu().double().view(-1, group_size)  # [B, G]; on the CPU, since not every accelerator has float64
     advantages = grouped - grouped.mean(1, keepdim=True)
-    equal = grouped.amax(1, keepdim=True) == grouped.amin(1, keepdim=True)  # [B, 1]
-    advantages = advantages.masked_fill(equal, 0.0)
     if scale == "std" and group_size > 1:
         advantages = advantages / (grouped.std(1, keepdim=True) + epsilon)
     if scale == "batch" and len(rewards) > 1:
         advantages = advantages / (grouped.std() + epsilon)
-    return advantages.flatten().to(rewards.device, torch.promote_types(rewards.dtype, torch.float32))
+    dtype = torch.promote_types(rewards.dtype, torch.float32)
+    spread, largest = grouped.amax(1, keepdim=True) - grouped.amin(1, keepdim=True), grouped.abs().amax(1, keepdim=True)
+    equal = spread <= 4 * torch.finfo(dtype).eps * largest  # [B, 1]
+    advantages = advantages.masked_fill(equal, 0.0)  # after the division, which without an epsilon was 0 / 0
+    return advantages.flatten().to(rewards.device, dtype)
 
 
 def token_weights(
@@ -161,10 +163,11 @@ def sequence_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
     return mean.detach() + (log_ratio - log_ratio.detach())  # in this order: the parenthesis is exactly 0
 
 
-def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tensor:
+def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3", mask: Tensor | None = None) -> Tensor:
     """Per-token estimate of KL(policy || reference) from tokens drawn by the policy (Schulman 2020, a note).
 
-    d = logprob - ref_logprob; same shape in and out.
+    d = logprob - ref_logprob, same shape in and out. Outside the mask (None: everything counts) it is 0 and nothing is
+    read: a slope of inf there, times the weight 0 of `aggregate`, would be a gradient of NaN.
 
         k1   d                   unbiased, may be negative. As a loss it teaches nothing: its gradient is 0 on average
         k2   d^2 / 2             biased value, but its gradient is the gradient of the true KL
@@ -174,6 +177,8 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tens
     assert logprobs.shape == ref_logprobs.shape, f"found logprobs {logprobs.shape}, ref_logprobs {ref_logprobs.shape}"
     assert kind in KL_KINDS, f"{kind=} must be one of {KL_KINDS}"
     d = logprobs - ref_logprobs.detach()
+    if mask is not None:
+        d = d.masked_fill(~mask.bool(), 0.0)
     if kind == "k1":
         return d
     if kind == "k2":
@@ -182,5 +187,5 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tens
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of values over the mask, 0 where the mask is empty."""
-    return values.masked_fill(~mask.bool(), 0.0).sum() / mask.sum().clamp(min=1)
+    """Mean of values over the mask; NaN where the mask is empty, since nothing has no mean."""
+    return values.masked_fill(~mask.bool(), 0.0).sum() / mask.sum()

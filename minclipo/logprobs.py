@@ -51,7 +51,7 @@ class MicroBatch:
         mask = rollouts.mask[rows]
         width = int(mask.sum(1).max())
         place: dict[int, int] = {}  # prompt -> its place among the prompts of these rows
-        owner = [place.setdefault(prompt, len(place)) for prompt in rollouts.group[rows].tolist()]
+        owner = [place.setdefault(prompt, len(place)) for prompt in (rows // rollouts.group_size).tolist()]
         prompts, owner = [rollouts.prompts[prompt] for prompt in place], torch.tensor(owner, device=mask.device)
         return MicroBatch.of(prompts, rollouts.completions[rows, :width], mask[:, :width], owner, rows)
 

@@ -165,7 +165,7 @@ def sample(
     """
     assert prompts and all(prompts), "prompts must not be empty: give each at least one token (a bos token, say)"
     assert group_size >= 1 and max_new_tokens >= 1, f"must be at least 1: {group_size=}, {max_new_tokens=}"
-    assert 0 <= temperature < float("inf"), f"temperature must be 0 (greedy) or positive, found {temperature}"
+    assert temperature == 0 or 1e-6 <= temperature < float("inf"), f"temperature 0 or at least 1e-6, not {temperature}"
     assert top_k is None or top_k >= 1, f"top_k must be at least 1 (None: off), found {top_k}"
     assert top_p is None or 0 < top_p <= 1, f"top_p must be above 0 and at most 1 (None: off), found {top_p}"
     longest, limit = max(map(len, prompts)) + max_new_tokens, model.config.max_positions

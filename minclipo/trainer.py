@@ -92,9 +92,8 @@ class Trainer:
             raise FloatingPointError("the rewards are not finite")
 
         # 4. Advantages: each reward against the rewards of its group.
-        step.advantages = group_advantages(
-            step.rewards, config.group_size, scale=config.advantage_scale, epsilon=config.advantage_epsilon
-        )  # [N]
+        scale, epsilon = config.advantage_scale, config.advantage_epsilon
+        step.advantages = group_advantages(step.rewards, config.group_size, scale=scale, epsilon=epsilon)  # [N]
 
         # 5. Update the policy, unless the head is still warming up.
         if step.number > config.head_warmup_steps:
@@ -132,7 +131,8 @@ class Trainer:
 
     def contrast(self, rollouts: Rollouts, correct: Tensor) -> tuple[Tensor, Tensor]:
         """Stage 3: (contrastive reward [N], mean contrastive loss), 0 for plain GRPO. One update of the head, unless
-        no right rollout has both a positive and a negative. The reward's embeddings are from before the update."""
+        no right rollout has both a positive and a negative: then there is no loss (NaN). The reward's embeddings are
+        from before the update."""
         if self.head is None:
             return torch.zeros_like(correct, dtype=torch.float32), torch.zeros(())
         config = self.config
@@ -151,19 +151,18 @@ class Trainer:
             anchors=config.contrastive_anchors,
             generator=self.generator,
         )
-        reward = contrastive_reward(
-            found.loss, correct, weight=config.contrastive_weight, floor=config.contrastive_floor
-        )  # [N]
+        weight, floor = config.contrastive_weight, config.contrastive_floor
+        reward = contrastive_reward(found.loss, correct, weight=weight, floor=floor)  # [N]
         if self.head_optimizer is not None and found.anchors.any():
             self.head_optimizer.zero_grad()
             found.mean.backward()
             self.head_optimizer.step()
-        return reward, found.mean.detach()
+        return reward, found.loss.detach()[found.anchors].mean()
 
     def update_policy(self, rollouts: Rollouts, advantages: Tensor) -> dict[str, float]:
         """Stage 5: one pass over the rollouts in random mini-batches, one optimizer step each; their mean metrics."""
         order = torch.randperm(len(advantages), generator=self.generator, device=advantages.device)
-        chunks, tokens = order.chunk(self.config.num_mini_batches), self.config.micro_batch_tokens
+        chunks, tokens = order.tensor_split(self.config.num_mini_batches), self.config.micro_batch_tokens
         mini_batches = [micro_batches(rollouts, rows, tokens) for rows in chunks]
         # From here on the host waits for a GPU only once per optimizer step, to see whether its numbers are finite.
         old_logprobs = self.old_logprobs(rollouts, mini_batches)
@@ -221,7 +220,7 @@ class Trainer:
         if self.reference is not None:
             with torch.no_grad():
                 ref_logprobs, _ = batch_logprobs(self.reference, part, temperature=config.temperature)
-            penalty = kl_penalty(logprobs, ref_logprobs, config.kl_kind)  # [rows, width]
+            penalty = kl_penalty(logprobs, ref_logprobs, config.kl_kind, part.mask)  # [rows, width]
             loss = loss + config.kl_weight * aggregate(penalty, weights)
             metrics["kl_reference"] = masked_mean(penalty.detach(), part.mask)
         return loss, metrics | {

@@ -282,3 +282,38 @@ def test_a_negative_weight_is_named():
 def test_an_unknown_head_is_named():
     with pytest.raises(AssertionError, match="kind='conv' must be one of"):
         ContrastiveHead(4, 4, "conv")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_finite_gradients(loss, similarity, dtype):
+    """Lifted into a run in half precision, where 1e-8 is 0. Catches: the root's slope at a row's distance to itself;
+    sums that float16 cannot hold (2000 positives at a small temperature)."""
+    rows = F.normalize(torch.randn(8, 16), dim=1)
+    for z, temperature in ((rows, 0.05), (rows[torch.zeros(2000, dtype=torch.long)], 0.02)):
+        z = z.to(dtype).requires_grad_()
+        correct, group = torch.arange(len(z)) % 4 > 0, torch.zeros(len(z))
+        found = contrastive_loss(
+            z, correct, group, loss=loss, level="group", similarity=similarity, temperature=temperature
+        )
+        found.mean.backward()
+        assert found.mean.isfinite() and z.grad.isfinite().all() and z.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_has_finite_gradients(dtype):
+    """The same where only the products are in half precision."""
+    z = F.normalize(torch.randn(8, 16), dim=1).requires_grad_()
+    with torch.autocast("cpu", dtype):
+        found = contrastive_loss(z, torch.arange(8) % 2 == 0, torch.zeros(8), loss="soft_nn", similarity="l2")
+    found.mean.backward()
+    assert z.grad.isfinite().all() and z.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_zero_vector_and_equal_states_stay_zero_in_every_precision(dtype):
+    """Catches: 0 / 0 in the head; the rounding of a half precision mean taken for a difference."""
+    assert (ContrastiveHead(4, 3, "none")(torch.zeros(2, 4, dtype=dtype)) == 0).all()
+    centered = center_by_group(torch.randn(1, 64).to(dtype).expand(7, 64), torch.zeros(7))
+    assert centered.dtype == dtype and (centered == 0).all()

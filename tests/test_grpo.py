@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minclipo.grpo import aggregate, group_advantages, kl_penalty, policy_loss, token_weights
+from minclipo.grpo import aggregate, group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
 
 RATIOS = ["token", "sequence", "geometric_mean"]
 AGGREGATIONS = ["token_mean", "sequence_mean", "sequence_sum", "constant"]
@@ -36,6 +36,26 @@ def test_equal_rewards_give_exactly_zero(scale, reward):
     for size, dtype in ((16, torch.float32), (3, torch.float64), (7, torch.float64)):
         advantages = group_advantages(torch.full((2 * size,), reward, dtype=dtype), size, scale=scale)
         assert (advantages == 0).all()
+
+
+@pytest.mark.parametrize("scale", ["std", "batch", "none"])
+def test_equal_rewards_give_exactly_zero_without_an_epsilon(scale):
+    """Catches: 0 / 0 where nothing is added to what divides."""
+    assert (group_advantages(torch.ones(4), 2, scale=scale, epsilon=0.0) == 0).all()
+    mixed = group_advantages(torch.tensor([1.0, 1.0, 0.0, 1.0]), 2, epsilon=0.0)
+    torch.testing.assert_close(mixed, torch.tensor([0.0, 0.0, -(0.5**0.5), 0.5**0.5]))
+
+
+@pytest.mark.parametrize("scale", ["std", "batch", "none"])
+def test_rounding_is_no_difference(scale):
+    """Two rewards that differ in the last bits of a float32. Catches: a rounding error of 6e-8 divided by epsilon; a
+    tolerance that swallows real differences, at any size of the rewards."""
+    for size in (1e-3, 1.0, 1e6):
+        rewards = size * torch.tensor([1.0, 1 + 2**-22, 1.0, 1.0])
+        assert rewards[0] != rewards[1] and (group_advantages(rewards, 4, scale=scale) == 0).all()
+        rewards = size * torch.tensor([1.0, 1 + 2**-20, 1.0, 1.0])
+        assert (group_advantages(rewards, 4, scale=scale) != 0).all()
+    assert (group_advantages(torch.tensor([1.0, 1 + 1e-12], dtype=torch.float64), 2, scale=scale) != 0).all()
 
 
 @pytest.mark.parametrize("scale", ["std", "batch", "none"])
@@ -104,6 +124,28 @@ def test_dual_clip_works_with_every_ratio(ratio):
 def test_kl_gradient(kind):
     logprobs, ref, _, _ = random_batch()
     assert torch.autograd.gradcheck(lambda x: kl_penalty(x, ref, kind), logprobs)
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("padding", [(-7.0, -3.0), (-200.0, -1.0), (-torch.inf, 0.0), (torch.nan, 0.0)])
+def test_the_kl_penalty_reads_nothing_outside_its_mask(kind, padding):
+    """Value and gradient are those of clean padding. Without a mask they cannot be: nothing says then that a NaN is
+    padding. Catches: a slope of inf at padding, whose product with the weight 0 is a gradient of NaN."""
+    mask, found = torch.tensor([[True, True, False]]), []
+    for here, there in (padding, (0.0, 0.0)):
+        logprobs = torch.tensor([[-1.0, -2.0, here]], requires_grad=True)
+        penalty = kl_penalty(logprobs, torch.tensor([[-1.0, -1.5, there]]), kind, mask)
+        loss = aggregate(penalty, token_weights(mask))
+        loss.backward()
+        found.append((loss.detach(), logprobs.grad))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert found[0][1][0, 1] != 0 and found[0][1][0, 2] == 0
+
+
+def test_nothing_has_no_mean():
+    """Catches: 0, the best value of many a metric, where there was nothing to measure."""
+    values = torch.tensor([3.0, torch.nan, 5.0])
+    assert masked_mean(values, torch.tensor([1, 0, 1])) == 4 and masked_mean(values, torch.zeros(3)).isnan()
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

@@ -12,16 +12,24 @@ import torch
 from conftest import small_gpt
 
 import minclipo.extensions.micro_batches as micro_batches_module
+import minclipo.extensions.prompt_contrast as prompt_contrast_module
 import minclipo.extensions.rewards as rewards_module
 import minclipo.trainer as trainer_module
+from minclipo.checkpoint import load_model
 from minclipo.config import TrainConfig
-from minclipo.extensions.prompt_contrast import LIMIT, draw_other_prompts, logprobs_under, prompt_contrast
+from minclipo.extensions.prompt_contrast import (
+    LIMIT,
+    draw_other_prompts,
+    first_of_equals,
+    logprobs_under,
+    prompt_contrast,
+)
 from minclipo.model import GPT
 from minclipo.runs.loop import Run
 from minclipo.runs.recipes import TOY
 from minclipo.sampler import Rollouts, sample
 from minclipo.tasks import Task
-from minclipo.toy import TASK, ToyConfig, toy_tokenizer
+from minclipo.toy import TASK, ToyConfig, toy_task, toy_tokenizer
 from minclipo.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -268,6 +276,38 @@ def test_a_model_that_ignores_its_prompt_gains_nothing():
 
 
 # ---- in the training step ----
+
+
+@pytest.mark.parametrize("dtype, rounding", [(torch.float32, 1e-6), (torch.bfloat16, 1e-4), (torch.bfloat16, 0.0)])
+def test_equal_rollouts_earn_equal_rewards(monkeypatch, dtype, rounding):
+    """A policy that is sure of itself writes the same right answer sixteen times; scoring passes cut its group up.
+    Catches: rewards that differ by how a pass rounds, and advantages of up to 1 made of that. (How much a pass rounds
+    depends on the machine: so it is added by hand, and the last case is without.)"""
+    original = prompt_contrast_module.logprobs_under
+    rounded = lambda *a, **k: (found := original(*a, **k)) + rounding * torch.randn_like(found)
+    monkeypatch.setattr(prompt_contrast_module, "logprobs_under", rounded)
+    model = load_model(ROOT / "lessons" / "models" / "careless")
+    with torch.no_grad():
+        model.norm.weight.mul_(4)
+    config = TrainConfig(
+        prompts_per_step=8, group_size=16, max_new_tokens=24, prompt_contrast_weight=0.2, micro_batch_tokens=300
+    )
+    task = Task(toy_task((2, 6)).draw, lambda *_: True)
+    step = Trainer(model.to(dtype), toy_tokenizer(), task, config).step()
+    rows = (step.rollouts.completions * step.rollouts.mask).view(8, 16, -1)
+    alike = (rows == rows[:, :1]).all(2).all(1)
+    assert alike.any() and step.rewards.std() > 0.01  # the groups themselves differ
+    assert (step.rewards.view(8, 16)[alike].amax(1) == step.rewards.view(8, 16)[alike].amin(1)).all()
+    assert (step.advantages.view(8, 16)[alike] == 0).all()
+
+
+def test_only_equal_texts_of_one_prompt_share_a_value():
+    """Catches: other prompts' values, the last one's instead of the first, rows that differ in their end alone."""
+    completions = torch.tensor([[1, 2], [1, 2], [1, 0], [1, 2], [1, 2], [1, 1]])
+    mask = torch.tensor([[1, 1], [1, 1], [1, 0], [1, 1], [1, 1], [1, 1]]).bool()
+    rollouts = Rollouts([[1], [1]], 3, completions, mask, mask.float(), mask.float(), torch.zeros(6).bool())
+    assert first_of_equals(torch.arange(6.0), rollouts).tolist() == [0, 0, 2, 3, 3, 5]
+
 
 EASY = Task(TASK.draw, lambda problem, text, finished: zlib.crc32(text.encode()) % 2 == 0)
 TINY = dict(steps=4, prompts_per_step=5, group_size=4, max_new_tokens=5, learning_rate=1e-2, save_every=2)

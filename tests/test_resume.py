@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import small_gpt
 
+import minclipo.runs.loop as loop_module
+import minclipo.runs.problems as problems
 import minclipo.runs.state as state_module
 from minclipo.checkpoint import load_model, save_model
 from minclipo.config import TrainConfig
@@ -106,11 +108,83 @@ def test_resume_never_starts_anew_over_a_trained_model(tmp_path):
     assert torch.equal(load_model(tmp_path / "model").norm.weight, trained.norm.weight)
 
 
+def test_no_state_is_older_than_the_model_beside_it(tmp_path):
+    """4 steps, then 10 with keep_states 0, then resumed again. Catches: going back behind the newer model, and
+    overwriting it."""
+    make(tmp_path, steps=4).train()
+    make(tmp_path, steps=10, keep_states=0).train(resume=True)
+    trained = load_model(tmp_path / "model")
+    assert saved_states(tmp_path / "states") == []
+    with pytest.raises(ValueError, match="holds 10 steps, but no training state to go on from"):
+        make(tmp_path, steps=12, keep_states=0).train(resume=True)
+    assert torch.equal(load_model(tmp_path / "model").embed_tokens.weight, trained.embed_tokens.weight)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 10
+
+
+def test_without_a_newer_model_the_state_stays(tmp_path, monkeypatch):
+    """keep_states 0, killed before the next save, or the disk is full then. Catches: a state thrown away that was the
+    only way to go on."""
+    make(tmp_path, steps=4).train()
+    stopped = make(tmp_path, steps=10, keep_states=0, save_every=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "save_model", lambda *_: full_disk() if stopped.step > 4 else None)
+        with pytest.raises(OSError, match="No space left"):
+            stopped.train(resume=True)
+    assert [path.name for path in saved_states(tmp_path / "states")] == ["step_000004.pt"]
+    history = make(tmp_path).train(resume=True)
+    assert [line["step"] for line in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_newest_state_is_that_of_the_highest_step(tmp_path):
+    """Catches: the order of names, in which step_1000000 comes before step_999999."""
+    for step in (999_998, 999_999, 1_000_000):
+        save_state(tmp_path, step, {"step": step}, keep=2)
+    assert newest_state(tmp_path)["step"] == 1_000_000
+    assert [path.name for path in saved_states(tmp_path)] == ["step_999999.pt", "step_1000000.pt"]
+
+
+@pytest.mark.parametrize("new_run", [False, True])
+def test_a_trainer_that_has_done_steps_goes_on(tmp_path, new_run):
+    """A notebook that raises the number of steps and trains again. Catches: the log and the states of the steps before
+    thrown away as an earlier run's."""
+    whole = make(tmp_path / "whole")
+    wanted = whole.train()
+    run = make(tmp_path / "parts", steps=4)
+    run.train()
+    run.config.steps = 6
+    history = (Run(run.trainer, run.out) if new_run else run).train()
+    lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == history and without_times(lines) == without_times(wanted) and len(lines) == 6
+    assert equal(run.trainer.state_dict(), whole.trainer.state_dict())
+    assert equal(newest_state(tmp_path / "parts" / "states"), newest_state(tmp_path / "whole" / "states"))
+
+
+def test_a_lost_log_never_has_a_step_twice(tmp_path):
+    """Resumed without the log of the first four steps, stopped after two more, resumed. Catches: lines cut by their
+    place and not by the step that they name."""
+    make(tmp_path, steps=4).train()
+    (tmp_path / "metrics.jsonl").unlink()
+    stopped = make(tmp_path, steps=8, save_every=100)
+
+    def stop(step: int) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train(resume=True, after_step=stop)
+    make(tmp_path, steps=8).train(resume=True)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [5, 6, 7, 8]
+
+
 def test_a_new_run_forgets_the_states_of_an_old_one(tmp_path):
-    """Catches: resuming from a state of another run that used the folder before."""
-    make(tmp_path).train()
+    """Catches: resuming from a state of another run that used the folder before, that of its step 0 included."""
+    make(tmp_path, keep_states=9).train()
     make(tmp_path, steps=2, seed=1).train()
-    assert [path.name for path in saved_states(tmp_path / "states")] == ["step_000000.pt", "step_000002.pt"]
+    states = saved_states(tmp_path / "states")
+    assert [path.name for path in states] == ["step_000000.pt", "step_000002.pt"]
+    fresh = make(tmp_path / "other", seed=1).trainer.generator.get_state()
+    assert torch.equal(torch.load(states[0], weights_only=True)["generator"], fresh)
 
 
 def test_metrics_of_steps_after_the_state_are_written_again(tmp_path):
@@ -260,7 +334,8 @@ KILLER = """
 import os, signal, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 import test_resume, train_llm
-train_llm.CHAIN_TASK = test_resume.EASY
+import minclipo.runs.problems as problems
+problems.CHAIN_TASK = test_resume.EASY
 at, before, calls, original = int(sys.argv[2]), sys.argv[3] == "before", 0, os.replace
 def replace(*arguments):
     global calls
@@ -281,7 +356,7 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     save_model(start(), toy_tokenizer(), folder / "start")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_llm, "CHAIN_TASK", EASY)
+        patch.setattr(problems, "CHAIN_TASK", EASY)
         assert train_llm.main([*ARGUMENTS, "--model", str(folder / "start"), "--out", str(folder / "run")]) == 0
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(line["gradient_norm"] > 0 and line["contrastive_loss"] > 0 for line in lines)
@@ -304,7 +379,7 @@ def test_a_killed_process_goes_on_bit_equal(uninterrupted, tmp_path, at, when, m
     command = [sys.executable, "-c", KILLER, str(ROOT), str(at), when, *arguments]
     killed = subprocess.run(command, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    monkeypatch.setattr(train_llm, "CHAIN_TASK", EASY)
+    monkeypatch.setattr(problems, "CHAIN_TASK", EASY)
     assert train_llm.main([*arguments, "--resume"]) == 0
     theirs, ours = uninterrupted / "run", tmp_path / "run"
     model, wanted = load_model(ours / "model"), load_model(theirs / "model")

@@ -154,6 +154,9 @@ def test_train_toy_from_end_to_end(tmp_path):
     for method in ("baseline", "clipo", "oracle", "clipo_paper"):
         for measure in ("accuracy", "hallucination_rate", "faithful_accuracy"):
             interval = summary[method][measure]
+            if interval["seeds"] < 2:  # a seed where nothing is right has no hallucination rate
+                assert measure == "hallucination_rate" and interval["low"] is interval["high"] is None
+                continue
             assert 0 <= interval["low"] <= interval["mean"] <= interval["high"] <= 1
         assert summary[method]["seconds"] > 0 and summary[method]["peak_memory_mib"] > 0
         for file in ("metrics.jsonl", "model/config.json", "model/model.safetensors", "model/tokenizer.json"):

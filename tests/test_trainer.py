@@ -3,7 +3,10 @@
 import copy
 import json
 import random
+import re
+import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,11 +16,12 @@ import minclipo.trainer as trainer_module
 from minclipo.checkpoint import load_model, load_tokenizer
 from minclipo.config import TrainConfig
 from minclipo.contrastive import center_by_group, contrastive_loss
+from minclipo.extensions.micro_batches import micro_batches
 from minclipo.grpo import PolicyLoss, group_advantages
 from minclipo.logprobs import MicroBatch, batch_logprobs
 from minclipo.runs.loop import Run, step_tensors
 from minclipo.runs.measure import evaluate, faithfulness, rollout_metrics, timed_step
-from minclipo.sampler import sample
+from minclipo.sampler import Rollouts, sample
 from minclipo.tasks import Task
 from minclipo.tasks.chain import check_outcome, random_problem
 from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_tokenizer
@@ -130,12 +134,13 @@ def test_the_contrastive_loss_leaves_the_policy_alone(start):
 
 
 def test_without_an_anchor_the_head_stands_still(start):
-    """All rollouts correct at group level. Catches: a step on a zero gradient, whose weight decay shrinks the head."""
+    """All rollouts correct at group level. Catches: a step on a zero gradient, whose weight decay shrinks the head; a
+    mean loss of 0, the best there is, where nobody has one."""
     trainer = make(start, contrastive_weight=0.5, contrastive_level="group", head_weight_decay=0.1)
     before = trainer.head.projection[0].weight.detach().clone()
     rollouts = trainer.sample([random_problem(random.Random(0)) for _ in range(6)])
     reward, loss = trainer.contrast(rollouts, torch.ones(48, dtype=torch.bool))
-    assert torch.equal(trainer.head.projection[0].weight, before) and (reward == 0).all() and loss == 0
+    assert torch.equal(trainer.head.projection[0].weight, before) and (reward == 0).all() and loss.isnan()
 
 
 def test_a_trainer_leaves_the_global_random_numbers_alone(start):
@@ -200,6 +205,31 @@ def test_each_rollout_is_judged_by_its_own_problem(start):
     assert seen == wanted + wanted and len(set(wanted)) == 6
 
 
+@pytest.mark.parametrize("kind", [int, float, np.bool_, torch.tensor])
+def test_verdicts_that_mean_true_and_false_are_taken(start, kind):
+    """1 and 0, of numpy, of torch. Catches: an error about masks after the first update; evaluate() counts others."""
+    task = Task(draw, lambda *row: kind(lenient(*row)))
+    trainer, wanted = make(start, task), make(start, Task(draw, lenient))
+    assert torch.equal(trainer.step().correct, wanted.step().correct) and trainer.last.correct.dtype == torch.bool
+    assert torch.equal(weights(trainer), weights(wanted))
+    measure = lambda task: evaluate(start, toy_tokenizer(), task, problems=20, max_new_tokens=16, seed=0)["correct"]
+    assert measure(task) == measure(Task(draw, lenient)) > 0
+
+
+@pytest.mark.parametrize("verdict", [None, re.match("a", "a"), 0.5, 2, "wrong", (True, "well done"), float("nan")])
+def test_a_verdict_that_is_neither_is_named(start, verdict):
+    """A search for "# 64" that returns its match, a forgotten return, a grade. Catches: an error far from its cause,
+    after the weights were changed; a grade of 0.5 or the word "wrong" that counts as right."""
+    task = Task(draw, lambda *row: verdict)
+    trainer = make(start, task)
+    before = weights(trainer)
+    with pytest.raises(ValueError, match="check_outcome must return True or False"):
+        trainer.step()
+    assert torch.equal(weights(trainer), before)
+    with pytest.raises(ValueError, match="check_outcome must return True or False"):
+        evaluate(start, toy_tokenizer(), task, problems=2, max_new_tokens=4, seed=0)
+
+
 def test_rewards_are_outcome_plus_contrast(start, monkeypatch):
     """The update gets exactly the group advantage of the summed reward. Catches: contrast added after the advantage."""
     seen = {}
@@ -243,6 +273,29 @@ def test_every_rollout_is_used_once_a_step(start, monkeypatch):
     monkeypatch.setattr(Trainer, "loss_of", watched)
     make(start, num_mini_batches=5, micro_batch_tokens=50).step()
     assert sorted(used) == list(range(48))
+
+
+@pytest.mark.parametrize("prompts, group, asked", [(3, 3, 4), (5, 2, 6), (4, 4, 9), (16, 8, 48), (1, 2, 2)])
+def test_a_step_makes_as_many_optimizer_steps_as_asked(start, monkeypatch, prompts, group, asked):
+    """Catches: fewer steps where the rows do not divide evenly; a mini-batch of a few leftovers."""
+    sizes, original = [], Trainer.update_on
+    rows_of = lambda parts: sum(len(part.rows) for part in parts)
+    monkeypatch.setattr(
+        Trainer, "update_on", lambda self, parts, *rest: sizes.append(rows_of(parts)) or original(self, parts, *rest)
+    )
+    make(start, prompts_per_step=prompts, group_size=group, num_mini_batches=asked).step()
+    assert len(sizes) == asked and sum(sizes) == prompts * group and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("tokens, most_parts", [(8192, 40), (100_000, 4), (10**6, 1)])
+def test_micro_batches_take_linear_time(tokens, most_parts):
+    """16384 short rows take 0.03 s. Catches: each row counting its whole part again, which took 9."""
+    mask = torch.arange(16) < torch.randint(1, 17, (16384, 1))
+    rollouts = Rollouts([[1] * 10] * 1024, 16, mask.long(), mask, mask.float(), mask.float(), mask[:, 0])
+    started = time.process_time()
+    parts = micro_batches(rollouts, torch.arange(16384), tokens)
+    assert time.process_time() - started < 1 and len(parts) <= most_parts
+    assert torch.equal(torch.cat([part.rows for part in parts]), torch.arange(16384))
 
 
 def test_training_raises_the_reward(start, tmp_path):
@@ -429,6 +482,25 @@ def test_weights_that_cannot_compute_never_replace_good_ones(start, tmp_path, mo
     assert evaluate(model, tokenizer, TASK, problems=20, max_new_tokens=16, seed=0)["problems"] == 20
 
 
+@pytest.mark.parametrize("steps", [3, 2])
+def test_weights_that_break_leave_their_batch_whichever_step_it_is(start, tmp_path, steps):
+    """Broken by the update of step 2. Catches: a last step whose failure has no step, no folder and no batch."""
+    trainer = make(start, steps=steps, save_every=1, num_mini_batches=1)
+    original = trainer.optimizer.step
+
+    def breaks():
+        original()
+        if trainer.last.number == 2:
+            with torch.no_grad():
+                trainer.model.norm.weight[0] = float("inf")
+
+    trainer.optimizer.step = breaks
+    with pytest.raises(FloatingPointError, match="step 2: the updated model's logits are not finite.*after step 1 are"):
+        Run(trainer, tmp_path).train()
+    assert {"completions", "advantages"} <= load_file(tmp_path / "failed_batch.safetensors").keys()
+    assert load_model(tmp_path / "model").norm.weight.isfinite().all()
+
+
 def test_evaluate_counts(start):
     """Catches: the hallucination rate over all rollouts instead of the right ones."""
     task = Task(
@@ -448,6 +520,17 @@ def test_evaluate_counts(start):
     [
         (dict(steps=0), "steps must be at least 1, found 0"),
         (dict(temperature=0.0), "temperature must be above 0, found 0.0"),
+        (dict(temperature=1e-38), "temperature must be at least 1e-06, found 1e-38"),
+        (dict(contrastive_temperature=1e-40), "contrastive_temperature must be at least 1e-06"),
+        (dict(overlong_buffer=1e-45), "overlong_buffer must be at least 1e-06"),
+        (dict(group_size=1), "group_size must be at least 2, found 1"),
+        (
+            dict(num_mini_batches=6, prompts_per_step=1, group_size=5),
+            "num_mini_batches 6 must be at most .* group_size 5",
+        ),
+        (dict(contrastive_weight=0.1, contrastive_floor=0.0), "contrastive_floor 0 cuts every contrastive reward to 0"),
+        (dict(contrastive_weight=0.1, contrastive_level="group", group_size=2), "where 2 rollouts are compared.*Raise"),
+        (dict(contrastive_weight=0.1, prompts_per_step=1, group_size=2), "where 2 rollouts are compared"),
         (dict(learning_rate=-1.0), "learning_rate must be above 0, found -1.0"),
         (dict(contrastive_weight=-0.1), "contrastive_weight must be at least 0, found -0.1"),
         (dict(temperature=float("nan")), "temperature must be a finite number, found nan"),
@@ -463,6 +546,32 @@ def test_evaluate_counts(start):
 def test_bad_settings_are_named(changes, names):
     with pytest.raises(ValueError, match=names):
         TrainConfig(**changes)
+
+
+def test_the_smallest_settings_that_can_teach_something_are_allowed(start):
+    """And do teach. Catches: a bound that is off by one."""
+    for changes in (
+        dict(group_size=3, contrastive_level="group", contrastive_center=False),
+        dict(group_size=2, contrastive_level="cross"),
+        dict(group_size=2, num_mini_batches=12),
+    ):
+        trainer = make(start, contrastive_weight=0.1, **changes)
+        before = weights(trainer)
+        for _ in range(4):
+            trainer.step()
+        assert not torch.equal(weights(trainer), before)
+    TrainConfig(group_size=2, contrastive_level="group", contrastive_floor=0.0)  # without a weight they are not read
+
+
+@pytest.mark.parametrize("loss", ["infonce", "supcon_out", "supcon_in", "soft_nn"])
+def test_the_smallest_temperatures_and_no_epsilon_train(start, loss):
+    """Catches: bounds that let through what becomes inf or NaN."""
+    smallest = dict(temperature=1e-6, contrastive_temperature=1e-6, advantage_epsilon=0.0, overlong_buffer=1e-6)
+    trainer = make(start, contrastive_weight=0.1, contrastive_loss=loss, overlong_penalty=0.5, **smallest)
+    for _ in range(3):
+        step = trainer.step()
+        assert step.advantages.isfinite().all()
+    assert weights(trainer).isfinite().all() and trainer.head.projection[0].weight.isfinite().all()
 
 
 def test_no_logprob_is_computed_twice_when_nothing_asks_for_it(start, monkeypatch):

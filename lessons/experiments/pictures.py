@@ -1,5 +1,6 @@
 """A picture for each experiment whose table has many rows."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import matplotlib.pyplot as plt
 from tables import Found
 from textbooks import TEXTBOOKS
 
-from minclipo.runs.intervals import Interval, mean_interval
+from minclipo.runs.intervals import Interval, seeds_interval
 from minclipo.runs.plots import STYLES
 
 COLORS = {  # by what a variant's name contains; the first that fits
@@ -28,9 +29,10 @@ def color_of(name: str) -> str:
 
 
 def over_seeds(results: list[dict], measure: str) -> Interval:
-    """Mean and 95% interval over seeds; one seed has no interval."""
-    values = [result[measure] for result in results]
-    return mean_interval(values) if len(values) > 1 else Interval(values[0], values[0], values[0])
+    """Mean and 95% interval over the seeds that have a value; one seed has no interval, none is not drawn (NaN)."""
+    found = seeds_interval([result[measure] for result in results])
+    mean = math.nan if found.mean is None else found.mean
+    return found if found.low is not None else Interval(mean, mean, mean)
 
 
 def error_bar(axis, x: float, y: float, interval: Interval, *, vertical: bool, color: str, faint: bool = False) -> None:

@@ -75,9 +75,12 @@ def train(model: GPT, variant: Variant, config: TrainConfig, textbook: Textbook,
     return {"first": means(history[:WINDOW]), "last": means(history[-WINDOW:])}
 
 
-def means(history: list[dict]) -> dict[str, float]:
-    """The mean of each of SIGNALS that these steps have."""
-    return {name: sum(line[name] for line in history) / len(history) for name in SIGNALS if name in history[0]}
+def means(history: list[dict]) -> dict[str, float | None]:
+    """The mean of each of SIGNALS over the steps that have a value; None: no step has one."""
+    values = {
+        name: [line[name] for line in history if line[name] is not None] for name in SIGNALS if name in history[0]
+    }
+    return {name: sum(found) / len(found) if found else None for name, found in values.items()}
 
 
 def measure(model: GPT, textbook: Textbook, seed: int) -> dict:

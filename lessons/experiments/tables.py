@@ -7,8 +7,8 @@ from textbooks import TEXTBOOKS
 from variants import Variant
 
 from minclipo.checkpoint.files import write_json, write_text
-from minclipo.runs.intervals import Interval, mean_interval, student
-from minclipo.runs.report import MEASURES
+from minclipo.runs.intervals import Interval, seeds_interval, student
+from minclipo.runs.report import MEASURES, cell
 
 Found = list[tuple[Variant, dict[int, dict]]]  # each variant with its result by seed
 
@@ -31,13 +31,10 @@ def values_at(found: Iterable[dict], *keys: str) -> list:
     return values
 
 
-def share(values: list[float]) -> str:
-    """A mean with its interval, or the one value there is."""
-    return cell(mean_interval(values)) if len(values) > 1 else f"{values[0]:.3f}"
-
-
-def cell(interval: Interval) -> str:
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+def share(values: list[float | None]) -> str:
+    """A mean with its interval, or the one value there is; None: a seed where nothing is right has no rate."""
+    found = vars(seeds_interval(values)) | {"seeds": len(values) - values.count(None)}
+    return cell(found, len(values))
 
 
 def write_results(results, text: str, folder: Path) -> None:
@@ -51,11 +48,15 @@ def write_results(results, text: str, folder: Path) -> None:
 # ---- the tables of run.py ----
 
 
-def paired_interval(values: list[float], others: list[float]) -> Interval:
-    """Student's t interval of the mean of values[i] - others[i]: what two methods share, seed by seed, cancels."""
+def paired_interval(values: list[float | None], others: list[float | None]) -> Interval:
+    """Student's t interval of the mean of values[i] - others[i]: what two methods share, seed by seed, cancels. Of the
+    pairs that have both values; fewer than two have no interval."""
     if len(values) != len(others):
         raise ValueError(f"values and others must pair up, found {len(values)} and {len(others)}")
-    mean, half = student([value - other for value, other in zip(values, others)])
+    differences = [value - other for value, other in zip(values, others) if None not in (value, other)]
+    if len(differences) < 2:
+        return Interval(None, None, None)
+    mean, half = student(differences)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -86,7 +87,7 @@ def summary(found: Found) -> list[dict]:
 
 def points(difference: dict | None) -> str:
     """A difference of two shares in percentage points, with its interval."""
-    if difference is None:
+    if difference is None or difference["mean"] is None:
         return ""
     return f"{100 * difference['mean']:+.1f} [{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
 

@@ -12,7 +12,7 @@ from minclipo.sampler import Rollouts
 
 
 def micro_batches(rollouts: Rollouts, rows: Tensor, tokens: int) -> list[MicroBatch]:
-    """Some rows [any number] of the rollouts, in micro-batches of at most `tokens` tokens, padding and prompts included;
+    """Some rows [any number] of the rollouts, in micro-batches of at most `tokens` tokens, padding and prompts counted;
     0: in one. Rows of a prompt come together, since they share its computation. A row that is too long is alone."""
     if not tokens:
         return [MicroBatch.some(rollouts, rows)]

@@ -31,12 +31,12 @@ def own_prompt_gain(
     micro_batch_tokens: int = 0,
 ) -> Tensor:
     """How much more likely each rollout is under its own prompt than under `others` prompts drawn from the batch: [N],
-    nats per token. `temperature` is that of rollouts.logprobs."""
+    nats per token. `temperature` is that of rollouts.logprobs. Equal rollouts of a prompt gain exactly the same."""
     drawn = draw_other_prompts(len(rollouts.prompts), others, generator)  # [K, B]
     other_logprobs = logprobs_under(
         model, rollouts, drawn, temperature=temperature, micro_batch_tokens=micro_batch_tokens
     )  # [K, N, T]
-    return prompt_contrast(rollouts.logprobs, other_logprobs, rollouts.mask)
+    return first_of_equals(prompt_contrast(rollouts.logprobs, other_logprobs, rollouts.mask), rollouts)
 
 
 def prompt_contrast(own_logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -54,6 +54,17 @@ def prompt_contrast(own_logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) 
     mean_of_others = other_logprobs.logsumexp(0) - math.log(len(other_logprobs))  # [N, T]
     gain = (own_logprobs - mean_of_others).clamp(-LIMIT, LIMIT).masked_fill(~mask, 0.0)
     return gain.sum(1) / mask.sum(1).clamp(min=1)
+
+
+def first_of_equals(values: Tensor, rollouts: Rollouts) -> Tensor:
+    """values [N] of the rollouts, where those with the same prompt and text all have the value of their first.
+
+    Equal rows may be scored in different passes, which round differently; where nothing else tells a group's rewards
+    apart, `group_advantages` would blow that difference up to advantages of 1.
+    """
+    seen: dict[tuple, int] = {}
+    texts = zip(rollouts.group.tolist(), map(tuple, rollouts.completion_ids()))
+    return values[[seen.setdefault(text, row) for row, text in enumerate(texts)]]
 
 
 def draw_other_prompts(prompts: int, others: int, generator: torch.Generator | None = None) -> Tensor:

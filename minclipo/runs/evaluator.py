@@ -8,7 +8,7 @@ from tqdm import tqdm
 from minclipo.checkpoint.files import read_lines, write_lines
 from minclipo.model import GPT
 from minclipo.runs.intervals import share_interval
-from minclipo.runs.measure import evaluate, show_examples
+from minclipo.runs.measure import evaluate, number, show_examples
 from minclipo.runs.plots import plot_evaluation
 from minclipo.tasks import Task
 
@@ -84,8 +84,8 @@ def evaluation_line(found: dict[str, dict]) -> str:
     bounds = f"95% interval {interval.low:.3f} to {interval.high:.3f}"
     words = [f"greedy accuracy {greedy['accuracy']:.3f} of {greedy['problems']} held-out problems ({bounds})"]
     if "hallucination_rate" in greedy:
-        rate, checked = greedy["hallucination_rate"], greedy["steps_checked"]
-        words.append(f"hallucination rate {rate:.3f} ({checked:.1f} steps checked per right answer)")
+        rate, checked = number(greedy["hallucination_rate"], ".3f"), number(greedy["steps_checked"], ".1f")
+        words.append(f"hallucination rate {rate} ({checked} steps checked per right answer)")
     words.append(f"length {greedy['completion_length']:.1f}, finished {greedy['finished']:.2f}")
     if "sampled" in found:
         sampled = found["sampled"]

@@ -13,15 +13,15 @@ Z = 1.960  # the same quantile of the normal distribution
 
 @dataclass
 class Interval:
-    mean: float
-    low: float
-    high: float
+    mean: float | None  # None: there is no value
+    low: float | None  # None: there are too few values for an interval
+    high: float | None
 
 
 def share_interval(count: int, trials: int) -> Interval:
-    """Wilson's score interval of a share (Wilson 1927): valid near 0 and 1, too. No trials: anything is possible."""
+    """Wilson's score interval of a share (Wilson 1927): valid near 0 and 1, too. No trials: no share."""
     if trials == 0:
-        return Interval(0.0, 0.0, 1.0)
+        return Interval(None, None, None)
     share = count / trials
     center = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
     half = Z / (1 + Z**2 / trials) * math.sqrt(share * (1 - share) / trials + Z**2 / (4 * trials**2))
@@ -32,6 +32,12 @@ def mean_interval(values: list[float]) -> Interval:
     """Student's t interval of the mean of at least two values, clipped to [0, 1]: the values are shares."""
     mean, half = student(values)
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def seeds_interval(values: list[float | None]) -> Interval:
+    """`mean_interval` of the values that there are; a single one has no interval."""
+    found = [value for value in values if value is not None]
+    return mean_interval(found) if len(found) > 1 else Interval(found[0] if found else None, None, None)
 
 
 def student(values: list[float]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from minclipo.checkpoint import save_model, save_tensors
 from minclipo.checkpoint.files import read_lines, write_lines
 from minclipo.runs.measure import log_line, show_examples, timed_step
-from minclipo.runs.state import newest_state, remove_states, save_state, saved_states
+from minclipo.runs.state import newest_state, remove_states, save_state, saved_states, step_of
 from minclipo.trainer import Step, Trainer
 
 
@@ -24,20 +24,21 @@ class Run:
         trainer.progress = lambda parts: tqdm(parts, "sampling", leave=False, disable=None if len(parts) > 1 else True)
 
     def train(self, *, resume: bool = False, after_step: Callable[[int], None] | None = None) -> list[dict[str, float]]:
-        """Train for config.steps; one log line per step on the screen, one JSON line per step in OUT/metrics.jsonl.
+        """Train up to step config.steps; one log line per step on the screen, one JSON line in OUT/metrics.jsonl.
 
         Every save_every steps the model goes to OUT/model and the training state to OUT/states; `resume` goes on from
-        the newest state there. `after_step` is called with the number of the step at the start and after each step.
-        A step that fails numerically leaves its batch in OUT/failed_batch.safetensors and the last saved model where it
-        is, and raises FloatingPointError saying so. Where writing fails (a full disk), the run says so and goes on;
-        OSError is raised at the start and at the end only. Returns the metrics of all steps.
+        the newest state there. (A trainer that has done steps already goes on from its last one.) `after_step` is
+        called with the number of the step at the start and after each step. A step that fails numerically leaves its
+        batch in OUT/failed_batch.safetensors and the last saved model where it is, and raises FloatingPointError saying
+        so. Where writing fails (a full disk), the run says so and goes on; OSError is raised at the start and at the
+        end only. Returns the metrics of all steps.
         """
         after_step = after_step or (lambda step: None)
         history = self.start(resume)
         with tqdm(total=self.config.steps, initial=self.step, desc=self.description, disable=None) as bar:
             after_step(self.step)
-            while self.step < self.config.steps:
-                try:
+            try:
+                while self.step < self.config.steps:
                     history.append(timed_step(self.trainer))
                     self.show(history[-1])
                     bar.update()
@@ -45,10 +46,10 @@ class Run:
                     if self.step % self.config.save_every == 0 and self.step < self.config.steps:
                         self.or_warn(self.save)
                     self.or_warn(after_step, self.step)
-                except FloatingPointError as error:
-                    raise self.failure(error) from error
-            if self.saved_step < self.step:
-                self.save()
+                if self.saved_step < self.step:
+                    self.save()
+            except FloatingPointError as error:
+                raise self.failure(error) from error
         return history
 
     @property
@@ -58,16 +59,19 @@ class Run:
     def start(self, resume: bool) -> list[dict[str, float]]:
         """Make the folder ready; returns the metrics of the steps that are already done."""
         self.out.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            remove_states(saved_states(self.out / "states"))  # of an earlier run here; its model goes, too
-        history = self.resumed() if resume else []
+        if resume:
+            self.load()
+        else:  # what is not from before this step is an earlier run's; its model goes, too
+            remove_states([state for state in saved_states(self.out / "states") if step_of(state) >= self.step])
+        lines = read_lines(self.out / "metrics.jsonl") if self.step else []
+        history = [line for line in lines if line["step"] <= self.step]
         write_lines(self.out / "metrics.jsonl", history)
         self.save()  # after resuming, too: the process may have died between saving the state and saving the model
         return history
 
-    def resumed(self) -> list[dict[str, float]]:
-        """Load the newest training state in OUT/states; returns the metrics of the steps up to it, [] if there are
-        none. Raises ValueError if there are steps but no state: to start anew would overwrite what they led to."""
+    def load(self) -> None:
+        """Load the newest training state in OUT/states, if there are any. Raises ValueError if there are steps but no
+        state: to start anew would overwrite what they led to."""
         history, state = read_lines(self.out / "metrics.jsonl"), newest_state(self.out / "states")
         if state is None and history:
             raise ValueError(
@@ -80,7 +84,6 @@ class Run:
             except (KeyError, RuntimeError, ValueError) as error:
                 raise ValueError(f"the state in {self.out} does not fit this run's settings: {error}") from error
             tqdm.write(f"{self.description}: going on after step {self.step} of {self.config.steps}")
-        return history[: self.step]
 
     def show(self, metrics: dict[str, float]) -> None:
         tqdm.write(log_line(self.description, metrics, self.config.steps))
@@ -118,7 +121,7 @@ class Run:
     @torch.no_grad()
     def save(self) -> None:
         """Write the model to OUT/model and the state to OUT/states, unless the model cannot compute any more: then
-        the good weights stay there."""
+        the good weights stay there. A model without a state removes those before it: resuming would overwrite it."""
         trainer, rollouts = self.trainer, self.trainer.last.rollouts
         if rollouts is not None:  # one row will do: a weight that is not finite spoils every one
             hidden = trainer.model(rollouts.completions[:1])[0, -1]
@@ -127,6 +130,8 @@ class Run:
         if self.config.keep_states:
             save_state(self.out / "states", self.step, trainer.state_dict(), keep=self.config.keep_states)
         save_model(trainer.model, trainer.tokenizer, self.out / "model")
+        if not self.config.keep_states:
+            remove_states([state for state in saved_states(self.out / "states") if step_of(state) < self.step])
         self.saved_step = self.step
 
     def failure(self, error: FloatingPointError) -> FloatingPointError:

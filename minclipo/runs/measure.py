@@ -1,11 +1,12 @@
 """What a training step and a model are worth, as numbers: metrics of a step, the log line, evaluation of a model.
 
-runs/README.md explains each metric. B prompts, G rollouts per prompt, N = B * G rows.
+runs/README.md explains each metric. A mean or a share of nothing has no value: NaN while it is a tensor, then None,
+which is null in JSON and "-" on the screen. B prompts, G rollouts per prompt, N = B * G rows.
 """
 
 import time
 from collections.abc import Callable, Iterable
-from math import comb
+from math import comb, isnan
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from minclipo.trainer import Step, Trainer
 # ---- a training step ----
 
 
-def timed_step(trainer: Trainer) -> dict[str, float]:
+def timed_step(trainer: Trainer) -> dict[str, float | None]:
     """One training step and its metrics."""
     started = time.perf_counter()
     step = trainer.step()
@@ -28,7 +29,8 @@ def timed_step(trainer: Trainer) -> dict[str, float]:
     if trainer.task.check_steps is not None:
         verdicts = step.step_verdicts or trainer.task.steps(step.problems, step.texts, step.correct.tolist())
         metrics |= faithfulness(verdicts)
-    return metrics | step.metrics | {"seconds": time.perf_counter() - started}
+    metrics |= step.metrics | {"seconds": time.perf_counter() - started}
+    return {name: None if value is not None and isnan(value) else value for name, value in metrics.items()}
 
 
 def rollout_metrics(step: Step) -> dict[str, float]:
@@ -56,20 +58,21 @@ def spread(values: Tensor, chosen: Tensor) -> Tensor:
     return (high - low).clamp(min=0)
 
 
-def faithfulness(verdicts: list[list[bool] | None]) -> dict[str, float]:
+def faithfulness(verdicts: list[list[bool] | None]) -> dict[str, float | None]:
     """What `Task.steps` says of a batch: verdicts on the steps of each right completion, None for the wrong ones.
 
     faithful: number of right completions without a wrong step; hallucination_rate: share of the right ones that have
     one; faithful_accuracy: share of all that are right throughout; steps_checked: steps found in a right one, on
-    average. A completion without any counts as faithful, so a rate means little where few steps are checked.
+    average. A completion without any counts as faithful, so a rate means little where few steps are checked. Where
+    nothing is right there is no rate: 0 would be the best there is.
     """
     right = [steps for steps in verdicts if steps is not None]
     faithful = sum(all(steps) for steps in right)
     return {
         "faithful": faithful,
         "faithful_accuracy": faithful / len(verdicts),
-        "hallucination_rate": (len(right) - faithful) / max(1, len(right)),
-        "steps_checked": sum(len(steps) for steps in right) / max(1, len(right)),
+        "hallucination_rate": (len(right) - faithful) / len(right) if right else None,
+        "steps_checked": sum(len(steps) for steps in right) / len(right) if right else None,
     }
 
 
@@ -89,10 +92,14 @@ COLUMNS = (  # of the log line: metric, how it is called there, how it is writte
 )
 
 
-def log_line(description: str, metrics: dict[str, float], steps: int) -> str:
+def log_line(description: str, metrics: dict[str, float | None], steps: int) -> str:
     """The step in one line; a metric that this step does not have is left out."""
-    fields = [f"{label} {metrics[name]:{form}}" for name, label, form in COLUMNS if name in metrics]
+    fields = [f"{label} {number(metrics[name], form)}" for name, label, form in COLUMNS if name in metrics]
     return f"{description} {metrics['step']:>3}/{steps} " + " ".join(fields)
+
+
+def number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 # ---- a model ----

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")  # draw to files: there may be no screen
 import matplotlib.pyplot as plt
 
-from minclipo.runs.intervals import mean_interval, share_interval
+from minclipo.runs.intervals import seeds_interval, share_interval
 
 STYLES = {  # {} stands for the algorithm that they all train with
     "baseline": dict(color="#D55E00", linestyle="-", label="{}"),
@@ -25,7 +26,8 @@ PANELS = (
 def plot_training(histories: dict[str, list[list[dict]]], path: str | Path, algorithm: str = "GRPO") -> None:
     """Accuracy and hallucination rate of the training rollouts against the step.
 
-    histories: for each method the metrics of its runs, one list per seed. Several seeds: mean and its 95% interval.
+    histories: for each method the metrics of its runs, one list per seed. Several seeds: mean and its 95% interval, of
+    those that have a value; a step where none has one is a gap.
     Runs of unequal length (interrupted ones) are drawn as far as all of a method's seeds got.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -34,13 +36,11 @@ def plot_training(histories: dict[str, list[list[dict]]], path: str | Path, algo
             steps = [run[0]["step"] for run in zip(*runs)]
             # Dynamic sampling trains on a selection, but knows the accuracy of everything that it has sampled.
             value = lambda metrics: metrics.get(f"{metric}_sampled", metrics[metric])
-            values = [[value(metrics) for metrics in metrics_of_step] for metrics_of_step in zip(*runs)]
+            bands = [seeds_interval([value(metrics) for metrics in of_step]) for of_step in zip(*runs)]
+            mean, low, high = (np.array([vars(band)[key] for band in bands], float) for key in ("mean", "low", "high"))
             style = STYLES[method] | {"label": STYLES[method]["label"].format(algorithm)}
-            axis.plot(steps, [sum(row) / len(row) for row in values], linewidth=1.8, **style)
-            if len(runs) > 1:
-                bands = [mean_interval(row) for row in values]
-                low, high = [b.low for b in bands], [b.high for b in bands]
-                axis.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
+            axis.plot(steps, mean, linewidth=1.8, **style)  # None has become NaN, which is a gap
+            axis.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
         axis.set(title=title, xlabel="training step", ylim=(-0.02, 1.02))
         axis.set_ylabel(meaning, fontsize=9)
         axis.grid(alpha=0.3)

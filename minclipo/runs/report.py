@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from minclipo.checkpoint.files import read_json, read_lines, write_json
-from minclipo.runs.intervals import Interval, mean_interval, share_interval
+from minclipo.runs.intervals import Interval, seeds_interval, share_interval
+from minclipo.runs.measure import number
 from minclipo.runs.plots import STYLES, plot_training
 from minclipo.runs.recipes import NAMES
 from minclipo.tasks.chain import ChainProblem, check_steps
@@ -53,14 +54,16 @@ def histories(out: Path) -> dict[str, list[list[dict]]]:
 
 
 def summarize(results: Results) -> dict[str, dict]:
-    """For each method mean, low and high of each measure. One seed: Wilson's interval of the evaluation's counts;
-    several seeds: Student's interval of the mean over seeds."""
+    """For each method mean, low and high of each measure, and of how many seeds: one where nothing is right has no
+    hallucination rate. One seed: Wilson's interval of the evaluation's counts; several: Student's of their mean."""
     summary = {}
     for method, by_seed in results.items():
         runs = list(by_seed.values())
         if not runs:
             continue
         summary[method] = {name: dataclasses.asdict(interval) for name, interval in intervals(runs).items()}
+        for name in MEASURES:
+            summary[method][name]["seeds"] = sum(run[name] is not None for run in runs)
         summary[method]["seeds"] = list(by_seed)
         summary[method]["seconds"] = sum(run["seconds"] for run in runs) / len(runs)
         summary[method]["peak_memory_mib"] = max(run["peak_memory_mib"] for run in runs)
@@ -70,7 +73,7 @@ def summarize(results: Results) -> dict[str, dict]:
 def intervals(runs: list[dict]) -> dict[str, Interval]:
     """Each measure with its 95% interval: over seeds, or from one seed's sample of problems."""
     if len(runs) > 1:
-        return {name: mean_interval([run[name] for run in runs]) for name in MEASURES}
+        return {name: seeds_interval([run[name] for run in runs]) for name in MEASURES}
     problems, correct, faithful = runs[0]["problems"], runs[0]["correct"], runs[0]["faithful"]
     counts = ((correct, problems), (correct - faithful, correct), (faithful, problems))
     return {name: share_interval(*count) for name, count in zip(MEASURES, counts)}
@@ -80,9 +83,16 @@ def table(summary: dict[str, dict]) -> str:
     """The summary as a text table."""
     lines = [f"{'':15} {'accuracy':22} {'hallucination rate':22} {'faithful accuracy':22} seconds"]
     for method, row in summary.items():
-        cells = [f"{row[name]['mean']:.3f} [{row[name]['low']:.3f}, {row[name]['high']:.3f}]" for name in MEASURES]
+        cells = [cell(row[name], len(row["seeds"])) for name in MEASURES]
         lines.append(f"{method:15} " + " ".join(f"{cell:22}" for cell in cells) + f" {row['seconds']:7.1f}")
     return "\n".join(lines)
+
+
+def cell(found: dict, seeds: int) -> str:
+    """A mean with its interval, as far as there are any, and the number of seeds where some have no value."""
+    interval = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
+    missing = f" ({found['seeds']} of {seeds} seeds)" if found["seeds"] < seeds else ""
+    return number(found["mean"], ".3f") + interval + missing
 
 
 def show_solutions(results: Results, seed: int) -> None:

@@ -14,8 +14,8 @@ from minclipo.checkpoint.files import PARTIAL, replacing
 def save_state(folder: Path, step: int, state: dict, *, keep: int) -> None:
     """Write folder/step_NNNNNN.pt, then drop all but the newest `keep` states.
 
-    Raises OSError if the disk is full; the states that were there stay, and nothing half-written does. A state of this
-    step that is there already (after resuming) is left as it is.
+    keep: at least 1. Raises OSError if the disk is full; the states that were there stay, and nothing half-written
+    does. A state of this step that is there already (after resuming) is left as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*" + PARTIAL):  # what a killed process had begun to write
@@ -33,7 +33,11 @@ def save_state(folder: Path, step: int, state: dict, *, keep: int) -> None:
 
 def saved_states(folder: Path) -> list[Path]:
     """The states in `folder`, oldest first."""
-    return sorted(folder.glob("step_*.pt"))
+    return sorted(folder.glob("step_*.pt"), key=step_of)
+
+
+def step_of(state: Path) -> int:
+    return int(state.stem.removeprefix("step_"))
 
 
 def remove_states(states: list[Path]) -> None:

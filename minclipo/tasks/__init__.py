@@ -27,8 +27,16 @@ class Task:
     size: int | None = None  # number of different problems; None: unlimited
 
     def outcomes(self, problems: list[Problem], texts: list[str], finished: list[bool]) -> list[bool]:
-        """Is each completion's answer right? Every problem has equally many completions, one after another."""
-        return [self.check_outcome(*row) for row in zip(self._repeated(problems, texts), texts, finished)]
+        """Is each completion's answer right? Every problem has equally many completions, one after another.
+
+        ValueError for a verdict that is neither True nor False (1 and 0 will do): a function without return, a match, a
+        grade of 0.5 would each count as something else than was meant.
+        """
+        verdicts = [self.check_outcome(*row) for row in zip(self._repeated(problems, texts), texts, finished)]
+        for verdict in verdicts:
+            if verdict not in (True, False):
+                raise ValueError(f"check_outcome must return True or False (bool(...) makes it so), found {verdict!r}")
+        return [bool(verdict) for verdict in verdicts]
 
     def steps(self, problems: list[Problem], texts: list[str], correct: list[bool]) -> list[list[bool] | None]:
         """The verdicts on the steps of each completion whose answer is right, None for the others; as in `outcomes`."""
