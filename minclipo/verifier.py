@@ -1,8 +1,8 @@
 r"""Is the final answer of a word problem right? (Standard library only.)
 
 Answers are read as exact numbers, neither evaluated by Python nor rounded: 0.75, 3/4 and \frac68 are one number, 0.333
-is not 1/3. Sums with roots and single letters are multiplied out: 1+x is x+1. The rest is compared without its spaces.
-Left out: products of letters (xy), functions, fractions of sums, number bases, approximations.
+is not 1/3. Sums of roots and single letters may come in any order: 1+x is x+1. The rest is compared without its spaces.
+Left out: products of sums, since "expand (x+1)^2" is not answered by (x+1)^2; xy, functions, number bases, rounding.
 
 Where in doubt the verdict is False: a right answer refused costs one reward, a wrong one accepted is learnt.
 The work is bounded: extraction takes one pass over the text, and whatever follows sees at most 200 characters.
@@ -12,6 +12,7 @@ import re
 from fractions import Fraction
 from functools import reduce
 from math import factorial, isqrt
+from string import ascii_letters
 from typing import NamedTuple
 
 MAX_LENGTH = 200  # characters of an answer
@@ -319,6 +320,9 @@ def plus(a: dict, b: dict) -> dict:
 
 
 def times(a: dict, b: dict) -> dict:
+    letters = {str(symbol) for powers in [*a, *b] for symbol, _ in powers} & {*ascii_letters}
+    if letters and max(len(a), len(b)) > 1 and a not in (exact(1), exact(-1)):
+        raise ValueError("a product of sums")
     total = {}
     for left, x in a.items():
         for right, y in b.items():

@@ -37,6 +37,7 @@ def test_which_right_answers_are_refused():
     refused = {case["id"] for case in CASES if case["truth"] and not verify(case["completion"], case["ground_truth"])}
     assert refused == (
         {"p120", "p121"}  # 75% for 0.75: a truth without percent sign leaves open what it counts
+        | {"p133", "p154"}  # (x+1)^2, (x+3)^2: whoever is asked to expand them must not be paid for the question
         | {"p146", "p150"}  # a logarithm, a number in another base
         | {"p163", "p164", "p165", "p232"}  # neither box nor ####
         | {"p210", "p211"}  # thousands of brackets, thousands of summands
@@ -45,10 +46,11 @@ def test_which_right_answers_are_refused():
 
 
 def test_what_other_graders_bug_reports_and_real_files_have_shown():
-    """Catches: each fault that was found there. In two cases we do not give the verdict that the report asks for."""
+    """Catches: each fault that was found there. In three cases we do not give the verdict that the report asks for."""
     other = {case["id"] for case in REPORTS if verify(case["text"], case["truth"]) != case["expected"]}
     assert other == (
         {"v091"}  # 8:12 for 2:3. Both may be times, and then 2:05 would be 4:10
+        | {"v078"}  # b(a+2) for (a+2)b. Products of sums are not multiplied out: see p133
         | {"v092"}  # 53 for 53_7. These are two numbers, and p150 wants the value: without the question nobody can tell
     )
 
@@ -159,7 +161,6 @@ def test_extraction(text, answer):
         (r"\sqrt{2} \cdot \sqrt{6}", r"2\sqrt{3}"),
         (r"0.1\overline{6}", "1/6"),
         (r"1,\!234", "1234"),
-        (r"\frac{1}{2}n(n+1)", r"\frac{n^2+n}{2}"),
         (r"2\cdot x", "2x"),
         (r"4\pi r^2", r"4 r^2 \pi"),
         (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", "\\begin{pmatrix} 1 & 2 \\\\\n 3 & 4 \\end{pmatrix}"),
@@ -265,6 +266,9 @@ def test_a_hedge_is_not_an_answer(answer, truth):
         (r"\sqrt{x^2}", "x"),
         (r"\frac{1}{\sqrt{2}}\%", r"\frac{1}{\sqrt{2}}"),
         (r"\begin{vmatrix} 1 & 2 \end{vmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}"),
+        ("(x+1)(x-1)", "x^2-1"),  # "expand ..." and "factor ..." are not answered by the question
+        ("x^2-1", "(x+1)(x-1)"),
+        ("2(x+1)", "2x+2"),
         ("2 + 3(x^y)", "5(x^y)"),
         (r"x^2\frac{1}{2}", r"x^{5/2}"),
         ("25^\\circ C", "25^\\circ F"),
