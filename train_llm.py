@@ -279,7 +279,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"train_llm.py: {error}", file=sys.stderr)
         return 1
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except Exception as error:
+        if not type(error).__module__.startswith("torch._dynamo"):
+            raise
         print(
             f"train_llm.py: {error}\nCompiling failed: try --compile off, with --resume if steps are done.",
             file=sys.stderr,

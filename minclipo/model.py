@@ -1,6 +1,6 @@
 """A GPT of the Llama family in one file: RMSNorm, rotary grouped-query attention, gated MLP.
 
-Llama, SmolLM, Mistral, Qwen2/2.5 and Qwen3 are this one class with different values in `GPTConfig`. Modules carry the
+Llama, SmolLM, Mistral, Qwen2/2.5, Qwen3 and SmolLM3 are this one class with different values in `GPTConfig`. Modules carry the
 names that Hugging Face checkpoints use, so that a state dict needs no translation table.
 Left out: dropout, sliding windows, mixture of experts, any parallelism.
 
@@ -212,7 +212,9 @@ class GPT(nn.Module):
 
 @cache
 def compiled(function):
-    """The function as fused kernels (torch.compile): one compilation for all blocks, whatever the size of the batch."""
+    """The function as fused kernels (torch.compile), shared by all blocks and all sizes of a batch. What compiles anew,
+    such as a batch of one row or a pass without gradients, multiplies: the default limit of 8 would end a run."""
+    torch._dynamo.config.cache_size_limit = 64
     return torch.compile(function, dynamic=True, fullgraph=True)
 
 

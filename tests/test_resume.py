@@ -388,3 +388,12 @@ def test_a_killed_process_goes_on_bit_equal(uninterrupted, tmp_path, at, when, m
         lines, wanted = ([json.loads(line) for line in (run / name).read_text().splitlines()] for run in (ours, theirs))
         assert without_times(lines) == without_times(wanted)
     assert not list(ours.rglob("*.partial"))
+
+
+def test_a_stray_file_among_the_states_is_left_alone(tmp_path):
+    """Catches: a run that ends, or cannot go on, because somebody has copied a state under another name."""
+    save_state(tmp_path, 1, {"x": torch.ones(2)}, keep=1)
+    (tmp_path / "step_best.pt").write_bytes((tmp_path / "step_000001.pt").read_bytes())
+    save_state(tmp_path, 2, {"x": torch.zeros(2)}, keep=1)
+    assert (newest_state(tmp_path)["x"] == 0).all()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002.pt", "step_best.pt"]

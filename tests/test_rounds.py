@@ -4,12 +4,15 @@ A captured CUDA graph repeats kernels with the same shapes on the same memory. `
 operators on a CPU, so whatever a replay would miss (a Python number that changes, a new tensor) shows here.
 """
 
+import weakref
+
 import pytest
 import torch
 from conftest import small_gpt
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import minclipo.extensions.micro_batches as micro_batches_module
 import minclipo.model as model_module
 import minclipo.sampler as sampler
 import minclipo.trainer as trainer_module
@@ -252,6 +255,21 @@ def test_half_precision_scores_only_what_the_policy_will_have_moved_away_from(mo
         monkeypatch.setitem(scope, "batch_logprobs", lambda *a, f=original, **k: calls.append(1) or f(*a, **k))
     make(torch.bfloat16, num_mini_batches=num_mini_batches).step()
     assert len(calls) == passes
+
+
+def test_scoring_holds_the_activations_of_one_part_at_a_time(monkeypatch):
+    """Catches: the graph of one part kept while the next is computed: twice the memory that the estimate counts."""
+    alive, original = [], micro_batches_module.batch_logprobs
+
+    def watched(*arguments, **options):
+        assert all(graph() is None for graph in alive)
+        logprobs, entropy = original(*arguments, **options)
+        alive.append(weakref.ref(logprobs))
+        return logprobs, entropy
+
+    monkeypatch.setattr(micro_batches_module, "batch_logprobs", watched)
+    make(torch.bfloat16, num_mini_batches=2, micro_batch_tokens=30).step()
+    assert len(alive) > 2
 
 
 # ---- compilation ----

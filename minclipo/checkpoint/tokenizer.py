@@ -229,5 +229,8 @@ def _end_of_turn(tokenizer: FastTokenizer, template: ChatTemplate | None) -> lis
 
     No other file of a base model may name it; then the model would go on after its answer, as the user."""
     after = "" if template is None else template.after_reply().strip()
-    added = tokenizer.get_added_tokens_decoder()
-    return [index for index in tokenizer.encode(after, add_special_tokens=False).ids[:1] if index in added]
+    try:
+        first = tokenizer.encode(after, add_special_tokens=False).ids[:1]
+    except Exception:  # a bare one: words that this vocabulary lacks. Whoever asks a question will hear of them
+        return []
+    return [index for index in first if index in tokenizer.get_added_tokens_decoder()]

@@ -34,8 +34,10 @@ def scored(model: GPT, rollouts: Rollouts, parts: list[MicroBatch], *, temperatu
     for and dropped, so that compiled kernels are those of the update and round likewise."""
     found = torch.zeros_like(rollouts.logprobs)
     for part in parts:
-        logprobs, _ = batch_logprobs(model, part, temperature=temperature)
-        found[part.rows, : logprobs.shape[1]] = logprobs.detach()
+        logprobs = batch_logprobs(model, part, temperature=temperature)[
+            0
+        ].detach()  # before the next part's activations
+        found[part.rows, : logprobs.shape[1]] = logprobs
     return found
 
 

@@ -25,7 +25,10 @@ def check_out(out: Path, settings: dict, resume: bool, may_differ: Collection[st
     if earlier is not None and resume:
         differing = [name for name in differences(earlier, settings) if name not in may_differ]
         if differing:
-            raise ValueError(f"--resume: {out} has other settings for {', '.join(differing)}; choose another --out")
+            raise ValueError(
+                f"--resume: {out} has other settings for {', '.join(differing)}, or was "
+                "made by a version that did not have them; choose another --out"
+            )
 
 
 def prepare_out(out: Path, settings: dict, resume: bool, may_differ: Collection[str] = ()) -> None:

@@ -33,7 +33,7 @@ def save_state(folder: Path, step: int, state: dict, *, keep: int) -> None:
 
 def saved_states(folder: Path) -> list[Path]:
     """The states in `folder`, oldest first."""
-    return sorted(folder.glob("step_*.pt"), key=step_of)
+    return sorted((path for path in folder.glob("step_*.pt") if path.stem[5:].isdigit()), key=step_of)
 
 
 def step_of(state: Path) -> int:
