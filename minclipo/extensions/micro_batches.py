@@ -34,9 +34,8 @@ def scored(model: GPT, rollouts: Rollouts, parts: list[MicroBatch], *, temperatu
     for and dropped, so that compiled kernels are those of the update and round likewise."""
     found = torch.zeros_like(rollouts.logprobs)
     for part in parts:
-        logprobs = batch_logprobs(model, part, temperature=temperature)[
-            0
-        ].detach()  # before the next part's activations
+        logprobs, entropy = batch_logprobs(model, part, temperature=temperature)
+        logprobs, entropy = logprobs.detach(), None  # lets the part's activations go, before the next has its own
         found[part.rows, : logprobs.shape[1]] = logprobs
     return found
 
