@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import runpy
@@ -262,3 +263,14 @@ def test_no_code_is_copied_between_lessons_or_from_the_package():
     for one, other in combinations(sources, 2):
         if LESSONS in (one.parent, other.parent):
             assert not sources[one] & sources[other], f"{one.name} and {other.name}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "lessons/pages/06_blind.md", "lessons/pages/09_clipo.md"])
+def test_a_page_quotes_the_five_seeds_as_they_are(page):
+    """Catches: a table that the runs behind it have outlived."""
+    summary = json.loads((ROOT / "lessons" / "results" / "toy" / "summary.json").read_text())
+    methods = ("pretrained", "baseline", "oracle") if "06" in page else ("baseline", "clipo", "oracle", "clipo_paper")
+    text = (ROOT / page).read_text(encoding="utf-8").replace("**", "")
+    for method in methods:
+        mean, low, high = (summary[method]["hallucination_rate"][key] for key in ("mean", "low", "high"))
+        assert f"{mean:.3f} [{low:.3f}, {high:.3f}]" in text, method
