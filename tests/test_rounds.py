@@ -187,6 +187,24 @@ def test_the_replay_repeats_python_numbers(monkeypatch):
     assert decoders[0].count == 2 and decoders[0].t.item() == 19  # the first step, and the recording
 
 
+def test_each_size_of_a_round_is_captured_once(monkeypatch):
+    """Catches: later rounds that run step by step, or capture anew what has been captured; neither changes a number."""
+    captures, sizes, original = [], [], Decoder.round
+    capture = lambda step, earlier: (
+        captures.append((len(step.__self__.rows), step.__self__.cache.used)) or Replay(step, earlier)
+    )
+
+    def watched(decoder, tokens, generator):
+        alive = original(decoder, tokens, generator)
+        sizes.append((len(decoder.rows), decoder.cache.used))
+        return alive
+
+    monkeypatch.setattr(Decoder, "round", watched)
+    in_rounds(monkeypatch, 3, capture=capture)
+    draw(small_gpt(), eos_ids=[0, 1, 2], max_new_tokens=18)
+    assert captures == list(dict.fromkeys(sizes)) and 2 < len(captures) < len(sizes)
+
+
 def test_rows_leave_by_halves(monkeypatch):
     """Catches: a graph for every number of rows, rows that stay for good, a living row thrown out."""
     sizes, original = [], Decoder.leave
