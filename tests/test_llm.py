@@ -301,7 +301,7 @@ def test_a_resumed_run_does_not_need_its_room_twice(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
     (tmp_path / "state").write_bytes(b"x" * 900)
     check_room(tmp_path, 1000, resume=True)
-    with pytest.raises(OSError, match="GiB are needed"):
+    with pytest.raises(OSError, match="MiB are needed"):
         check_room(tmp_path, 1000, resume=False)
 
 
@@ -488,7 +488,7 @@ def test_resume_with_other_settings_is_refused_unless_they_do_not_matter(tmp_pat
 def test_a_small_disk_is_noticed_before_training(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     arguments = ["--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run")]
-    assert "GiB are needed" in message_of(*arguments, capsys=capsys)
+    assert "MiB are needed" in message_of(*arguments, capsys=capsys)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -224,8 +224,8 @@ def check_room(out: Path, needed: int, resume: bool) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OSError(
-            f"{out}: {needed / GIB:.1f} GiB are needed for the model and the training states, {free / GIB:.1f} GiB "
-            "are free. Free some, choose another --out, or keep fewer with --keep-states"
+            f"{out}: {needed / 2**20:,.1f} MiB are needed for the model and the training states, {free / 2**20:,.1f} "
+            "MiB are free. Free some, choose another --out, or keep fewer with --keep-states"
         )
 
 
