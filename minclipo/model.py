@@ -1,7 +1,7 @@
 """A GPT of the Llama family in one file: RMSNorm, rotary grouped-query attention, gated MLP.
 
-Llama, SmolLM, Mistral, Qwen2/2.5, Qwen3 and SmolLM3 are this one class with different values in `GPTConfig`. Modules carry the
-names that Hugging Face checkpoints use, so that a state dict needs no translation table.
+Llama, SmolLM, SmolLM3, Mistral, Qwen2/2.5 and Qwen3 are this one class with different values in `GPTConfig`. Modules
+carry the names that Hugging Face checkpoints use, so that a state dict needs no translation table.
 Left out: dropout, sliding windows, mixture of experts, any parallelism.
 
 B rows, T tokens of this call, S tokens to attend to, D width, H heads, K key/value heads, C width of a head, V words.
@@ -38,7 +38,7 @@ class GPTConfig:
     max_positions: int = 2048  # longest sequence the model was trained for, in tokens
     norm_eps: float = 1e-5  # inside the root of RMSNorm
     rope_theta: float = 10000.0  # base of the rotary wavelengths
-    rope_scaling: object | None = None  # stretches the rotary frequencies: a class of checkpoint/rope.py
+    rope_scaling: object | None = None  # stretches rotary frequencies: one of the classes of checkpoint/rope.py
     unrotated_layers: tuple[int, ...] = ()  # numbers of the layers that do not turn queries and keys (SmolLM3)
     tie_embeddings: bool = True  # the output head is the token embedding
     qkv_bias: bool = False  # bias on the query, key and value projections (Qwen2)

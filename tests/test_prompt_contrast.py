@@ -63,7 +63,8 @@ def test_gain_equals_a_slow_loop(K):
 
 
 def test_each_token_is_bounded_by_itself():
-    """Catches: a bound on the mean instead, where one impossible token outweighs all others; a bound on one side."""
+    """Catches: the mean bounded in place of each token, where one impossible token outweighs all others; a bound on one
+    side only."""
     own, mask = torch.tensor([[0.0, 0.0], [-1.0, -90.0]]), torch.ones(2, 2, dtype=torch.bool)
     others = torch.tensor([[[-80.0, -1.0], [-1.0, -2.0]]])
     torch.testing.assert_close(prompt_contrast(own, others, mask), torch.tensor([(LIMIT + 1) / 2, -LIMIT / 2]))

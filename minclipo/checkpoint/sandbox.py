@@ -95,9 +95,9 @@ class CountedNodes(NodeTransformer):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"+", "*", "%", "**"})
-
     """filters: more than Jinja's own, or others in their place."""
+
+    intercepted_binops = frozenset({"+", "*", "%", "**"})
 
     def __init__(self, filters: dict[str, Callable]):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag])
