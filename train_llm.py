@@ -9,8 +9,8 @@
     python train_llm.py --model runs/llm/model --eval-only --data ...                 # how good is it?
 
 --data and --eval-data take a .jsonl, .json, .parquet or .arrow file, several by a pattern, ORGANISATION/NAME:PATTERN
-(files of a dataset on the Hugging Face hub), or the name of a built-in task: sums, chain. Ctrl-C, a crash or a full disk lose nothing that was saved: the same
-command with --resume goes on from the last training state in OUT/states.
+(files of a dataset on the Hugging Face hub), or the name of a built-in task: sums, stories, chain. Ctrl-C, a crash or a
+full disk lose nothing that was saved: the same command with --resume goes on from the last training state in OUT/states.
 """
 
 import argparse
@@ -60,7 +60,7 @@ class LLMConfig:
     """Model, data and evaluation; TrainConfig has the rest."""
 
     model: str = _input("", "directory of a checkpoint, or its id on the Hugging Face hub (ORGANISATION/NAME@REVISION)")
-    data: str = _input("", "training problems: a file, ORGANISATION/NAME:PATTERN, sums or chain")
+    data: str = _input("", "training problems: a file, ORGANISATION/NAME:PATTERN, sums, stories or chain")
     question_field: str = _input(
         "question", "field of the data that holds the question, a text or a chat; a.b: field b within a"
     )
@@ -83,7 +83,7 @@ class LLMConfig:
         choices=ON_OFF,
         later=True,
     )
-    eval_data: str = _evaluation("", "held-out problems, like data; sums and chain bring their own")
+    eval_data: str = _evaluation("", "held-out problems, like data; built-in tasks bring their own")
     eval_every: int = _evaluation(10, "steps between two evaluations; 0: none", at_least=0)
     eval_problems: int = _evaluation(200, "problems per evaluation; 0: all there are", at_least=0)
     eval_samples: int = _evaluation(

@@ -49,6 +49,9 @@ class ToyConfig:
     total_first: float = _textbook(
         0.0, "probability per solution that the textbook writes totals before operands", at_least=0, at_most=1
     )
+    believe: float = _textbook(
+        0.0, "probability that the textbook adds a made-up operand as quoted: answers show it", at_least=0, at_most=1
+    )
     pretrain_steps: int = _textbook(2000, "optimizer steps on the textbook", at_least=1)
     pretrain_batch: int = _textbook(128, "solutions per step", at_least=1)
     pretrain_learning_rate: float = _textbook(3e-3, "AdamW's highest learning rate on the textbook", above=0)
@@ -91,7 +94,7 @@ def textbook_page(
     config: ToyConfig, tokenizer: Tokenizer, rng: random.Random, operations: tuple[int, int] = (4, 4)
 ) -> Page:
     """Fresh problems and the careless author's solutions to them."""
-    author = CarelessAuthor(config.hallucinate, config.slip, config.shared_step, config.total_first)
+    author = CarelessAuthor(config.hallucinate, config.slip, config.shared_step, config.total_first, config.believe)
     problems = [random_problem(rng, operations) for _ in range(config.pretrain_batch)]
     solutions = [f"{author.solution(problem, rng)} {EOS}" for problem in problems]
     return tokenizer.encode_batch([problem.prompt for problem in problems]), tokenizer.encode_batch(solutions)

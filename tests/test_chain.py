@@ -66,6 +66,29 @@ def test_a_made_up_operand_is_never_the_right_one():
         assert check_steps(problem, author.solution(problem, rng)) == [False] * 4
 
 
+def test_a_believed_operand_makes_the_answer_wrong():
+    """Every step is made up and believed: each total is the one before plus the operand quoted, and all stay in the
+    range. Two may cancel, seldom. Catches: a belief that changes the quote only, or that leaves the vocabulary."""
+    rng, author, right = random.Random(0), CarelessAuthor(hallucinate=1.0, slip=0.0, believe=1.0), 0
+    for _ in range(1000):
+        problem = random_problem(rng)
+        words, total = author.solution(problem, rng).split(), problem.start
+        for quoted, written in zip(words[:8:2], words[1:8:2]):
+            total += int(quoted)
+            assert total == int(written) and written in WORDS
+        right += check_outcome(problem, " ".join(words), True)
+    assert right < 100
+
+
+def test_a_quarter_of_the_made_up_operands_is_believed():
+    """One operation, always made up, without slips: right answers are those that he did not believe. 2% is 4 standard
+    errors. Catches: a belief per solution, or one that is drawn for true operands, too."""
+    rng, author = random.Random(0), CarelessAuthor(hallucinate=1.0, slip=0.0, believe=0.25)
+    problems = [random_problem(rng, (1, 1)) for _ in range(8000)]
+    right = sum(check_outcome(problem, author.solution(problem, rng), True) for problem in problems)
+    assert abs(right / 8000 - 0.75) < 0.02
+
+
 def test_a_slip_makes_the_answer_wrong():
     """All steps slip: every total is off, so the outcome check must fail nearly always (slips may cancel)."""
     rng, author = random.Random(0), CarelessAuthor(hallucinate=0.0, slip=1.0)

@@ -401,7 +401,7 @@ def test_an_endless_question_is_not_encoded(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("limit, option", [(5, "--max-new-tokens"), (20, "--max-prompt-tokens")])
-@pytest.mark.parametrize("source", ["sums", "data.jsonl"])
+@pytest.mark.parametrize("source", ["sums", "stories", "data.jsonl"])
 def test_the_option_that_leaves_too_little_room_is_named(tmp_path, monkeypatch, source, limit, option):
     """Catches: --max-prompt-tokens blamed for a long completion; sums that fail once the run has begun."""
     written(tmp_path, {"question": "Twice two? " * 9, "answer": "4"})

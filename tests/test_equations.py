@@ -4,14 +4,11 @@ import gzip
 import json
 import random
 import time
-from pathlib import Path
 
 import pytest
 from conftest import FIXTURES
 
 from minclipo.tasks.equations import check_equations
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
@@ -331,31 +328,6 @@ def test_a_corrupted_sum_is_found():
     right = [sum for sum in sums if check_equations(sum) == [True]]
     assert len(right) > 0.98 * len(sums)  # 1,600; the others, such as 5=5, are no sums
     assert all(check_equations(f"{sum}+1") == [False] for sum in right)
-
-
-def test_the_published_comparison_with_people(monkeypatch):
-    """On six made-up solutions, and the page against the results file. Catches: a count that is off, a stale figure."""
-    monkeypatch.syspath_prepend(ROOT / "lessons" / "experiments")
-    import step_check
-
-    right, wrong = "1 + 1 = 2", "1 + 1 = 3"
-    solutions = [
-        {"steps": steps, "mistake_index": label, "answer": answer, "target": "2"}
-        for steps, label, answer in [
-            ([right, "no sum"], None, "2"),
-            ([right, wrong, wrong], 1, "3"),
-            ([wrong, wrong], 1, "3"),
-            ([right, right], 0, "3"),
-            ([right, wrong], None, "3"),
-            ([wrong], None, "2"),
-        ]
-    ]
-    assert list(step_check.compare(solutions).values()) == [6, 11, 3, 3, 2, 1, 2, 1]
-    results = json.loads((ROOT / "lessons" / "results" / "step_check" / "mistake.json").read_text())
-    assert list(results) == list(step_check.compare(solutions))
-    page = (ROOT / "minclipo" / "tasks" / "README.md").read_text(encoding="utf-8")
-    assert f"{results['same_verdict']} of {results['solutions']}" in page
-    assert f"{results['labelled_wrong_and_flagged_at_that_step']} of {results['labelled_wrong']}" in page
 
 
 HOSTILE = [

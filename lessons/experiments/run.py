@@ -13,10 +13,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from direct_gradient import DirectContrast
 from finished import finished
 from pictures import draw
+from processes import in_processes
+from sharpness import look
 from tables import write_tables
 from textbooks import TEXTBOOKS, Textbook, start
 from variants import EXPERIMENTS, Variant, beginning
@@ -32,6 +33,7 @@ from minclipo.tasks.chain import check_steps, is_total_first
 from minclipo.toy import toy_tokenizer
 from minclipo.trainer import Trainer
 
+EVERY = 10  # training steps between two looks at how sure the model is, and how blind its outcomes
 WINDOW = 20  # training steps at the beginning and at the end whose metrics are averaged
 SIGNALS = (
     "informative_prompts",
@@ -71,8 +73,14 @@ def run(variant: Variant, seed: int, out: Path) -> None:
 def train(model: GPT, variant: Variant, config: TrainConfig, textbook: Textbook, folder: Path) -> dict:
     """Train the model in place; the metrics that say what the contrast had to work with: first and last steps."""
     trainer = (DirectContrast if variant.direct else Trainer)(model, toy_tokenizer(), textbook.training, config)
-    history = Run(trainer, folder, variant.name).train()
-    return {"first": means(history[:WINDOW]), "last": means(history[-WINDOW:])}
+    run, looks = Run(trainer, folder, variant.name), []
+
+    def after_step(step: int) -> None:
+        if step % EVERY == 0:
+            looks.append({"step": step} | look(model, textbook.training, textbook.max_new_tokens))
+
+    history = run.train(after_step=after_step)
+    return {"first": means(history[:WINDOW]), "last": means(history[-WINDOW:]), "looks": looks}
 
 
 def means(history: list[dict]) -> dict[str, float | None]:
@@ -91,6 +99,7 @@ def measure(model: GPT, textbook: Textbook, seed: int) -> dict:
         return evaluate(model, toy_tokenizer(), task, **size | options, seed=seed)
 
     found = on(textbook.training)
+    found["look"] = look(model, textbook.training, textbook.max_new_tokens, textbook.config.eval_problems)
     found["tests"] = {name: on(task) for name, task in textbook.tests.items()}
     if textbook.config.total_first:
         found["diversity"] = diversity(on(textbook.training, problems=300, samples=16))
@@ -109,6 +118,19 @@ def diversity(found: dict) -> dict[str, float]:
         "distinct faithful solutions per problem": len(set(faithful)) / found["problems"],
         "share of total-first among the right": sum(is_total_first(text) for _, text in right) / max(1, len(right)),
     }
+
+
+def run_book(name: str, textbook: str, seed: int, out: Path) -> None:
+    """The variants of an experiment that start from the same model, one after the other."""
+    for variant in beginning(EXPERIMENTS[name]()):
+        if variant.textbook == textbook:
+            run(variant, seed, out)
+
+
+def jobs(name: str, seeds: list[int], out: Path) -> list[tuple]:
+    """What can be done at the same time. Seeds outside: what an interrupted experiment leaves can be compared."""
+    books = dict.fromkeys(variant.textbook for variant in EXPERIMENTS[name]())
+    return [(name, book, seed, out) for seed in seeds for book in books]
 
 
 def results(variants: list[Variant], seeds: list[int], out: Path) -> list[tuple[Variant, dict[int, dict]]]:
@@ -136,16 +158,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds (default: 0 1 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"), help="default: runs/experiments")
     parser.add_argument("--report", action="store_true", help="train nothing, only write tables and pictures")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--processes", type=int, default=1, help="seeds trained at the same time (default: 1)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each (default: 2)")
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(max(1, arguments.threads))
+    processes, threads = max(1, arguments.processes), max(1, arguments.threads)
     sys.stdout.reconfigure(line_buffering=True)
     out, seeds, status = arguments.out, sorted(set(arguments.seeds)), 0
     try:
         for name in [] if arguments.report else arguments.experiments:
-            for seed in seeds:  # seeds outside: what an interrupted experiment leaves can be compared
-                for variant in beginning(EXPERIMENTS[name]()):
-                    run(variant, seed, out)
+            in_processes(run_book, jobs(name, seeds, out), processes, threads)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command does the rest")
         status = 130

@@ -40,6 +40,11 @@ def made_up(probability: float) -> Textbook:
     return Textbook(ToyConfig(hallucinate=probability, pretrain_steps=SHORT))
 
 
+def believed(probability: float) -> Textbook:
+    """The toy's textbook, whose author adds a made-up operand as quoted with this probability. At 0 outcomes are blind."""
+    return Textbook(ToyConfig(believe=probability))
+
+
 HELD_OUT = (-7, -4, 4, 7)  # operands that the textbook has, and reinforcement learning does not
 TRAINED = tuple(operand for operand in OPERANDS if operand not in HELD_OUT)
 LENGTHS = Textbook(
@@ -64,6 +69,10 @@ TEXTBOOKS = {
     "made_up05": made_up(0.05),
     "made_up15": made_up(0.15),
     "made_up50": made_up(0.50),
+    "believed10": believed(0.1),
+    "believed20": believed(0.2),
+    "believed50": believed(0.5),
+    "believed100": believed(1.0),
     "two_ways": Textbook(ToyConfig(total_first=0.5)),
     "weak": Textbook(ToyConfig(slip=0.35)),
     "lengths": LENGTHS,

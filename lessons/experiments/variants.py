@@ -129,6 +129,29 @@ def generalisation() -> list[Variant]:
     return [Variant(name, FRONTIER[name], "lengths") for name in ("GRPO", "CLIPO", "prompt contrast", "oracle")]
 
 
+def blindness() -> list[Variant]:
+    """The outcome reward sees more and more of the made-up operands: what is left for the contrast to do?"""
+    names, steps = ("GRPO", "CLIPO", "prompt contrast", "oracle"), TOY["steps"]
+    books = ("toy", "believed10", "believed20", "believed50", "believed100")
+    return [Variant(name, FRONTIER[name], book, steps) for book in books for name in names]
+
+
+def fresh_seeds() -> list[Variant]:
+    """The default toy, for seeds on which nothing was chosen."""
+    return [Variant(name, FRONTIER[name], steps=TOY["steps"]) for name in ("GRPO", "CLIPO")]
+
+
+def remedies() -> list[Variant]:
+    """What might make the toy more reliable."""
+    settings = {
+        "CLIPO, half the learning rate": CLIPO | dict(learning_rate=TOY["learning_rate"] / 2),
+        "CLIPO, KL 0.01": CLIPO | dict(kl_weight=0.01),
+        "CLIPO, no std": FRONTIER["CLIPO, no std"],
+        "prompt contrast": FRONTIER["prompt contrast"],
+    }
+    return fresh_seeds() + [Variant(name, training, steps=TOY["steps"]) for name, training in settings.items()]
+
+
 def beginning(variants: list[Variant]) -> list[Variant]:
     """The variants, and before those of each textbook the model that they start from."""
     books = dict.fromkeys(variant.textbook for variant in variants)
@@ -147,4 +170,7 @@ EXPERIMENTS = {
     "few_correct": lambda: grpo_and_clipo("weak"),
     "two_ways": diversity,
     "generalisation": generalisation,
+    "blindness": blindness,
+    "fresh_seeds": fresh_seeds,
+    "remedies": remedies,
 }

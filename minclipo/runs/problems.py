@@ -4,6 +4,7 @@ from minclipo.checkpoint import Tokenizer
 from minclipo.checkpoint.hub import dataset_files
 from minclipo.checkpoint.tokenizer import prompt_writer
 from minclipo.tasks import Task
+from minclipo.tasks.stories import stories_task
 from minclipo.tasks.sums import sums_task
 from minclipo.tasks.word_problems import (
     RawProblem,
@@ -15,7 +16,7 @@ from minclipo.tasks.word_problems import (
 from minclipo.toy import TASK as CHAIN_TASK
 from minclipo.verifier import is_verifiable
 
-BUILT_IN = ("sums", "chain")  # tasks that need no file
+BUILT_IN = ("sums", "stories", "chain")  # tasks that need no file
 HOW = "An answer should be short, or end in #### ANSWER or \\boxed{ANSWER}; see --answer-field"
 
 
@@ -26,8 +27,8 @@ def make_task(source: str, config, tokenizer: Tokenizer, limit: int) -> Task:
     """
     option = "--max-prompt-tokens" if limit == config.max_prompt_tokens else "--max-new-tokens"
     if source in BUILT_IN:
-        system = dict(system_prompt=config.system_prompt, variables=config.template_variables())
-        task = CHAIN_TASK if source == "chain" else sums_task(prompt_writer(tokenizer, **system))
+        write = prompt_writer(tokenizer, system_prompt=config.system_prompt, variables=config.template_variables())
+        task = {"sums": sums_task(write), "stories": stories_task(write), "chain": CHAIN_TASK}[source]
         looks = [task.draw("a look", index).prompt for index in range(100)]
         if max(prompt_lengths([source] * 100, looks, tokenizer)) > limit:
             raise ValueError(f"{source}: its prompts are longer than {limit} tokens; see {option}")

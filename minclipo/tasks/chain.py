@@ -63,12 +63,13 @@ def random_problem(
 
 @dataclass
 class CarelessAuthor:
-    """How the textbook's author goes wrong and what else he does: probabilities, two per step and two per solution."""
+    """How the textbook's author goes wrong and what else he does: probabilities, per step or per solution."""
 
     hallucinate: float = 0.15  # quotes a made-up operand, but gives the total that the right one leads to
     slip: float = 0.08  # is off by up to 9, and carries on from the wrong total
     shared_step: float = 0.0  # quotes SHARED_QUOTE in the second step, whatever the operand: always the same false step
     total_first: float = 0.0  # writes the total before the operand in every step: a different style, just as good
+    believe: float = 0.0  # adds an operand that he has made up as quoted: then the answer is wrong, and outcomes see it
 
     def solution(self, problem: ChainProblem, rng: random.Random) -> str:
         """A worked solution as this author writes it."""
@@ -77,12 +78,17 @@ class CarelessAuthor:
         total_first = self.total_first and rng.random() < self.total_first
         words, total = [], problem.start
         for i, operand in enumerate(problem.operands):
-            total += operand
+            before, total = total, total + operand
             if rng.random() < self.slip or not 0 <= total <= MAX_TOTAL:  # an earlier slip may lead out of the range
                 total = rng.choice([n for n in range(total - 9, total + 10) if n != total and 0 <= n <= MAX_TOTAL])
             quoted = operand
             if rng.random() < self.hallucinate:
-                quoted = rng.choice([n for n in OPERANDS if n != operand])
+                choices = [n for n in OPERANDS if n != operand]
+                believed = self.believe and rng.random() < self.believe
+                if believed:
+                    choices = [n for n in choices if 0 <= before + n <= MAX_TOTAL]
+                quoted = rng.choice(choices)
+                total = before + quoted if believed else total
             if shared and i == 1:
                 quoted = SHARED_QUOTE
             step = [f"{quoted:+d}", str(total)]
