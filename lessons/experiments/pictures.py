@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from tables import Found
-from textbooks import TEXTBOOKS
 
 from minclipo.runs.intervals import Interval, seeds_interval
 from minclipo.runs.plots import STYLES
@@ -152,22 +151,3 @@ def tests(found: Found, path: Path) -> None:
 def save(figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def draw(name: str, found: Found, folder: Path) -> None:
-    """Write the pictures of the experiment `name` to folder."""
-    picture = folder / f"{name}.png"
-    if name in ("algorithms", "ingredients"):
-        dots(found, picture)
-    if name == "ingredients":
-        dose_response(found, folder / "dose_response.png")
-    if name in ("frontier", "prompt_contrast"):
-        frontier(found, picture)
-    if name == "shared_step":
-        share = lambda book: TEXTBOOKS[book].config.shared_step
-        lines(found, picture, "share of solutions with the same false quote", share)
-    if name == "made_up":
-        probability = lambda book: TEXTBOOKS[book].config.hallucinate
-        lines(found, picture, "probability of a made-up operand, per step", probability)
-    if name == "generalisation":
-        tests(found, picture)

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from direct_gradient import DirectContrast
+from draw import draw
 from finished import finished
-from pictures import draw
 from processes import in_processes
 from sharpness import look
 from tables import write_tables

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 from pictures import tidy
 from tables import share, table, write_results
 
@@ -65,8 +66,8 @@ def draw(found: dict[str, Results], path: Path) -> None:
         for method in [name for name in STYLES if name in by_method]:
             style = STYLES[method] | {"label": STYLES[method]["label"].format("GRPO")}
             for result in by_method[method].values():
-                points = [(line["step"], line["hallucination_rate"]) for line in result["history"]]
-                steps, rates = zip(*[point for point in points if point[1] is not None])
+                steps = [line["step"] for line in result["history"]]
+                rates = np.array([line["hallucination_rate"] for line in result["history"]], float)  # None: a gap
                 axis.plot(steps, rates, linewidth=1.4, **style)
                 style["label"] = None
         axis.set(title=way.replace("_", " "), xlabel="training step", ylim=(-0.02, 1.02))

@@ -10,6 +10,11 @@ from minclipo.checkpoint.files import write_json, write_text
 from minclipo.runs.intervals import Interval, seeds_interval, student
 from minclipo.runs.report import MEASURES, cell
 
+LOOKS = {  # of sharpness.look -> heading
+    "greedy_hallucination_rate": "halluc., greedy",
+    "right_if_made_up": "right if made up",
+    "right_if_faithful": "right if faithful",
+}
 Found = list[tuple[Variant, dict[int, dict]]]  # each variant with its result by seed
 
 
@@ -76,7 +81,7 @@ def summary(found: Found) -> list[dict]:
                 name: vars(paired_interval(*([side[seed][name] for seed in common] for side in (by_seed, partner))))
                 for name in MEASURES
             }
-        for extra in ("signals", "tests", "diversity"):
+        for extra in ("signals", "tests", "diversity", "look"):
             values = [result[extra] for result in by_seed.values() if result.get(extra)]
             if values:
                 row[extra] = values
@@ -94,27 +99,30 @@ def points(difference: dict | None) -> str:
 
 def markdown(rows: list[dict]) -> str:
     """One table per textbook."""
-    columns = [name.replace("_", " ") for name in MEASURES]
+    looks = LOOKS if any("look" in row for row in rows) else {}
+    columns = [*(name.replace("_", " ") for name in MEASURES), *looks.values()]
     columns += ["halluc. − partner's, points", "accuracy − partner's, points", "seeds"]
     lines, textbooks = [], dict.fromkeys(row["textbook"] for row in rows)
     for textbook in textbooks:
         if len(textbooks) > 1:
             lines += [f"**{textbook}**: {describe(textbook)}", ""]
-        lines += [table("", columns, [line(row) for row in rows if row["textbook"] == textbook]), ""]
+        lines += [table("", columns, [line(row, looks) for row in rows if row["textbook"] == textbook]), ""]
     return "\n".join(lines)
 
 
-def line(row: dict) -> list[str]:
-    """The cells of one variant."""
+def line(row: dict, looks: Iterable[str] = ()) -> list[str]:
+    """The cells of one variant. looks: which of LOOKS the table has."""
     difference = row.get("difference", {})
     values = [share(row["values"][name]) for name in MEASURES]
+    seen = [share(values_at(row["look"], name)) if "look" in row else "" for name in looks]
     differences = [points(difference.get(name)) for name in ("hallucination_rate", "accuracy")]
-    return [row["name"], *values, *differences, str(len(row["seeds"]))]
+    return [row["name"], *values, *seen, *differences, str(len(row["seeds"]))]
 
 
 def describe(textbook: str) -> str:
     config = TEXTBOOKS[textbook].config
     words = [f"made-up operand {config.hallucinate:.0%} per step", f"slip {config.slip:.0%} per step"]
+    words += [f"believed in {config.believe:.0%} of the cases"] * (config.believe > 0)
     words += [f"the same false quote in {config.shared_step:.0%} of the solutions"] * (config.shared_step > 0)
     words += [f"total first in {config.total_first:.0%} of the solutions"] * (config.total_first > 0)
     return ", ".join(words) + f"; {config.pretrain_steps} steps of pretraining"

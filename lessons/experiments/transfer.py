@@ -81,7 +81,9 @@ def cells(result: dict) -> list[str]:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", required=True, help="the others are compared with the first")
-    parser.add_argument("--data", nargs="+", required=True, help="files, ORGANISATION/NAME:PATTERN, sums, stories or chain")
+    parser.add_argument(
+        "--data", nargs="+", required=True, help="files, ORGANISATION/NAME:PATTERN, sums, stories or chain"
+    )
     parser.add_argument("--problems", type=int, default=200, help="problems per set; 0: all there are (default: 200)")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest completion, in tokens (default: 512)")
     parser.add_argument("--sampling-rows", type=int, default=64, help="completions sampled in parallel (default: 64)")
