@@ -10,6 +10,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "lessons" / "experiments"))
+import run as run_module  # noqa: E402
 import sharpness  # noqa: E402
 import stories  # noqa: E402
 import stories_report  # noqa: E402
@@ -25,10 +26,16 @@ MODEL = ROOT / "tests" / "fixtures" / "parity" / "smollm2_like_bf16"
 
 @pytest.mark.parametrize(
     "completion, made_up",
-    [("+5 12 -3 9 # 9", False), ("+5 13 -3 10 # 10", False), ("+4 12 -3 9 # 9", True), ("12 +5 9 -2 # 9", True)],
+    [
+        ("+5 12 -3 9 # 9", False),
+        ("+5 13 -3 10 # 10", False),
+        ("+4 12 -3 9 # 9", True),
+        ("12 +5 9 -2 # 9", True),
+        ("+5 12 # 9", None),
+    ],
 )
 def test_only_a_wrong_operand_is_made_up(completion, made_up):
-    """Catches: a slip in the total that counts as made up; one way of writing that is not read."""
+    """Catches: a slip in the total, or a step that is left out, taken for made up; a way of writing not read."""
     assert sharpness.makes_up(PROBLEM, completion) is made_up
 
 
@@ -37,7 +44,7 @@ def test_blindness_is_a_pair_of_conditional_shares():
     texts = [("+5 12 -3 9 # 9", True), ("+5 1 -3 8 # 8", False), ("+4 12 -3 9 # 9", True)]
     examples = [(PROBLEM, text, right) for text, right in texts]
     found = sharpness.blindness(examples, sharpness.makes_up)
-    assert found == {"right_if_made_up": 1.0, "right_if_faithful": 0.5, "made_up": pytest.approx(1 / 3)}
+    assert found == {"right_if_made_up": 1.0, "right_if_not_made_up": 0.5, "made_up": pytest.approx(1 / 3)}
     assert sharpness.blindness(examples[:2], sharpness.makes_up)["right_if_made_up"] is None
 
 
@@ -59,14 +66,28 @@ def test_entropies_are_those_of_a_slow_loop():
         assert found[f"{kind}_entropy"] == pytest.approx(sum(values) / len(values), abs=1e-5)
 
 
-def test_a_look_draws_nothing_from_the_run(tmp_path):
-    """Catches: a measurement that changes the training, or that differs from one time to the next."""
+def test_a_look_is_repeatable():
+    """And what it sees in the published model is what results.md says: greedily nothing is made up, sampled a lot.
+    Catches: a look that depends on when it is taken."""
     model = load_model(ROOT / "lessons" / "models" / "careless")
-    state = torch.get_rng_state()
     first, second = (sharpness.look(model, TASK, 16, problems=50) for _ in range(2))
-    assert first == second and torch.equal(state, torch.get_rng_state())
-    assert first["greedy_hallucination_rate"] == 0 < first["hallucination_rate"] < 1  # as published: lessons/results.md
+    assert first == second
+    assert first["greedy_hallucination_rate"] == 0 and 0.3 < first["hallucination_rate"] < 0.7
     assert 0 < first["operand_entropy"] < math.log(122)
+
+
+def test_looking_does_not_change_the_training(tmp_path, monkeypatch):
+    """Catches: a look that draws from the generators that the run draws from."""
+    weights = []
+    for every in (1, 100):
+        monkeypatch.setattr(run_module, "EVERY", every)
+        model, book = load_model(ROOT / "lessons" / "models" / "careless"), run_module.TEXTBOOKS["toy"]
+        variant = run_module.Variant("GRPO", dict(prompts_per_step=2, group_size=4), steps=2)
+        config = run_module.train_config(variant, 0)
+        signals, _ = run_module.train(model, variant, config, book, tmp_path / str(every))
+        weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+        assert len(signals["looks"]) == (3 if every == 1 else 1)
+    assert torch.equal(*weights)
 
 
 def test_a_model_that_writes_no_operands_has_no_entropy_of_them():
@@ -77,13 +98,19 @@ def test_a_model_that_writes_no_operands_has_no_entropy_of_them():
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_jobs_are_done_and_their_errors_raised(tmp_path, processes):
-    """Catches: a job that is lost, a run that fails in another process and leaves a table without it."""
+def test_every_job_is_done(tmp_path, processes):
+    """Catches: a job that is lost."""
     threads = torch.get_num_threads()
     in_processes(Path.touch, [(tmp_path / "a",), (tmp_path / "b",)], processes, threads)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_after_an_error_no_other_job_begins(tmp_path):
+    """The second process may be at work on one. Catches: a pool that goes on with what it was given ahead."""
+    jobs = [(tmp_path / "missing" / "0",), *((tmp_path / str(number),) for number in range(1, 12))]
     with pytest.raises(FileNotFoundError):
-        in_processes(Path.unlink, [(tmp_path / "missing",)], processes, threads)
+        in_processes(Path.touch, jobs, 2, torch.get_num_threads())
+    assert len(list(tmp_path.iterdir())) <= 2
 
 
 # ---- stories.py ----
@@ -112,21 +139,48 @@ def test_stories_run_are_kept_and_are_not_passed_off(tmp_path, capsys):
 
 
 def test_reading_teaches_the_way_of_writing_that_is_read():
-    """Ten steps on one story. Catches: a loss on the prompt, weights that do not move, the other way of writing."""
-    parsed = vars(stories.parse_arguments(["--model", str(MODEL), "--dtype", "float32", "--device", "cpu"]))
+    """Twenty stories in each way. Catches: weights that do not move, the other way of writing."""
     sized = dict(operations=1, read_steps=10, read_batch=2, read_learning_rate=1e-2, hallucinate=0.0, slip=0.0)
-    story = stories.Story(**{name: parsed[name] for name in stories.Story.__dataclass_fields__} | sized)
-    tokenizer, losses = stories.load_tokenizer(MODEL), {}
-    model = story.load(MODEL)
-    stories.read(story, "result_first", tokenizer, model)
+    story = stories.Story(model=str(MODEL), dtype="float32", device="cpu", **sized)
+    tokenizer = stories.load_tokenizer(MODEL)
     problem = story.task(tokenizer).draw("textbook", 0)
-    for way, result_first in (("reason_first", False), ("result_first", True)):
-        total = problem.chain.totals[0]
-        text = stories.in_words(problem, f"{problem.chain.operands[0]:+d} {total} # {total}", result_first)
+    solution = f"{problem.chain.operands[0]:+d} {problem.chain.totals[0]} # {problem.chain.totals[0]}"
+    texts = [stories.in_words(problem, solution, result_first=way == "result_first") for way in stories.WAYS]
+    for place, way in enumerate(stories.WAYS):
+        model = story.load(MODEL)
+        stories.read(story, way, tokenizer, model)
         with torch.no_grad():
-            ids = tokenizer.encode_batch([problem.prompt]), tokenizer.encode_batch([text])
-            losses[way] = stories.solution_loss(model, *ids).item()
-    assert losses["result_first"] < losses["reason_first"]
+            prompt = tokenizer.encode_batch([problem.prompt])
+            losses = [stories.solution_loss(model, prompt, tokenizer.encode_batch([text])).item() for text in texts]
+        assert losses[place] < losses[1 - place]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--operations", "0"], "operations must be at least 1"),
+        (["--slip", "2"], "slip must be at most 1"),
+        (["--eval-problems", "0"], "eval_problems must be at least 1"),
+        (["--shared-step", "0.5"], "--operations must be at least 2"),
+        (["--methods", "prompt_contrast", "--prompts", "2"], "prompt"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_reading(tmp_path, capsys, options, message):
+    """Catches: hours of reading before the first error."""
+    assert tell(tmp_path / "out", *options) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err and "reading" not in printed.out and not (tmp_path / "out").exists()
+
+
+def test_runs_with_other_settings_are_not_reported_as_one(tmp_path, capsys):
+    """Catches: a table whose rows start from different textbooks."""
+    assert tell(tmp_path, "--methods", "baseline", "--ways", "result_first") == 0
+    path = tmp_path / "result_first" / "start" / "result.json"
+    result = json.loads(path.read_text())
+    result["settings"]["slip"] = 0.5
+    path.write_text(json.dumps(result))
+    assert tell(tmp_path, "--methods", "baseline", "--ways", "result_first", "--report") == 1
+    assert "different settings" in capsys.readouterr().err
 
 
 def test_cured_means_cured_for_good():

@@ -81,12 +81,20 @@ def test_a_believed_operand_makes_the_answer_wrong():
 
 
 def test_a_quarter_of_the_made_up_operands_is_believed():
-    """One operation, always made up, without slips: right answers are those that he did not believe. 2% is 4 standard
-    errors. Catches: a belief per solution, or one that is drawn for true operands, too."""
+    """Two operations, both made up, without slips: right answers are those of which he believed neither, and a few that
+    cancel. Four standard errors are 2%. Catches: a belief per solution (0.75 would be right)."""
     rng, author = random.Random(0), CarelessAuthor(hallucinate=1.0, slip=0.0, believe=0.25)
-    problems = [random_problem(rng, (1, 1)) for _ in range(8000)]
+    problems = [random_problem(rng, (2, 2)) for _ in range(8000)]
     right = sum(check_outcome(problem, author.solution(problem, rng), True) for problem in problems)
-    assert abs(right / 8000 - 0.75) < 0.02
+    assert abs(right / 8000 - 0.75**2) < 0.025
+
+
+def test_a_shared_step_is_never_believed():
+    """Catches: a total that follows an operand which the shared false step has replaced."""
+    rng, author = random.Random(0), CarelessAuthor(hallucinate=1.0, slip=0.0, shared_step=1.0, believe=1.0)
+    for _ in range(200):
+        words = author.solution(ChainProblem(20, (5, 3)), rng).split()
+        assert words[2] == "+1" and int(words[3]) == int(words[1]) + 3
 
 
 def test_a_slip_makes_the_answer_wrong():

@@ -64,7 +64,7 @@ def test_the_checks_agree_with_the_author(result_first):
         ]
         verdicts = check_steps(problem, text)
         assert check_outcome(problem, text, True) == (totals[-1] == problem.chain.totals[-1])
-        assert makes_up(problem, text) == (quotes != list(problem.chain.operands))
+        assert makes_up(problem, text) is (quotes != list(problem.chain.operands))
         assert all(verdicts) == all(right)
         assert verdicts == right or totals != problem.chain.totals  # a wrong total is where the next equation begins
         seen.add((all(verdicts), makes_up(problem, text)))
@@ -76,6 +76,7 @@ def test_the_checks_agree_with_the_author(result_first):
     [
         (REASON_FIRST, [True, True]),
         (RESULT_FIRST, [True, True]),
+        (" " + RESULT_FIRST, [True, True]),
         (REASON_FIRST.replace("lost 4", "lost 9"), [False, True]),
         (REASON_FIRST.replace("found 1", "got 1"), [True, False]),  # an event of the story's own
         (REASON_FIRST.replace("66 - 4", "67 - 4"), [False, True]),
@@ -109,3 +110,20 @@ def test_the_step_check_is_strict(text, verdicts):
 def test_the_outcome_is_the_box_at_the_end(text, finished, right):
     """Catches: an answer that is read anywhere, or from a completion that was cut off."""
     assert check_outcome(PROBLEM, text, finished) is right
+
+
+@pytest.mark.parametrize(
+    "text, made_up",
+    [
+        (REASON_FIRST, False),
+        (REASON_FIRST.replace("62 + 1 = 63", "62 + 1 = 64"), False),  # a slip
+        (RESULT_FIRST.replace("lost 4", "lost 5"), True),
+        (RESULT_FIRST.replace("lost 4", "broke 4"), True),
+        (REASON_FIRST.replace("The", "Mia won 2: 63 + 2 = 65. The"), True),
+        (REASON_FIRST.replace("Mia found 1: 62 + 1 = 63. ", ""), None),
+        ("", None),
+    ],
+)
+def test_a_made_up_event_is_one_that_the_story_does_not_have(text, made_up):
+    """Catches: a slip, or a sentence that is left out, taken for something made up; an event too many that passes."""
+    assert makes_up(PROBLEM, text) is made_up

@@ -1,17 +1,26 @@
 """Pictures of how blind the outcome is, how sure the model becomes, and how much seeds differ."""
 
 from pathlib import Path
+from statistics import median
 
 import matplotlib.pyplot as plt
-from pictures import TITLES, color_of, over_seeds, save, tidy
+from pictures import color_of, over_seeds, save, tidy
 from tables import Found
 from textbooks import TEXTBOOKS
 
-LIKELY = {"right_if_made_up": ("#D55E00", "an operand is made up"), "right_if_faithful": ("#0072B2", "none is")}
+LIKELY = {
+    "right_if_made_up": ("#D55E00", "where an operand is made up"),
+    "right_if_not_made_up": ("#0072B2", "where none is"),
+}
 
 
 def believed(textbook: str) -> float:
     return TEXTBOOKS[textbook].config.believe
+
+
+def seen(by_seed: dict[int, dict]) -> list[dict]:
+    """The results that hold what `sharpness.look` saw; earlier runs do not."""
+    return [result for result in by_seed.values() if "look" in result]
 
 
 def against_belief(found: Found, path: Path) -> None:
@@ -19,19 +28,16 @@ def against_belief(found: Found, path: Path) -> None:
     often the model that has read his textbook is right. A line is the mean, a small point a seed."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.7), layout="constrained")
     sampled, greedy, blind = axes
-    names = [name for name in dict.fromkeys(variant.name for variant, _ in found)]
-    for shift, name in enumerate(names):
-        mine = [(believed(variant.textbook), by_seed.values()) for variant, by_seed in found if variant.name == name]
-        mine = [(x, list(results)) for x, results in mine if results]
+    for shift, name in enumerate(dict.fromkeys(variant.name for variant, _ in found)):
+        mine = [(believed(variant.textbook), seen(by_seed)) for variant, by_seed in found if variant.name == name]
+        mine = [(x, results) for x, results in mine if results]
+        looks = [(x, [result["look"] for result in results]) for x, results in mine]
         style = dict(color=color_of(name), linestyle=":" if name == "after pretraining" else "-")
-        for axis, looks in ((sampled, False), (greedy, True)):
-            measure = "greedy_hallucination_rate" if looks else "hallucination_rate"
-            chosen = [(x, [result["look"] if looks else result for result in results]) for x, results in mine]
-            plot_means(axis, chosen, measure, shift, label=name, **style)
+        plot_means(sampled, mine, "hallucination_rate", shift, label=name, **style)
+        plot_means(greedy, looks, "greedy_hallucination_rate", shift, **style)
         if name == "after pretraining":
             for measure, (color, label) in LIKELY.items():
-                chosen = [(x, [result["look"] for result in results]) for x, results in mine]
-                plot_means(blind, chosen, measure, 0, label=f"if {label}", color=color)
+                plot_means(blind, looks, measure, 1, label=label, color=color)
     titles = ("hallucination rate", "the same, greedy", "share of right answers after pretraining")
     for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="share of made-up operands that are believed", ylim=(-0.02, 1.02))
@@ -50,24 +56,26 @@ def plot_means(axis, chosen: list[tuple[float, list[dict]]], measure: str, shift
         axis.plot([x + 0.006 * (shift - 1)] * len(values), values, "o", markersize=3, alpha=0.6, color=style["color"])
 
 
+PICKS = {
+    "hallucination rate": lambda result: result["hallucination_rate"],
+    "the same, greedy": lambda result: result["look"]["greedy_hallucination_rate"],
+    "accuracy": lambda result: result["accuracy"],
+}
+
+
 def distribution(found: Found, path: Path) -> None:
     """A point per seed: hallucination rate, sampled and greedy, and accuracy. A bar is the median."""
-    found = [(variant.name, list(by_seed.values())) for variant, by_seed in found if by_seed]
+    found = [(variant.name, results) for variant, by_seed in found if (results := seen(by_seed))]
     figure, axes = plt.subplots(
         1, 3, figsize=(11, 0.9 + 0.5 * len(found)), sharey=True, width_ratios=(3, 3, 2), layout="constrained"
     )
-    measures = (TITLES["hallucination_rate"], "the same, greedy", TITLES["accuracy"])
-    for axis, title in zip(axes, measures):
+    for axis, (title, pick) in zip(axes, PICKS.items()):
         for row, (name, results) in enumerate(found):
-            pick = {
-                measures[0]: lambda result: result["hallucination_rate"],
-                measures[1]: lambda result: result["look"]["greedy_hallucination_rate"],
-                measures[2]: lambda result: result["accuracy"],
-            }[title]
             values = sorted(value for result in results if (value := pick(result)) is not None)
             spread = [row + 0.07 * (place % 5 - 2) for place in range(len(values))]
             axis.plot(values, spread, "o", markersize=4, alpha=0.7, color=color_of(name))
-            axis.plot([values[len(values) // 2]] * 2, [row - 0.28, row + 0.28], color="black", linewidth=1.5)
+            if values:
+                axis.plot([median(values)] * 2, [row - 0.28, row + 0.28], color="black", linewidth=1.5)
         axis.set(title=title, xlim=(-0.02, 1.02))
         tidy(axis)
     axes[0].set_yticks(range(len(found)), [name for name, _ in found])
@@ -81,16 +89,9 @@ def sharpening(found: Found, path: Path) -> None:
     figure, axes = plt.subplots(len(books), 3, figsize=(12, 3.4 * len(books)), squeeze=False, layout="constrained")
     for row, book in zip(axes, books):
         for variant, by_seed in found:
-            runs = [result["signals"]["looks"] for result in by_seed.values() if result["signals"]]
-            if variant.textbook != book or not runs:
-                continue
-            mean = lambda measure: [over_seeds(list(looks), measure).mean for looks in zip(*runs)]
-            steps, color = [look["step"] for look in runs[0]], color_of(variant.name)
-            row[0].plot(steps, mean("hallucination_rate"), color=color, label=variant.name)
-            row[0].plot(steps, mean("greedy_hallucination_rate"), color=color, linestyle=":")
-            row[1].plot(steps, mean("operand_entropy"), color=color)
-            row[1].plot(steps, mean("total_entropy"), color=color, linestyle=":")
-            row[2].plot(mean("operand_entropy"), mean("hallucination_rate"), ".-", color=color)
+            runs = [result["signals"]["looks"] for result in seen(by_seed) if result["signals"]]
+            if variant.textbook == book and runs:
+                plot_sharpening(row, runs, variant.name)
         share = f"{believed(book):.0%} of the made-up operands believed"
         row[0].set(title="sampled, and greedy (dotted)", xlabel="training step", ylim=(-0.02, 1.02))
         row[0].set_ylabel(f"hallucination rate; {share}", fontsize=8.5)
@@ -101,3 +102,14 @@ def sharpening(found: Found, path: Path) -> None:
             tidy(axis)
         row[0].legend(frameon=False, fontsize=8.5)
     save(figure, path)
+
+
+def plot_sharpening(row, runs: list[list[dict]], name: str) -> None:
+    """One method in the three panels. runs: for each seed what was seen every few steps."""
+    mean = lambda measure: [over_seeds(list(looks), measure).mean for looks in zip(*runs)]
+    steps, color = [look["step"] for look in runs[0]], color_of(name)
+    row[0].plot(steps, mean("hallucination_rate"), color=color, label=name)
+    row[0].plot(steps, mean("greedy_hallucination_rate"), color=color, linestyle=":")
+    row[1].plot(steps, mean("operand_entropy"), color=color)
+    row[1].plot(steps, mean("total_entropy"), color=color, linestyle=":")
+    row[2].plot(mean("operand_entropy"), mean("hallucination_rate"), ".-", color=color)

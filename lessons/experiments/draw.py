@@ -27,6 +27,7 @@ def draw(name: str, found: Found, folder: Path) -> None:
         tests(found, picture)
     if name == "blindness":
         against_belief(found, picture)
+    if name in ("blindness", "longer"):
         sharpening(found, folder / "sharpening.png")
     if name in ("fresh_seeds", "remedies"):
         distribution(found, picture)

@@ -2,7 +2,8 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import islice
 
 import torch
 
@@ -17,8 +18,14 @@ def in_processes(work: Callable, jobs: Iterable[tuple], processes: int, threads:
         return
     fresh = multiprocessing.get_context("spawn")  # a forked process that inherits threads, or a GPU, may hang
     pool = ProcessPoolExecutor(processes, fresh, initializer=torch.set_num_threads, initargs=(threads,))
+    waiting, running = iter(jobs), set()
     try:
-        for done in as_completed([pool.submit(work, *job) for job in jobs]):
-            done.result()
+        while True:  # the pool cannot take back what it has been given, so it is given no more than it can run
+            running |= {pool.submit(work, *job) for job in islice(waiting, processes - len(running))}
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()

@@ -62,25 +62,29 @@ def run(variant: Variant, seed: int, out: Path) -> None:
         return
     print(f"\nseed {seed}, {variant.textbook}: {variant.name}")
     model, began = start(variant.textbook, seed, out), time.perf_counter()
-    signals = train(model, variant, config, textbook, folder) if config else {}
+    signals, looking = train(model, variant, config, textbook, folder) if config else ({}, 0.0)
     trained = time.perf_counter()
     found = measure(model, textbook, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    seconds = {"training": trained - began, "evaluation": time.perf_counter() - trained}
+    seconds = {"training": trained - began - looking, "evaluation": looking + time.perf_counter() - trained}
     write_json(folder / "result.json", found | {"signals": signals, "seconds": seconds, "settings": settings})
 
 
-def train(model: GPT, variant: Variant, config: TrainConfig, textbook: Textbook, folder: Path) -> dict:
-    """Train the model in place; the metrics that say what the contrast had to work with: first and last steps."""
+def train(model: GPT, variant: Variant, config: TrainConfig, textbook: Textbook, folder: Path) -> tuple[dict, float]:
+    """Train the model in place; the metrics that say what the contrast had to work with, of the first and last steps,
+    and what was seen of the model on the way; and how many seconds the looking took."""
     trainer = (DirectContrast if variant.direct else Trainer)(model, toy_tokenizer(), textbook.training, config)
-    run, looks = Run(trainer, folder, variant.name), []
+    run, looks, looking = Run(trainer, folder, variant.name), [], 0.0
 
     def after_step(step: int) -> None:
+        nonlocal looking
         if step % EVERY == 0:
+            began = time.perf_counter()
             looks.append({"step": step} | look(model, textbook.training, textbook.max_new_tokens))
+            looking += time.perf_counter() - began
 
     history = run.train(after_step=after_step)
-    return {"first": means(history[:WINDOW]), "last": means(history[-WINDOW:]), "looks": looks}
+    return {"first": means(history[:WINDOW]), "last": means(history[-WINDOW:]), "looks": looks}, looking
 
 
 def means(history: list[dict]) -> dict[str, float | None]:
@@ -128,7 +132,7 @@ def run_book(name: str, textbook: str, seed: int, out: Path) -> None:
 
 
 def jobs(name: str, seeds: list[int], out: Path) -> list[tuple]:
-    """What can be done at the same time. Seeds outside: what an interrupted experiment leaves can be compared."""
+    """What can be done at the same time. Seed by seed: an interrupted experiment leaves seeds that can be compared."""
     books = dict.fromkeys(variant.textbook for variant in EXPERIMENTS[name]())
     return [(name, book, seed, out) for seed in seeds for book in books]
 
@@ -158,7 +162,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds (default: 0 1 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"), help="default: runs/experiments")
     parser.add_argument("--report", action="store_true", help="train nothing, only write tables and pictures")
-    parser.add_argument("--processes", type=int, default=1, help="seeds trained at the same time (default: 1)")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="pairs of seed and textbook trained at the same time (default: 1)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each (default: 2)")
     arguments = parser.parse_args(argv)
     processes, threads = max(1, arguments.processes), max(1, arguments.threads)

@@ -1,8 +1,8 @@
 """How sure is a toy model of what it writes, and how blind is the outcome to what it makes up?
 
-Sharpness: the entropy of its predictions where it writes operands and where it writes totals, and what it writes when it
-always takes the likeliest word (greedily). Blindness: how often an answer is right although an operand was made up,
-beside how often it is right when none was. Equal shares: the outcome is blind.
+Sharpness: the entropy of its predictions of operands and of totals, and what it writes when it always takes the
+likeliest word (greedily). Blindness: how often the answer is right where an operand was made up, beside how often it is right where
+none was. Equal shares mean a blind outcome, if all problems have equally many operations.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import torch
 from minclipo.logprobs import completion_logprobs
 from minclipo.model import GPT
 from minclipo.runs.measure import evaluate
+from minclipo.sampler import pad_right
 from minclipo.tasks import Problem, Task
 from minclipo.tasks.chain import ChainProblem
 from minclipo.toy import toy_tokenizer
@@ -20,7 +21,7 @@ STREAM = 900_000  # seed of the problems: a stream that neither training nor eva
 
 
 def look(model: GPT, task: Task, max_new_tokens: int, problems: int = 500) -> dict[str, float | None]:
-    """Shares of `problems` problems, one completion each at temperature 1, and one greedily; entropies in nats."""
+    """Shares over `problems` problems, one completion each at temperature 1, and one greedily; entropies in nats."""
     size = dict(problems=problems, max_new_tokens=max_new_tokens, seed=STREAM)
     sampled = evaluate(model, toy_tokenizer(), task, **size)
     greedy = evaluate(model, toy_tokenizer(), task, temperature=0.0, **size)
@@ -34,38 +35,46 @@ def look(model: GPT, task: Task, max_new_tokens: int, problems: int = 500) -> di
     }
 
 
-def makes_up(problem: ChainProblem, completion: str) -> bool:
-    """Does the completion quote an operand that the problem does not have in that place? Operands have a sign."""
+def makes_up(problem: ChainProblem, completion: str) -> bool | None:
+    """Is one of the operands that the completion quotes not the problem's? None: it quotes too few to say."""
     quoted = [word for word in completion.split() if word[0] in "+-"]
-    return any(word != f"{operand:+d}" for word, operand in zip(quoted, problem.operands))
+    if len(quoted) < len(problem.operands):
+        return None
+    return quoted != [f"{operand:+d}" for operand in problem.operands]
 
 
 def blindness(examples: list[tuple[Problem, str, bool]], makes_up: Callable) -> dict[str, float | None]:
     """How often the answer is right, with a made-up operand and without; None where there are no such completions.
-    examples: (problem, completion, is the answer right?); makes_up(problem, completion): is an operand made up?"""
-    found = {}
-    for name, wanted in (("right_if_made_up", True), ("right_if_faithful", False)):
-        verdicts = [right for problem, text, right in examples if makes_up(problem, text) == wanted]
-        found[name] = sum(verdicts) / len(verdicts) if verdicts else None
-    return found | {"made_up": sum(makes_up(problem, text) for problem, text, _ in examples) / len(examples)}
+
+    examples: (problem, completion, is the answer right?); makes_up(problem, completion): is an operand made up? A
+    completion for which it says None is left out.
+    """
+    verdicts = [(makes_up(problem, completion), right) for problem, completion, right in examples]
+    mean = lambda values: sum(values) / len(values) if values else None
+    return {
+        "right_if_made_up": mean([right for made_up, right in verdicts if made_up is True]),
+        "right_if_not_made_up": mean([right for made_up, right in verdicts if made_up is False]),
+        "made_up": mean([made_up for made_up, _ in verdicts if made_up is not None]),
+    }
 
 
 @torch.no_grad()
 def entropies(model: GPT, texts: list[tuple[str, str]]) -> dict[str, float | None]:
-    """Mean entropy of the predictions in whose place the model has written an operand, and a total before #."""
-    tokenizer = toy_tokenizer()
+    """Mean entropy in nats of the predictions of operands and of totals, as the model wrote them before #.
+
+    texts: (prompt, completion) of each.
+    """
+    tokenizer, device = toy_tokenizer(), model.embed_tokens.weight.device
     prompts = tokenizer.encode_batch([prompt for prompt, _ in texts])
-    words = [completion.split() for _, completion in texts]
     ids = tokenizer.encode_batch([completion for _, completion in texts])
-    width = max(map(len, ids))
-    completions = torch.tensor([row + [0] * (width - len(row)) for row in ids])  # [N, T]
-    lengths = torch.tensor([len(row) for row in ids])
-    mask = torch.arange(width) < lengths[:, None]  # [N, T]
-    _, entropy = completion_logprobs(model, prompts, completions, mask)  # [N, T]
-    kinds = [[kind(row, place) for place in range(width)] for row in words]
+    completions, lengths = pad_right(ids, device)  # [N, T], [N]
+    places = torch.arange(completions.shape[1], device=device)
+    _, entropy = completion_logprobs(model, prompts, completions, places < lengths[:, None])  # [N, T]
+    words = [completion.split() for _, completion in texts]
+    kinds = [[kind(row, place) for place in range(completions.shape[1])] for row in words]
     found = {}
     for name in ("operand", "total"):
-        chosen = torch.tensor([[value == name for value in row] for row in kinds]) & mask
+        chosen = torch.tensor([[value == name for value in row] for row in kinds], device=device)
         found[f"{name}_entropy"] = entropy[chosen].mean().item() if chosen.any() else None
     return found
 

@@ -15,23 +15,28 @@ COLUMNS = {  # key in result.json -> heading
     "hallucination_rate": "hallucination rate",
     "greedy_hallucination_rate": "the same, greedy",
     "right_if_made_up": "right if made up",
-    "right_if_faithful": "right if faithful",
+    "right_if_not_made_up": "right if not",
 }
 LOW = 0.02  # a hallucination rate of the training rollouts that counts as cured
 Results = dict[str, dict[int, dict]]  # results[method][seed]; "start" has one seed, 0
 
 
-def results(out: Path, way: str) -> Results:
-    """What has been finished in one way of writing, each result with the metrics of its training steps."""
-    found = {}
-    for method in ["start", *STYLES]:
-        paths = [out / way / "start"] if method == "start" else sorted((out / way / method).glob("seed*"))
-        done = [path for path in paths if (path / "result.json").is_file()]
-        by_seed = {int(path.name.removeprefix("seed").replace("start", "0")): path for path in done}
-        found[method] = {
-            seed: read_json(path / "result.json") | {"history": read_lines(path / "metrics.jsonl")}
-            for seed, path in sorted(by_seed.items())
+def results(out: Path, way: str, methods: list[str], seeds: list[int]) -> Results:
+    """What has been finished in one way of writing. ValueError if runs with different settings lie side by side."""
+    places = {"start": {0: out / way / "start"}}
+    places |= {m: {seed: out / way / m / f"seed{seed}" for seed in seeds} for m in STYLES if m in methods}
+    found = {
+        method: {
+            seed: read_json(path / "result.json") for seed, path in paths.items() if (path / "result.json").is_file()
         }
+        for method, paths in places.items()
+    }
+    common = [result["settings"] | {"training": None} for by_seed in found.values() for result in by_seed.values()]
+    if any(settings != common[0] for settings in common):
+        raise ValueError(f"{out / way} holds runs with different settings: choose another --out for each")
+    for method in found.keys() - {"start"}:
+        for seed, result in found[method].items():
+            result["history"] = read_lines(places[method][seed] / "metrics.jsonl")
     return {method: by_seed for method, by_seed in found.items() if by_seed}
 
 
@@ -52,9 +57,9 @@ def rows(found: Results) -> list[list[str]]:
     made = []
     for method, by_seed in found.items():
         name = "after reading" if method == "start" else STYLES[method]["label"].format("GRPO")
-        values = [share([result.get(key) for result in by_seed.values()]) for key in COLUMNS]
-        steps = [cured(result["history"]) for result in by_seed.values()]
-        when = "" if method == "start" else ", ".join("never" if step is None else str(step) for step in steps)
+        values = [share([result[key] for result in by_seed.values()]) for key in COLUMNS]
+        steps = [] if method == "start" else [cured(result["history"]) for result in by_seed.values()]
+        when = ", ".join("never" if step is None else str(step) for step in steps)
         made.append([name, *values, when, str(len(by_seed))])
     return made
 
@@ -63,7 +68,7 @@ def draw(found: dict[str, Results], path: Path) -> None:
     """Hallucination rate of the training rollouts against the step, a panel per way of writing: a line per seed."""
     figure, axes = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.6), squeeze=False, layout="constrained")
     for axis, (way, by_method) in zip(axes[0], found.items()):
-        for method in [name for name in STYLES if name in by_method]:
+        for method in [name for name in by_method if name != "start"]:
             style = STYLES[method] | {"label": STYLES[method]["label"].format("GRPO")}
             for result in by_method[method].values():
                 steps = [line["step"] for line in result["history"]]
@@ -72,22 +77,25 @@ def draw(found: dict[str, Results], path: Path) -> None:
                 style["label"] = None
         axis.set(title=way.replace("_", " "), xlabel="training step", ylim=(-0.02, 1.02))
         tidy(axis)
+        axis.legend(frameon=False, fontsize=8.5)
     axes[0][0].set_ylabel("share of right answers with a wrong step", fontsize=9)
-    axes[0][0].legend(frameon=False, fontsize=8.5)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def report(out: Path, ways: list[str]) -> None:
+def report(out: Path, ways: list[str], methods: list[str], seeds: list[int]) -> None:
     """Write OUT/table.md, OUT/results.json and OUT/stories.png."""
-    found = {way: found for way in ways if (found := results(out, way))}
+    found = {way: by_method for way in ways if (by_method := results(out, way, methods, seeds))}
     if not found:
         print(f"nothing has been finished yet in {out}")
         return
-    headings = [*COLUMNS.values(), f"below {LOW} from step", "seeds"]
-    parts = [
-        f"**{way.replace('_', ' ')}**\n\n{table('', headings, rows(by_method))}\n" for way, by_method in found.items()
-    ]
-    write_results(found, "\n".join(parts), out)
+    headings, parts = [*COLUMNS.values(), f"below {LOW} from step", "seeds"], []
+    for way, by_method in found.items():
+        parts.append(f"**{way.replace('_', ' ')}**\n\n{table('', headings, rows(by_method))}\n")
+    bare = lambda by_seed: {
+        seed: {k: v for k, v in result.items() if k != "history"} for seed, result in by_seed.items()
+    }
+    numbers = {way: {m: bare(by_seed) for m, by_seed in by_method.items()} for way, by_method in found.items()}
+    write_results(numbers, "\n".join(parts), out)
     if any(method != "start" for by_method in found.values() for method in by_method):
-        draw(found, out / "stories.png")
+        draw({way: by_method for way, by_method in found.items() if len(by_method) > 1}, out / "stories.png")

@@ -13,7 +13,7 @@ from minclipo.runs.report import MEASURES, cell
 LOOKS = {  # of sharpness.look -> heading
     "greedy_hallucination_rate": "halluc., greedy",
     "right_if_made_up": "right if made up",
-    "right_if_faithful": "right if faithful",
+    "right_if_not_made_up": "right if not",
 }
 Found = list[tuple[Variant, dict[int, dict]]]  # each variant with its result by seed
 

@@ -41,7 +41,7 @@ def made_up(probability: float) -> Textbook:
 
 
 def believed(probability: float) -> Textbook:
-    """The toy's textbook, whose author adds a made-up operand as quoted with this probability. At 0 outcomes are blind."""
+    """The toy's textbook, but its author adds a made-up operand as quoted with this probability."""
     return Textbook(ToyConfig(believe=probability))
 
 

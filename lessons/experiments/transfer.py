@@ -9,8 +9,8 @@ finished; the same command does the rest. A greedy completion is the most likely
 now and then when it samples does not show.
 
 Problems made from one template are not independent: GSM-Symbolic has 50 of each. Where a file says what a problem was
-made from (its field original_id), the intervals treat a template as one draw: see transfer_intervals.py. They speak of
-other problems of this kind, not of another training run.
+made from (its field original_id), the intervals treat templates, not problems, as independent: see
+transfer_intervals.py. They speak of other problems of this kind, not of another training run.
 """
 
 import argparse
@@ -112,7 +112,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"transfer.py: {error}", file=sys.stderr)
         return 1
-    how = f"Greedy, at most {arguments.max_new_tokens} new tokens. 95% intervals, in which a template is one draw.\n\n"
+    how = (
+        f"Greedy, at most {arguments.max_new_tokens} new tokens. 95% intervals, for templates as independent draws.\n\n"
+    )
     write_results(results, how + table("", COLUMNS, [cells(result) for result in results]) + "\n", arguments.out)
     return 0
 

@@ -22,17 +22,21 @@ def by_template(values: list[int], templates: list[Hashable]) -> list[tuple[int,
 def share(values: list[bool], templates: list[Hashable]) -> Interval:
     """Wilson's interval of a share p, as of so many independent problems as these are worth.
 
-        variance of p = Σ_c (S_c − p n_c)² / N²      clustered standard error, Miller 2024, arXiv 2411.00640
-        worth = p (1 − p) / variance, at most N      effective sample size, Korn and Graubard 1998
+        q = (Σ_c S_c + s) / (N + 2s)      s = N / K
+        variance of q = (Σ_c (S_c − q n_c)² + s² (q² + (1 − q)²)) / (N + 2s)²
+        worth = q (1 − q) / variance − 2, at most N      effective sample size, Korn and Graubard 1998
 
-    One problem per template: worth = N, Wilson's own. No template off the mean: worth = K, on the safe side.
+    The variance is the clustered one (Miller 2024, arXiv 2411.00640) with two templates more, one all right and one all
+    wrong: the errors of a single template alone would say that templates hardly differ. One problem per template:
+    worth = N, Wilson's own. Templates that are all right or all wrong: worth = K.
     """
     if not values:
         return Interval(None, None, None)
     groups, n = by_template(values, templates), len(values)
-    p = sum(values) / n
-    variance = sum((total - p * size) ** 2 for total, size in groups) / n**2
-    worth = min(n, p * (1 - p) / variance) if variance else len(groups)
+    s = n / len(groups)
+    p, q = sum(values) / n, (sum(values) + s) / (n + 2 * s)
+    squares = sum((total - q * size) ** 2 for total, size in groups) + s**2 * (q**2 + (1 - q) ** 2)
+    worth = min(n, q * (1 - q) * (n + 2 * s) ** 2 / squares - 2)
     return share_interval(p * worth, worth)
 
 

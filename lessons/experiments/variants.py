@@ -136,6 +136,12 @@ def blindness() -> list[Variant]:
     return [Variant(name, FRONTIER[name], book, steps) for book in books for name in names]
 
 
+def longer() -> list[Variant]:
+    """Three times the training: where the outcome sees a little of what is made up, GRPO alone should get there."""
+    names, steps = ("GRPO", "CLIPO"), 3 * TOY["steps"]
+    return [Variant(name, FRONTIER[name], book, steps) for book in ("toy", "believed20") for name in names]
+
+
 def fresh_seeds() -> list[Variant]:
     """The default toy, for seeds on which nothing was chosen."""
     return [Variant(name, FRONTIER[name], steps=TOY["steps"]) for name in ("GRPO", "CLIPO")]
@@ -171,6 +177,7 @@ EXPERIMENTS = {
     "two_ways": diversity,
     "generalisation": generalisation,
     "blindness": blindness,
+    "longer": longer,
     "fresh_seeds": fresh_seeds,
     "remedies": remedies,
 }

@@ -69,7 +69,7 @@ class CarelessAuthor:
     slip: float = 0.08  # is off by up to 9, and carries on from the wrong total
     shared_step: float = 0.0  # quotes SHARED_QUOTE in the second step, whatever the operand: always the same false step
     total_first: float = 0.0  # writes the total before the operand in every step: a different style, just as good
-    believe: float = 0.0  # adds an operand that he has made up as quoted: then the answer is wrong, and outcomes see it
+    believe: float = 0.0  # adds a made-up operand as quoted, without a slip: wrong answers, unless two of them cancel
 
     def solution(self, problem: ChainProblem, rng: random.Random) -> str:
         """A worked solution as this author writes it."""
@@ -84,7 +84,7 @@ class CarelessAuthor:
             quoted = operand
             if rng.random() < self.hallucinate:
                 choices = [n for n in OPERANDS if n != operand]
-                believed = self.believe and rng.random() < self.believe
+                believed = self.believe and not (shared and i == 1) and rng.random() < self.believe
                 if believed:
                     choices = [n for n in choices if 0 <= before + n <= MAX_TOTAL]
                 quoted = rng.choice(choices)

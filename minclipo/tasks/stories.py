@@ -3,10 +3,12 @@
     Mia has 66 marbles. Mia loses 4. Mia finds 1. How many marbles does Mia have now?
 
     reason first:  Mia lost 4: 66 - 4 = 62. Mia found 1: 62 + 1 = 63. The answer is \\boxed{63}.
-    result first:  Now it is 62, because Mia lost 4. Now it is 63, because Mia found 1. The answer is \\boxed{63}.
+    result first:  Now it is 62, because Mia lost 4. Now it is 63, because Mia found 1.
+                   The answer is \\boxed{63}.
 
-A made-up reason ("Mia lost 7") comes before its sum in the first way, and the model may compute with it. In the second
-way it comes too late to do harm. Problems, author and probabilities are those of chain.py; this file puts them in words.
+A made-up reason makes a false sum in the first way, "Mia lost 7: 66 - 7 = 62", and a model that computes with the 7
+gets a wrong answer. In the second way it comes too late to do harm. Problems, author and probabilities are those of
+chain.py; this file puts them in words.
 """
 
 import random
@@ -39,24 +41,25 @@ class StoryProblem:
 def random_story(
     rng: random.Random, render: Callable[[str], str], operations: tuple[int, int] = (4, 4)
 ) -> StoryProblem:
-    """A chain of additions (fewest, most operations) as something that happens to someone; `render` makes the prompt."""
+    """A chain of additions (fewest, most operations) that happens to someone; `render` makes the prompt."""
     chain, name, thing = random_problem(rng, operations), rng.choice(NAMES), rng.choice(THINGS)
     verbs = tuple(rng.randrange(len(GAINS)) for _ in chain.operands)
-    events = [f"{name} {event(operand, verb, 0)}." for operand, verb in zip(chain.operands, verbs)]
+    events = [f"{name} {event(operand, verb)}." for operand, verb in zip(chain.operands, verbs)]
     question = f"{name} has {chain.start} {thing}. {' '.join(events)} How many {thing} does {name} have now?"
     return StoryProblem(render(question), chain, name, verbs)
 
 
-def event(operand: int, verb: int, past: int) -> str:
+def event(operand: int, verb: int, past: bool = False) -> str:
     """What an operand is in words: "loses 4" for -4 or, in the past, "lost 4"."""
-    return f"{(GAINS if operand > 0 else LOSSES)[verb][past]} {abs(operand)}"
+    present, in_the_past = (GAINS if operand > 0 else LOSSES)[verb]
+    return f"{in_the_past if past else present} {abs(operand)}"
 
 
 def sentences(problem: StoryProblem, steps: list[tuple[int, int]], result_first: bool) -> list[str]:
     """A solution's sentences, one per step and one for the answer. steps: (operand quoted, total given) of each."""
     told, before = [], problem.chain.start
     for verb, (quoted, total) in zip(problem.verbs, steps):
-        reason = f"{problem.name} {event(quoted, verb, 1)}"
+        reason = f"{problem.name} {event(quoted, verb, past=True)}"
         sign = "+" if quoted > 0 else "-"
         equation = f"{before} {sign} {abs(quoted)} = {total}"
         told.append(f"Now it is {total}, because {reason}." if result_first else f"{reason}: {equation}.")
@@ -78,20 +81,22 @@ def check_outcome(problem: StoryProblem, completion: str, finished: bool) -> boo
 
 
 def check_steps(problem: StoryProblem, completion: str) -> list[bool]:
-    """For each step of the problem: is its sentence in its place, word for word? In either way of writing, the same in
-    all steps. Surplus sentences, or anything else than the answer's at the end, add a False."""
+    """For each step of the problem: does the completion have its sentence, word for word, in that place? All steps in
+    one of the two ways. Surplus sentences, or another one than the answer's at the end, add a False."""
+    completion = completion.strip()
     right = list(zip(problem.chain.operands, problem.chain.totals))
     expected = sentences(problem, right, result_first=completion.startswith("Now"))
-    found = re.split(r"(?<=\.)\s+", completion.strip())
+    found = re.split(r"(?<=\.)\s+", completion)
     verdicts = [i < len(found) and found[i] == sentence for i, sentence in enumerate(expected)]
     steps, answer = verdicts[:-1], verdicts[-1]
     return steps + [False] * (not answer or len(found) > len(expected))
 
 
-def makes_up(problem: StoryProblem, completion: str) -> bool:
-    """Does the completion say of something that has not happened that it did, in place of what has?"""
-    events = [event(operand, verb, 1) for operand, verb in zip(problem.chain.operands, problem.verbs)]
-    return any(" ".join(quote) != event for quote, event in zip(QUOTE.findall(completion), events))
+def makes_up(problem: StoryProblem, completion: str) -> bool | None:
+    """Does the completion say that something happened which is not in the story? None: it says too little to tell."""
+    happened = [event(operand, verb, past=True) for operand, verb in zip(problem.chain.operands, problem.verbs)]
+    told = [" ".join(quote) for quote in QUOTE.findall(completion)]
+    return None if len(told) < len(happened) else told != happened
 
 
 def stories_task(render: Callable[[str], str], operations: tuple[int, int] = (4, 4)) -> Task:
