@@ -1,8 +1,8 @@
 """How sure is a toy model of what it writes, and how blind is the outcome to what it makes up?
 
 Sharpness: the entropy of its predictions of operands and of totals, and what it writes when it always takes the
-likeliest word (greedily). Blindness: how often the answer is right where an operand was made up, beside how often it is right where
-none was. Equal shares mean a blind outcome, if all problems have equally many operations.
+likeliest word (greedily). Blindness: how often the answer is right where an operand was made up, beside how often it is
+right where none was. Equal shares mean a blind outcome, if all problems have equally many operations.
 """
 
 from collections.abc import Callable
