@@ -69,6 +69,7 @@ TEXTBOOKS = {
     "made_up05": made_up(0.05),
     "made_up15": made_up(0.15),
     "made_up50": made_up(0.50),
+    "toy3000": Textbook(ToyConfig(pretrain_steps=3000)),
     "believed10": believed(0.1),
     "believed20": believed(0.2),
     "believed50": believed(0.5),

@@ -147,6 +147,11 @@ def fresh_seeds() -> list[Variant]:
     return [Variant(name, FRONTIER[name], steps=TOY["steps"]) for name in ("GRPO", "CLIPO")]
 
 
+def learnt() -> list[Variant]:
+    """The same with half as much reading again: for seeds whose models had not learnt the task."""
+    return [Variant(name, FRONTIER[name], "toy3000", TOY["steps"]) for name in ("GRPO", "CLIPO")]
+
+
 def remedies() -> list[Variant]:
     """What might make the toy more reliable."""
     settings = {
@@ -179,5 +184,6 @@ EXPERIMENTS = {
     "blindness": blindness,
     "longer": longer,
     "fresh_seeds": fresh_seeds,
+    "learnt": learnt,
     "remedies": remedies,
 }
