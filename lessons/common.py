@@ -1,4 +1,4 @@
-"""What the lessons share and none of them teaches: the toy's two pretrained models, colours, pictures, training runs.
+"""What the lessons share and none of them teaches: the toy's pretrained models, colours, pictures, training runs.
 
 Run a lesson as a script and its pictures go to runs/lessons/; open it as a notebook and they appear in place.
 """
@@ -39,7 +39,7 @@ torch.set_num_threads(1)
 
 
 def pretrained(name: str) -> GPT:
-    """A toy model that has read a textbook, "careless" or "shared_step": see lessons/models/README.md."""
+    """A toy model that has read a textbook, "careless", "shared_step" or "believed": see lessons/models/README.md."""
     return load_model(LESSONS / "models" / name)
 
 

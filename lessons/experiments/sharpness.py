@@ -25,7 +25,7 @@ def look(model: GPT, task: Task, max_new_tokens: int, problems: int = 500) -> di
     size = dict(problems=problems, max_new_tokens=max_new_tokens, seed=STREAM)
     sampled = evaluate(model, toy_tokenizer(), task, **size)
     greedy = evaluate(model, toy_tokenizer(), task, temperature=0.0, **size)
-    return {
+    found = {
         "accuracy": sampled["accuracy"],
         "hallucination_rate": sampled["hallucination_rate"],
         "greedy_accuracy": greedy["accuracy"],
@@ -33,6 +33,7 @@ def look(model: GPT, task: Task, max_new_tokens: int, problems: int = 500) -> di
         **blindness(sampled["examples"], makes_up),
         **entropies(model, [(problem.prompt, text) for problem, text, _ in sampled["examples"]]),
     }
+    return {name: None if value is None else round(value, 4) for name, value in found.items()}
 
 
 def makes_up(problem: ChainProblem, completion: str) -> bool | None:

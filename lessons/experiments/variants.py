@@ -146,6 +146,11 @@ def fresh_seeds() -> list[Variant]:
     return [Variant(name, FRONTIER[name], steps=TOY["steps"]) for name in ("GRPO", "CLIPO")]
 
 
+def lengths() -> list[Variant]:
+    """GRPO alone on chains of several lengths, where it had once removed made-up steps: is the outcome blind there?"""
+    return [Variant("GRPO", textbook="lengths")]
+
+
 def learnt() -> list[Variant]:
     """The same with half as much reading again: for seeds whose models had not learnt the task."""
     return [Variant(name, FRONTIER[name], "toy3000", TOY["steps"]) for name in ("GRPO", "CLIPO")]
@@ -183,6 +188,7 @@ EXPERIMENTS = {
     "blindness": blindness,
     "longer": longer,
     "fresh_seeds": fresh_seeds,
+    "lengths": lengths,
     "learnt": learnt,
     "remedies": remedies,
 }
