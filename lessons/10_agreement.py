@@ -258,12 +258,96 @@ for share in (10, 30, 50, 70, 90):
 # three seeds can establish. So help turns into harm somewhere between 50% and 70%, which fits the crossing lines. (The
 # second seed of 10% and the third of 90% are models that had not learnt the task.)
 #
+# ## How blind is the outcome?
+#
+# All this rests on one more property of the textbooks. Their authors never *believe* what they make up: the quote is
+# false, the total is true, and an answer says nothing about the quotes (lesson 6). What if it does? A third author
+# makes operands up as often as the careless one, but half of the time he believes them, and adds what he has quoted.
+# How often is an answer right, in models that have read the first and the third textbook?
+
+
+# %%
+def quotes(text):
+    """The operands that a completion quotes."""
+    return [word for word in text.split() if word[0] in "+-"]
+
+
+def right_shares(model):
+    """How often the answer is right: where an operand is made up, and where none is."""
+    rollouts = sample(model, prompts, 64, 16, eos_ids=tokenizer.eos_ids, generator=torch.Generator().manual_seed(0))
+    texts, correct = tokenizer.decode_batch(rollouts.completion_ids()), verdicts(problems, rollouts)[0]
+    true = [[f"{operand:+d}" for operand in problem.operands] for problem in problems]
+    made_up = torch.tensor([quotes(text) != true[i // 64] for i, text in enumerate(texts)])
+    return correct[made_up].float().mean().item(), correct[~made_up].float().mean().item()
+
+
+shares_of = {name: right_shares(pretrained(name)) for name in ("careless", "believed")}
+for name, (q, p) in shares_of.items():
+    print(f"{name:9} right if made up {q:.2f}   right if not {p:.2f}")
+
+# %% [markdown]
+# In a large group in which a share $h$ makes something up, is right with probability $q$ if it does, and with $p$ if it
+# does not, GRPO's advantages (lesson 5) differ by
+#
+# $$A_{\text{not made up}} - A_{\text{made up}} = \frac{p - q}{\sqrt{R (1 - R)}} \qquad R = h q + (1 - h) p$$
+#
+# on average: each reward minus the same mean, over the same standard deviation.
+
+
+# %%
+def pull(q, p, h):
+    """How much more GRPO pays, on average, for a rollout that makes nothing up."""
+    mean = h * q + (1 - h) * p
+    return (p - q) / (mean * (1 - mean)) ** 0.5
+
+
+for name, (q, p) in shares_of.items():
+    print(f"{name:9} pull {pull(q, p, h=0.48):+.2f}")
+trained, history = train("10_believed", pretrained("believed"), steps=100)
+rate = lambda lines: sum(line["hallucination_rate"] for line in lines) / len(lines)
+first, last = rate(history[:10]), rate(history[-10:])
+print(f"GRPO alone, hallucination rate: {first:.2f} in the first ten steps, {last:.2f} in the last ten")
+q, p = right_shares(trained)
+print(f"and then: right if made up {q:.2f}, right if not {p:.2f}, pull {pull(q, p, h=0.05):+.2f}")
+
+# %% [markdown]
+# No contrast was needed. Where a made-up step costs the answer, GRPO drops it. But look at the last line. There are two
+# ways to be right again: to make nothing up, or not to believe it. GRPO took both. Most of the made-up operands that are
+# left do no harm any more, and the pull on them has nearly halved.
+#
+# Five seeds each, 100 steps, for authors who believe ever more of what they make up:
+
+# %%
+rows = read_json(LESSONS / "results/blindness/results.json")
+found = {(row["textbook"], row["name"]): row for row in rows}
+mean = lambda values: mean_interval(values).mean
+print("believed   right if made up, if not   hallucination rate of GRPO   CLIPO")
+for book, share in (("toy", 0), ("believed10", 10), ("believed20", 20), ("believed50", 50), ("believed100", 100)):
+    start = found[book, "after pretraining"]["look"]
+    q, p = (mean([look[key] for look in start]) for key in ("right_if_made_up", "right_if_not_made_up"))
+    rates = [mean(found[book, name]["values"]["hallucination_rate"]) for name in ("GRPO", "CLIPO")]
+    print(f"{share:7}%   {q:16.2f}   {p:6.2f}   {rates[0]:26.3f}   {rates[1]:5.3f}")
+
+# %% [markdown]
+# Where the outcome is blind, CLIPO has everything to do; where it sees nearly every made-up step, GRPO does it alone. (At
+# 50%, CLIPO does harm on two of the five seeds. Their steps are right, and then comes `# 57 # 57`, the answer twice,
+# which the step check counts as a false step. The outcome reward accepts it. Once all right rollouts have the same
+# steps, the number of answers is what still differs, and agreement may speed the drift up.)
+#
+# > **You should know.** A language model may compute with what it has just written: "Mia lost 7: 66 - 7 = 59". Of
+# > SmolLM2-135M-Instruct, after it had read such stories, answers with a made-up step were right in 2% of the cases, and
+# > others in 30%. When the stories gave the total first, "Now it is 62, because Mia lost 7", it was 29% and 23%: blind
+# > again. In a first run of the first kind, GRPO alone took the hallucination rate from one half to one fiftieth in 21
+# > steps, and CLIPO in 14 (`lessons/results.md`). Before you add a contrast, measure how often answers are right in
+# > spite of a wrong step.
+#
 # ## When does it help?
 #
 # From `lessons/results.md`, all of it measured on this toy:
 #
-# * CLIPO helps where right solutions are alike and errors differ. It helps later where only a fifth of the rollouts are
-#   right at first (one seed). What it teaches carries over to longer chains, not to operands that training left out.
+# * CLIPO helps where the outcome is blind, right solutions are alike and errors differ. It helps later where only a
+#   fifth of the rollouts are right at first (one seed), and less where right rollouts are rare. What it
+#   teaches carries over to longer chains, not to operands that training left out.
 # * It hurts where most right solutions share an error. No variant of it that removed made-up steps well was free of
 #   that harm on average.
 # * Where two ways of writing are both right, one of them died out, but under GRPO and the oracle just as well.

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
+from statistics import mean, median
 
 import pytest
 import torch
@@ -274,3 +275,19 @@ def test_a_page_quotes_the_five_seeds_as_they_are(page):
     for method in methods:
         mean, low, high = (summary[method]["hallucination_rate"][key] for key in ("mean", "low", "high"))
         assert f"{mean:.3f} [{low:.3f}, {high:.3f}]" in text, method
+
+
+def test_the_readme_says_when_it_helps_as_it_was_measured():
+    """Catches: a summary that the runs behind it have outlived."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## When does it help?")[1].split("\n## ")[0]
+    load = lambda name: json.loads((ROOT / "lessons" / "results" / name / "results.json").read_text())
+    rates = {(row["textbook"], row["name"]): row["values"]["hallucination_rate"] for row in load("blindness")}
+    for method, digits in (("GRPO", "222"), ("CLIPO", "332")):
+        for book, places in zip(("toy", "believed20", "believed50"), digits):
+            assert f"{mean(rates[book, method]):.{places}f}" in section, (method, book)
+    fresh = {row["name"]: row["values"] for row in load("fresh_seeds")}
+    assert f"CLIPO's median is {median(fresh['CLIPO']['hallucination_rate']):.3f}" in section
+    assert f"GRPO's {median(fresh['GRPO']['hallucination_rate']):.2f}" in section
+    pairs = zip(fresh["after pretraining"]["accuracy"], fresh["CLIPO"]["hallucination_rate"])
+    worst = [rate for _, rate in sorted(pairs)[:5]]
+    assert f"between {min(worst):.3f} and {max(worst):.3f}" in section

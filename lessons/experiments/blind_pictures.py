@@ -38,7 +38,7 @@ def against_belief(found: Found, path: Path) -> None:
         if name == "after pretraining":
             for measure, (color, label) in LIKELY.items():
                 plot_means(blind, looks, measure, 1, label=label, color=color)
-    titles = ("hallucination rate", "the same, greedy", "share of right answers after pretraining")
+    titles = ("hallucination rate", "the same, greedy", "right answers, after pretraining")
     for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="share of made-up operands that are believed", ylim=(-0.02, 1.02))
         tidy(axis)
@@ -92,9 +92,8 @@ def sharpening(found: Found, path: Path) -> None:
             runs = [result["signals"]["looks"] for result in seen(by_seed) if result["signals"]]
             if variant.textbook == book and runs:
                 plot_sharpening(row, runs, variant.name)
-        share = f"{believed(book):.0%} of the made-up operands believed"
         row[0].set(title="sampled, and greedy (dotted)", xlabel="training step", ylim=(-0.02, 1.02))
-        row[0].set_ylabel(f"hallucination rate; {share}", fontsize=8.5)
+        row[0].set_ylabel(f"hallucination rate,\n{believed(book):.0%} believed", fontsize=9)
         row[1].set(title="entropy of operands, and of totals (dotted)", xlabel="training step", ylabel="nats")
         row[2].set(xlabel="entropy of operands, nats", title="hallucination rate at that entropy", ylim=(-0.02, 1.02))
         row[2].invert_xaxis()
