@@ -312,8 +312,8 @@ print(f"and then: right if made up {q:.2f}, right if not {p:.2f}, pull {pull(q, 
 
 # %% [markdown]
 # No contrast was needed. Where a made-up step costs the answer, GRPO drops it. But look at the last line. There are two
-# ways to be right again: to make nothing up, or not to believe it. GRPO took both. Most of the made-up operands that are
-# left do no harm any more, and the pull on them has nearly halved.
+# ways to be right again: to make nothing up, or not to believe it. GRPO took both. Most of the made-up operands that
+# are left do no harm any more, and the pull on them has nearly halved.
 #
 # Five seeds each, 100 steps, for authors who believe ever more of what they make up:
 
@@ -329,15 +329,15 @@ for book, share in (("toy", 0), ("believed10", 10), ("believed20", 20), ("believ
     print(f"{share:7}%   {q:16.2f}   {p:6.2f}   {rates[0]:26.3f}   {rates[1]:5.3f}")
 
 # %% [markdown]
-# Where the outcome is blind, CLIPO has everything to do; where it sees nearly every made-up step, GRPO does it alone. (At
-# 50%, CLIPO does harm on two of the five seeds. Their steps are right, and then comes `# 57 # 57`, the answer twice,
-# which the step check counts as a false step. The outcome reward accepts it. Once all right rollouts have the same
-# steps, the number of answers is what still differs, and agreement may speed the drift up.)
+# Where the outcome is blind, CLIPO has everything to do; where it sees nearly every made-up step, GRPO does it alone.
+# (At 50%, CLIPO does harm on two of the five seeds. Their steps are right, and then comes `# 57 # 57`, the answer
+# twice, which the step check counts as a false step. The outcome reward accepts it. Once all right rollouts have the
+# same steps, the number of answers is what still differs, and agreement may speed the drift up.)
 #
-# > **You should know.** A language model may compute with what it has just written: "Mia lost 7: 66 - 7 = 59". Of
-# > SmolLM2-135M-Instruct, after it had read such stories, answers with a made-up step were right in 2% of the cases, and
-# > others in 30%. When the stories gave the total first, "Now it is 62, because Mia lost 7", it was 29% and 23%: blind
-# > again. In a first run of the first kind, GRPO alone took the hallucination rate from one half to one fiftieth in 21
+# > **You should know.** A language model may compute with what it has just written: "Mia lost 7: 66 - 7 = 59". After
+# > SmolLM2-135M-Instruct had read such stories, its answers with a made-up step were right in 2% of the cases, and
+# > others in 30%. Where the stories gave the total first, "Now it is 62, because Mia lost 7", it was 29% and 23%:
+# > blind. In a first run of the first kind, GRPO alone took the hallucination rate from one half to one fiftieth in 21
 # > steps, and CLIPO in 14 (`lessons/results.md`). Before you add a contrast, measure how often answers are right in
 # > spite of a wrong step.
 #
