@@ -152,7 +152,7 @@ def lengths() -> list[Variant]:
 
 
 def learnt() -> list[Variant]:
-    """The same with half as much reading again: for seeds whose models had not learnt the task."""
+    """The same with half as much pretraining again: for seeds whose accuracy is low after pretraining."""
     return [Variant(name, FRONTIER[name], "toy3000", TOY["steps"]) for name in ("GRPO", "CLIPO")]
 
 
