@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -106,11 +107,14 @@ def test_every_job_is_done(tmp_path, processes):
 
 
 def test_after_an_error_no_other_job_begins(tmp_path):
-    """The second process may be at work on one. Catches: a pool that goes on with what it was given ahead."""
-    jobs = [(tmp_path / "missing" / "0",), *((tmp_path / str(number),) for number in range(1, 12))]
-    with pytest.raises(FileNotFoundError):
-        in_processes(Path.touch, jobs, 2, torch.get_num_threads())
-    assert len(list(tmp_path.iterdir())) <= 2
+    """The other jobs wait for the failure, so one of them is at work when it comes, and one more may have begun. Catches:
+    a pool that goes on with what it was given ahead."""
+    failure = tmp_path / "failure"
+    wait = f"until [ -e {failure} ]; do sleep 0.1; done; touch {tmp_path}/done"
+    jobs = [(["sh", "-c", f"touch {failure}; exit 1"],), *((["sh", "-c", wait + str(job)],) for job in range(12))]
+    with pytest.raises(subprocess.CalledProcessError):
+        in_processes(subprocess.check_call, jobs, 2, torch.get_num_threads())
+    assert len(list(tmp_path.glob("done*"))) <= 2
 
 
 # ---- stories.py ----
