@@ -206,3 +206,9 @@ def test_other_records_are_refused_by_line(change, tmp_path, capsys):
     assert human_labels.main([str(path), "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert "line 2" in error and next(iter(change)) in error
+
+
+def test_an_empty_file_of_labels_is_refused(tmp_path, capsys):
+    """Catches: a table of nothing."""
+    assert human_labels.main([str(write(tmp_path / "a.jsonl", [])), "--out", str(tmp_path / "out")]) == 1
+    assert "a.jsonl" in capsys.readouterr().err and not (tmp_path / "out").exists()

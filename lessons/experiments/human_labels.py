@@ -107,6 +107,8 @@ def report(path: Path, out: Path) -> None:
     """Compare, write and show."""
     version = VERSIONS.get(hashlib.sha256(path.read_bytes()).hexdigest())
     solutions, kinds = [solution_of(place, record) for place, record in records(path)], defaultdict(list)
+    if not solutions:
+        raise ValueError(f"{path} holds no solutions: give multistep_arithmetic.jsonl")
     for line, solution in enumerate(solutions, 1):
         kinds[disagreement(solution)].append(line)
     kinds.pop(None, None)
