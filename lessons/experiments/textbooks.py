@@ -15,9 +15,6 @@ from minclipo.tasks import Task
 from minclipo.tasks.chain import OPERANDS, ChainProblem
 from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_task, toy_tokenizer
 
-# Pretraining steps where there are many textbooks, half of the toy's. It turned out to be too few for some seeds.
-SHORT = 1000
-
 
 @dataclass(frozen=True)
 class Textbook:
@@ -32,12 +29,12 @@ class Textbook:
 
 def shared(share: float) -> Textbook:
     """No made-up operands, but this share of the solutions quotes +1 in the second step, whatever the operand."""
-    return Textbook(ToyConfig(hallucinate=0.0, shared_step=share, pretrain_steps=SHORT))
+    return Textbook(ToyConfig(hallucinate=0.0, shared_step=share))
 
 
 def made_up(probability: float) -> Textbook:
     """The toy's textbook with another probability of a made-up operand."""
-    return Textbook(ToyConfig(hallucinate=probability, pretrain_steps=SHORT))
+    return Textbook(ToyConfig(hallucinate=probability))
 
 
 def believed(probability: float) -> Textbook:
@@ -48,7 +45,7 @@ def believed(probability: float) -> Textbook:
 HELD_OUT = (-7, -4, 4, 7)  # operands that the textbook has, and reinforcement learning does not
 TRAINED = tuple(operand for operand in OPERANDS if operand not in HELD_OUT)
 LENGTHS = Textbook(
-    ToyConfig(pretrain_steps=2000),
+    ToyConfig(),
     operations=(3, 7),
     max_new_tokens=24,
     training=toy_task((3, 5), TRAINED),
@@ -67,8 +64,8 @@ TEXTBOOKS = {
     "shared70": shared(0.7),
     "shared90": shared(0.9),
     "made_up05": made_up(0.05),
-    "made_up15": made_up(0.15),
     "made_up50": made_up(0.50),
+    "wide": Textbook(ToyConfig(hidden_size=128, intermediate_size=384)),
     "toy3000": Textbook(ToyConfig(pretrain_steps=3000)),
     "believed10": believed(0.1),
     "believed20": believed(0.2),
