@@ -47,7 +47,9 @@ def checked(directory: Path) -> Path:
         # A link may lead to the hub's cache, which keeps models/*/snapshots/<revision> as links to models/*/blobs.
         target = path.resolve()
         if target.parent not in (home, home.parent.parent / "blobs"):
-            raise ValueError(f"{path} is a link that leaves the directory, to {target}: if that is meant, copy the file")
+            raise ValueError(
+                f"{path} is a link that leaves the directory, to {target}: if that is meant, copy the file"
+            )
         if path.is_file() and path.stat().st_size > MOST_MIB * 2**20:
             raise ValueError(f"{path} has {path.stat().st_size / 2**20:,.0f} MiB: at most {MOST_MIB} are read")
     return directory
@@ -83,8 +85,9 @@ def dataset_files(source: str) -> list[Path]:
 def data_files(paths: list[Path]) -> list[Path]:
     """Those of the paths that hold data, in order. A .json file beside others is what the datasets library notes."""
     files = sorted(path for path in paths if path.is_file())
-    data = [path for path in files if path.suffix.lower() in (".jsonl", ".parquet", ".arrow")]
-    return data or [path for path in files if path.suffix.lower() == ".json"]
+    ending = lambda path: path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    data = [path for path in files if ending(path) in ("jsonl", "parquet", "arrow")]
+    return data or [path for path in files if ending(path) == "json"]
 
 
 def _download(hub_id: str, patterns: list[str], instead: str, **options) -> Path:

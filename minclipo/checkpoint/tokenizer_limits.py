@@ -32,9 +32,7 @@ def check_growth(says: dict) -> float:
     try:
         found = {key: growth(says.get(key)) for key in STEPS}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{' or '.join(STEPS)} is not as it should be: {type(error).__name__}: {error}"
-        ) from error
+        raise ValueError(f"{' or '.join(STEPS)} is not as it should be: {type(error).__name__}: {error}") from error
     encoding = found["normalizer"] * found["pre_tokenizer"]
     for key, grows in (("normalizer and pre_tokenizer", encoding), ("decoder", found["decoder"])):
         if grows > MOST_GROWTH:
