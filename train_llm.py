@@ -46,6 +46,7 @@ from minclipo.runs.measure import show_examples
 from minclipo.runs.problems import BUILT_IN, make_task
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
 from minclipo.tasks import Task
+from minclipo.tasks.data_files import without_commands
 from minclipo.tasks.word_problems import shared_prompts
 from minclipo.trainer import Trainer
 
@@ -276,8 +277,8 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"train_llm.py: {error}", file=sys.stderr)
+    except (ValueError, OSError, FloatingPointError) as error:  # it may quote what a stranger wrote
+        print(without_commands(f"train_llm.py: {error}", but="\n"), file=sys.stderr)
         return 1
     except Exception as error:
         if not type(error).__module__.startswith("torch._dynamo"):

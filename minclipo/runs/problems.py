@@ -25,6 +25,7 @@ from minclipo.toy import TASK as CHAIN_TASK
 from minclipo.verifier import is_verifiable
 
 BUILT_IN = ("sums", "stories", "chain")  # tasks that need no file
+AT_ONCE = 10**6  # characters of prompts to encode: the tokenizers library keeps 100 bytes for each token
 CONTROL = (
     "hold control tokens of the model, such as an end of turn, in their questions: the model reads them as such, and "
     "a question may pretend to be an answer"
@@ -65,13 +66,17 @@ def make_task(source: str, config, tokenizer: Tokenizer, limit: int) -> Task:
     if not kept:
         raise ValueError(f"{source}: every prompt is longer than {limit} tokens; see {option}")
     long = len(problems) - len(kept)
-    print(f"{source}: {len(kept)} problems" + (f", {long} left out as too long (see {option})" if long else ""))
+    say(f"{source}: {len(kept)} problems" + (f", {long} left out as too long (see {option})" if long else ""))
     return word_problem_task(kept)
 
 
 def tell(problems: list[RawProblem], of: int, what: str) -> None:
     if problems:
-        print(without_commands(f"{len(problems)} of {of} problems {what} (the first: {problems[0].place})"))
+        say(f"{len(problems)} of {of} problems {what} (the first: {problems[0].place})")
+
+
+def say(text: str) -> None:
+    print(without_commands(text))  # a stranger may have named the file
 
 
 def with_control_tokens(raw: list[RawProblem], tokenizer: Tokenizer) -> list[RawProblem]:
@@ -112,12 +117,12 @@ def prompt_lengths(places: list[str], prompts: list[str], tokenizer: Tokenizer, 
 
 
 def batched(indices: list[int], texts: list[str]) -> Iterator[list[int]]:
-    """The indices in parts whose texts have about a million characters: the library keeps 100 bytes for each token."""
+    """The indices in parts whose texts have AT_ONCE characters together."""
     part, size = [], 0
     for index in indices:
         part.append(index)
         size += len(texts[index])
-        if size >= 10**6:
+        if size >= AT_ONCE:
             yield part
             part, size = [], 0
     yield part

@@ -75,9 +75,9 @@ def distinct(pairs: list[tuple]) -> dict:
     return record
 
 
-def without_commands(text: str) -> str:
-    """A text for the screen in which a stranger may have put commands for it, such as to clear it, or wrong lines."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+def without_commands(text: str, but: str = "") -> str:
+    """A text for the screen in which a stranger may have put commands for it, such as to clear it; but: what may stay."""
+    return "".join(character if character.isprintable() or character in but else "?" for character in text)
 
 
 def rows(path: Path, data: bytes) -> Iterator[dict]:
