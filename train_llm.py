@@ -233,6 +233,8 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         tokenizer.chat_template.now = datetime.fromtimestamp(settings["started"])
     limit = prompt_limit(shape, config, train_config)
     task = make_task(config.data, config, tokenizer, limit)
+    if task.size and task.size < train_config.prompts_per_step:
+        print(f"{task.size} problems are fewer than --prompts-per-step: a step asks some twice, as groups of their own")
     eval_source = config.eval_data or (config.data if config.data in BUILT_IN else "")
     eval_task = make_task(eval_source, config, tokenizer, limit) if eval_source else None
     if eval_task is not None:

@@ -169,19 +169,25 @@ def test_control_tokens_in_questions_are_counted(tmp_path, capsys):
     assert task.size == 3 and sorted(ids)[0] < sorted(ids)[1]  # the same ids as ever: nothing is taken out
 
 
-def test_honest_questions_are_not_accused(tmp_path, capsys):
-    """Catches: a notice for each tokenizer that has no control tokens, or for the template's own."""
-    task_of(written(tmp_path / "data.jsonl", "Is 3 < 4 | 5 > 4?"))
+def test_honest_questions_are_not_accused(tmp_path, capsys, monkeypatch):
+    """Catches: a notice about the template's own tokens; one about every question, if a tokenizer has none."""
+    path = written(tmp_path / "data.jsonl", "Is 3 < 4 | 5 > 4?")
+    task_of(path)
+    monkeypatch.setattr(Tokenizer, "control_tokens", lambda _: [])
+    task_of(path)
     assert "control tokens" not in capsys.readouterr().out
 
 
-def test_problems_that_are_trained_on_are_said_not_to_be_held_out(tmp_path, capsys, monkeypatch):
-    """Also where both files are one. Catches: a test set that training has seen, reported as held out."""
+def test_what_a_file_of_problems_is_too_small_for_is_said(tmp_path, capsys, monkeypatch):
+    """Catches: a test set that training has seen, reported as held out, also where both files are one; the same prompt
+    several times in a step, in silence."""
     path = str(written(tmp_path / "data.jsonl", "1+3?", "2+2?"))
     monkeypatch.setattr("minclipo.checkpoint.Checkpoint.model", lambda *_: (_ for _ in ()).throw(ValueError("enough")))
     options = ["--data", path, "--eval-data", path, "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert main(["--model", str(MODEL), *options, "--eval-problems", "0"]) == 1
-    assert "2 of 2 problems of --eval-data are in --data, too" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 of 2 problems of --eval-data are in --data, too" in said
+    assert "2 problems are fewer than --prompts-per-step" in said
 
 
 # ---- tokenizer.json ----
@@ -332,9 +338,9 @@ def test_a_text_without_end_is_not_read(tmp_path):
 
 
 def test_a_template_without_end_is_not_compiled():
-    """Catches: a minute and two gigabytes for a template of a megabyte."""
-    with pytest.raises(ValueError, match="here: chat_template failed: .* it has 1,000,000 characters"):
-        ChatTemplate("{{x}}" * 200_000, "here", {}).render(USER)
+    """Catches: a minute and two gigabytes for a template of a megabyte. (This one is a tenth of that.)"""
+    with pytest.raises(ValueError, match="here: chat_template failed: .* it has 105,000 characters"):
+        ChatTemplate("{{x}}" * 21_000, "here", {}).render(USER)
 
 
 # ---- the hub ----
