@@ -122,6 +122,15 @@ def test_many_small_problems_count_too(tmp_path, monkeypatch):
         read_problems([written(tmp_path / "data.jsonl", *"abcdefgh")], "question", "answer")
 
 
+def test_all_that_a_chat_holds_counts(tmp_path, monkeypatch):
+    """Catches: a limit on what is asked alone, while what stands beside it is kept, too."""
+    monkeypatch.setattr("minclipo.tasks.word_problems.MOST_KEPT", 1000)
+    chat = [{"role": "user", "content": "2+2?", "note": "x" * 1000}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"question": chat, "answer": "4"}))
+    with pytest.raises(ValueError, match="data.jsonl, line 1: there is more text"):
+        read_problems([tmp_path / "data.jsonl"], "question", "answer")
+
+
 def test_one_endless_json_text_is_refused(tmp_path, monkeypatch):
     """[[],[],...] takes twenty times its size as Python objects. Catches: a line or a list that takes all memory."""
     monkeypatch.setattr(reading, "LARGEST_JSON", 1000)
@@ -332,8 +341,8 @@ def test_a_users_own_links_are_followed(tmp_path):
 def test_a_text_without_end_is_not_read(tmp_path):
     """Catches: gigabytes of JSON parsed before anything is known of them. (The file is sparse: it takes no room.)"""
     folder = copy_of_the_model(tmp_path)
-    os.truncate(folder / "tokenizer.json", 10**12)
-    with pytest.raises(ValueError, match="model/tokenizer.json has 953,674 MiB: at most 128 are read"):
+    os.truncate(folder / "tokenizer.json", 2**30)
+    with pytest.raises(ValueError, match="model/tokenizer.json has 1,024 MiB: at most 128 are read"):
         load_tokenizer(folder)
 
 
