@@ -222,6 +222,10 @@ GROWING = {
         "normalizer": {"type": "Sequence", "normalizers": [replaced("a" * 10)] * 2},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 5},
     },
+    "disguised as a sequence": {"normalizer": {**replaced("a" * 2000), "normalizers": []}},
+    "an empty sequence before": {
+        "decoder": {"type": "Sequence", "normalizers": [], "decoders": [replaced("a" * 10)] * 12},
+    },
     "decoders": {"decoder": {"type": "Sequence", "decoders": [replaced("a" * 10)] * 12}},
 }
 
@@ -238,7 +242,9 @@ def test_a_tokenizer_that_makes_texts_endless_is_refused(tmp_path, changes):
         load_tokenizer(folder)
 
 
-@pytest.mark.parametrize("step", [3, {}, {"type": "Replace"}, {"type": "Sequence", "normalizers": 3}])
+@pytest.mark.parametrize(
+    "step", [3, {}, {"type": "Replace"}, {"type": "Sequence", "normalizers": 3}, {"normalizers": []}]
+)
 def test_a_step_that_cannot_be_judged_is_refused(tmp_path, step):
     """Catches: a step that is written in another way, and slips through."""
     with pytest.raises(ValueError, match="tokenizer.json cannot be read: normalizer or pre_tokenizer or decoder"):

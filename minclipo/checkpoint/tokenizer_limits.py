@@ -4,6 +4,7 @@ Its replacements run one after another: a dozen that each make ten letters of on
 """
 
 from base64 import b64decode
+from itertools import chain
 from math import prod
 
 STEPS = ("normalizer", "pre_tokenizer", "decoder")
@@ -19,8 +20,8 @@ GROWTH = {
     "NFKC": 11,  # one character stands for a sentence of 18
     "NFKD": 11,
 }
-MOST_GROWTH = 1000  # T5's tokenizer, which grows more than most: 165
-LONGEST_TOKEN = 1000  # characters; published ones have up to 256
+MOST_GROWTH = 1000  # a SentencePiece table of NFKC may come to 33, and to 165 with Metaspace
+LONGEST_TOKEN = 1000  # characters; those of published tokenizers are far shorter
 BYTES_AT_ONCE = 2**25  # of one text, when it has grown; the library takes about 100 bytes of memory for each
 
 
@@ -44,10 +45,9 @@ def growth(step: dict | None) -> float:
     """At most so many times as long is a text after this step of tokenizer.json."""
     if step is None:
         return 1
-    for key in SEQUENCES:
-        if key in step:
-            return prod(map(growth, step[key]))
-    kind = step["type"]
+    kind = step["type"]  # the library goes by it alone, whatever other keys there are
+    if kind == "Sequence":
+        return prod(growth(part) for part in chain(*(step[key] for key in SEQUENCES if key in step)))
     if kind == "Prepend":
         return 1 + size(step["prepend"])
     if kind == "Precompiled":
