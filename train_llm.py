@@ -46,6 +46,7 @@ from minclipo.runs.measure import show_examples
 from minclipo.runs.problems import BUILT_IN, make_task
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
 from minclipo.tasks import Task
+from minclipo.tasks.data_files import without_commands
 from minclipo.tasks.word_problems import shared_prompts
 from minclipo.trainer import Trainer
 
@@ -232,6 +233,8 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         tokenizer.chat_template.now = datetime.fromtimestamp(settings["started"])
     limit = prompt_limit(shape, config, train_config)
     task = make_task(config.data, config, tokenizer, limit)
+    if task.size and task.size < train_config.prompts_per_step:
+        print(f"{task.size} problems are fewer than --prompts-per-step: a step asks some twice, as groups of their own")
     eval_source = config.eval_data or (config.data if config.data in BUILT_IN else "")
     eval_task = make_task(eval_source, config, tokenizer, limit) if eval_source else None
     if eval_task is not None:
@@ -276,8 +279,8 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"train_llm.py: {error}", file=sys.stderr)
+    except (ValueError, OSError, FloatingPointError) as error:  # it may quote what a stranger wrote
+        print(without_commands(f"train_llm.py: {error}", but="\n"), file=sys.stderr)
         return 1
     except Exception as error:
         if not type(error).__module__.startswith("torch._dynamo"):

@@ -38,3 +38,9 @@ def small_gpt(seed: int = 0, **changes) -> GPT:
 @pytest.fixture(autouse=True)
 def same_random_numbers_every_time():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_question_to_the_hub(monkeypatch):
+    """Tests put something in the place of the download; what is asked before it must not go out either."""
+    monkeypatch.setattr("minclipo.checkpoint.hub.hub_is_silent", lambda *_, **__: False)

@@ -6,6 +6,7 @@ Left out: tokenizers without a tokenizer.json, and chat templates other than the
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from itertools import groupby, takewhile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from minclipo.checkpoint.chat_template import ChatTemplate, read_chat_template
 from minclipo.checkpoint.files import read_object, write_json, write_text
 from minclipo.checkpoint.hub import model_directory
+from minclipo.checkpoint.tokenizer_limits import BYTES_AT_ONCE, LONGEST_TOKEN, check_growth
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 NO_TEXT = "\N{REPLACEMENT CHARACTER}"  # stands for an id without text; it has no digits that could be an answer
@@ -24,7 +26,8 @@ SETTINGS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization
 
 class Tokenizer:
     """tokenizer: a `tokenizers.Tokenizer`; eos_ids: the ids that end a completion; settings: tokenizer_config.json
-    without its chat template; chat_template: a ChatTemplate, or None for a model that has none."""
+    without its chat template; chat_template: a ChatTemplate, or None for a model that has none; growth: how much longer
+    the tokenizer may make a text, which limits what it is given."""
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class Tokenizer:
         eos_ids: list[int],
         settings: dict | None = None,
         chat_template: ChatTemplate | None = None,
+        growth: float = 1,
     ):
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
@@ -40,6 +44,7 @@ class Tokenizer:
         vocabulary = tokenizer.get_vocab()
         self.vocab_size = 1 + max(vocabulary.values(), default=-1)  # counts gaps between ids, if any
         self.ids_with_text = {index for text, index in vocabulary.items() if text}
+        self.most_bytes = int(BYTES_AT_ONCE / growth)  # of a text
 
     @classmethod
     def from_words(cls, words: list[str], eos: str) -> "Tokenizer":
@@ -56,16 +61,27 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Token ids. add_special_tokens: also what the tokenizer puts around a text, a bos token say; a chat template
         writes those itself."""
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        with self._checked([text]):
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens added."""
-        return [encoding.ids for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        """Token ids of each text, without special tokens added. ValueError for a text that has none, or is endless."""
+        with self._checked(texts):
+            return [encoding.ids for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    @contextmanager
+    def _checked(self, texts: list[str]):
+        with library_errors("the model's tokenizer cannot encode this"):
+            longest = max((len(text.encode()) for text in texts), default=0)
+            if longest > self.most_bytes:
+                raise ValueError(f"it takes {self.most_bytes:,} bytes at once, found {longest:,}")
+            yield
 
     def decode_batch(self, rows: list[list[int]]) -> list[str]:
         """Texts of the rows of ids, with all that the model wrote: special tokens as their names, ids without a token
         (an embedding may have more rows) as U+FFFD. A verifier that does not see them pays for 4<|im_start|>2 as 42."""
-        texts = self.tokenizer.decode_batch(rows, skip_special_tokens=False)
+        with library_errors("the model's tokenizer cannot decode this"):
+            texts = self.tokenizer.decode_batch(rows, skip_special_tokens=False)
         return [text if self.ids_with_text.issuperset(row) else self._by_parts(row) for row, text in zip(rows, texts)]
 
     def _by_parts(self, row: list[int]) -> str:
@@ -91,6 +107,10 @@ class Tokenizer:
             raise ValueError("this tokenizer has no chat_template: give it plain text")
         return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
 
+    def control_tokens(self) -> list[str]:
+        """The special tokens, each one id wherever it stands in a text, also in one that a stranger wrote."""
+        return [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
+
     def special_ids(self) -> dict:
         """The special token ids that config.json and generation_config.json state."""
         ids = {f"{name}_token_id": self._named_id(f"{name}_token") for name in ("bos", "pad")}
@@ -111,6 +131,18 @@ class Tokenizer:
             write_text(directory / "chat_template.jinja", self.chat_template.source)
         else:
             (directory / "chat_template.jinja").unlink(missing_ok=True)  # one that another model left here
+
+
+@contextmanager
+def library_errors(what: str):
+    """The errors of the tokenizers library as ValueErrors: it raises bare Exceptions, and panics, which are not even
+    those: a panic is a BaseException whose class has no name that could be imported."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{what}: {error}") from error
 
 
 def prompt_writer(
@@ -135,7 +167,8 @@ def prompt_writer(
 def opening(tokenizer: Tokenizer) -> str:
     """What this tokenizer puts before a text, a bos token say: we add no special tokens when encoding prompts."""
     text = tokenizer.stop_tokens()[0]  # one that every tokenizer can encode
-    found = tokenizer.tokenizer.encode(text, add_special_tokens=True)
+    with library_errors("the model's tokenizer cannot encode its own end"):
+        found = tokenizer.tokenizer.encode(text, add_special_tokens=True)
     return "".join(token for token, _ in takewhile(lambda pair: pair[1] is None, zip(found.tokens, found.sequence_ids)))
 
 
@@ -147,7 +180,7 @@ def load_tokenizer(directory_or_hub_id: str | Path) -> Tokenizer:
 
 def read_tokenizer(directory: Path, config: dict) -> Tokenizer:
     """The tokenizer of a model directory whose config.json says `config`."""
-    tokenizer = _read_algorithm(directory / "tokenizer.json")
+    tokenizer, growth = _read_algorithm(directory / "tokenizer.json")
     settings = _read_settings(directory)
     source = settings.pop("chat_template", None)
     special = {key: settings[key] for key in (*NAMED_TOKENS, "additional_special_tokens") if key in settings}
@@ -157,20 +190,22 @@ def read_tokenizer(directory: Path, config: dict) -> Tokenizer:
     eos_ids += _end_of_turn(tokenizer, template)
     if not eos_ids:
         raise ValueError(f"{directory / 'config.json'}: eos_token_id is missing, and no other file names one")
-    return Tokenizer(tokenizer, list(dict.fromkeys(eos_ids)), settings, template)
+    return Tokenizer(tokenizer, list(dict.fromkeys(eos_ids)), settings, template, growth)
 
 
-def _read_algorithm(path: Path) -> FastTokenizer:
+def _read_algorithm(path: Path) -> tuple[FastTokenizer, float]:
+    """The tokenizer, and how much longer it may make a text."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: {path.parent} holds no tokenizer")
-    try:
+    with library_errors(f"{path} cannot be read"):
+        growth = check_growth(read_object(path))
         tokenizer = FastTokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exceptions
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    # Some files still carry how their author cut and padded his own batches.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return _without_normalized_specials(tokenizer)
+        if (longest := max(map(len, tokenizer.get_vocab()), default=0)) > LONGEST_TOKEN:
+            raise ValueError(f"it has a token of {longest:,} characters; at most {LONGEST_TOKEN} are allowed")
+        # Some files still carry how their author cut and padded his own batches.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return _without_normalized_specials(tokenizer), growth
 
 
 def _without_normalized_specials(tokenizer: FastTokenizer) -> FastTokenizer:
@@ -230,7 +265,8 @@ def _end_of_turn(tokenizer: FastTokenizer, template: ChatTemplate | None) -> lis
     No other file of a base model may name it; then the model would go on after its answer, as the user."""
     after = "" if template is None else template.after_reply().strip()
     try:
-        first = tokenizer.encode(after, add_special_tokens=False).ids[:1]
-    except Exception:  # a bare one: words that this vocabulary lacks. Whoever asks a question will hear of them
+        with library_errors("the end of a turn"):
+            first = tokenizer.encode(after, add_special_tokens=False).ids[:1]
+    except ValueError:  # words that this vocabulary lacks. Whoever asks a question will hear of them
         return []
     return [index for index in first if index in tokenizer.get_added_tokens_decoder()]

@@ -1,9 +1,17 @@
 """From a file, or the name of a built-in task, to a task whose prompts this model can read."""
 
+import math
+import re
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
 from minclipo.checkpoint import Tokenizer
 from minclipo.checkpoint.hub import dataset_files
 from minclipo.checkpoint.tokenizer import prompt_writer
+from minclipo.checkpoint.tokenizer_limits import LONGEST_TOKEN
 from minclipo.tasks import Task
+from minclipo.tasks.data_files import without_commands
 from minclipo.tasks.stories import stories_task
 from minclipo.tasks.sums import sums_task
 from minclipo.tasks.word_problems import (
@@ -17,6 +25,11 @@ from minclipo.toy import TASK as CHAIN_TASK
 from minclipo.verifier import is_verifiable
 
 BUILT_IN = ("sums", "stories", "chain")  # tasks that need no file
+AT_ONCE = 10**6  # characters of prompts to encode: the tokenizers library keeps 100 bytes for each token
+CONTROL = (
+    "hold control tokens of the model, such as an end of turn, in their questions: the model reads them as such, and "
+    "a question may pretend to be an answer"
+)
 HOW = "An answer should be short, or end in #### ANSWER or \\boxed{ANSWER}; see --answer-field"
 
 
@@ -30,7 +43,7 @@ def make_task(source: str, config, tokenizer: Tokenizer, limit: int) -> Task:
         write = prompt_writer(tokenizer, system_prompt=config.system_prompt, variables=config.template_variables())
         task = {"sums": sums_task(write), "stories": stories_task(write), "chain": CHAIN_TASK}[source]
         looks = [task.draw("a look", index).prompt for index in range(100)]
-        if max(prompt_lengths([source] * 100, looks, tokenizer)) > limit:
+        if max(prompt_lengths([source] * 100, looks, tokenizer, limit)) > limit:
             raise ValueError(f"{source}: its prompts are longer than {limit} tokens; see {option}")
         return task
     raw = read_problems(dataset_files(source), config.question_field, config.answer_field)
@@ -46,21 +59,30 @@ def make_task(source: str, config, tokenizer: Tokenizer, limit: int) -> Task:
     tell(prose, len(raw), f"have a whole sentence as the answer, to be repeated word for word. {HOW}")
     chats = [problem for problem in raw if not isinstance(problem.question, str)]
     tell(chats, len(raw), "are chats, asked as they are, without --system-prompt and --prompt-suffix")
+    tell(with_control_tokens(raw, tokenizer), len(raw), CONTROL)
     problems = write_prompts(raw, config, tokenizer)
-    # No token is 1000 characters long, and encoding a text of 10 MB takes minutes.
-    prompts = [problem.prompt[: 1000 * limit + 1] for problem in problems]
-    lengths = prompt_lengths([problem.place for problem in raw], prompts, tokenizer)
+    lengths = prompt_lengths([problem.place for problem in raw], [p.prompt for p in problems], tokenizer, limit)
     kept = [problem for problem, length in zip(problems, lengths) if length <= limit]
     if not kept:
         raise ValueError(f"{source}: every prompt is longer than {limit} tokens; see {option}")
     long = len(problems) - len(kept)
-    print(f"{source}: {len(kept)} problems" + (f", {long} left out as too long (see {option})" if long else ""))
+    say(f"{source}: {len(kept)} problems" + (f", {long} left out as too long (see {option})" if long else ""))
     return word_problem_task(kept)
 
 
 def tell(problems: list[RawProblem], of: int, what: str) -> None:
     if problems:
-        print(f"{len(problems)} of {of} problems {what} (the first: {problems[0].place})")
+        say(f"{len(problems)} of {of} problems {what} (the first: {problems[0].place})")
+
+
+def say(text: str) -> None:
+    print(without_commands(text))  # a stranger may have named the file
+
+
+def with_control_tokens(raw: list[RawProblem], tokenizer: Tokenizer) -> list[RawProblem]:
+    """Problems whose question holds a special token by name. They stay: transformers encodes them in the same way."""
+    found = re.compile("|".join(map(re.escape, tokenizer.control_tokens())) or "(?!)")
+    return [problem for problem in raw if found.search(problem.text())]
 
 
 def write_prompts(raw: list[RawProblem], config, tokenizer: Tokenizer) -> list[WordProblem]:
@@ -69,7 +91,7 @@ def write_prompts(raw: list[RawProblem], config, tokenizer: Tokenizer) -> list[W
     write = prompt_writer(
         tokenizer, suffix=config.prompt_suffix, system_prompt=config.system_prompt, variables=variables
     )
-    for place, question, truth in raw:
+    for place, question, truth in tqdm(raw, desc="prompts", delay=3, leave=False, disable=None):
         is_text = isinstance(question, str)
         try:
             prompt = write(question) if is_text else tokenizer.chat(question, **variables)
@@ -79,16 +101,42 @@ def write_prompts(raw: list[RawProblem], config, tokenizer: Tokenizer) -> list[W
     return problems
 
 
-def prompt_lengths(places: list[str], prompts: list[str], tokenizer: Tokenizer) -> list[int]:
+def prompt_lengths(places: list[str], prompts: list[str], tokenizer: Tokenizer, limit: int) -> list[int]:
+    """Tokens per prompt; infinitely many for one that is too long to be tried. ValueError as in `encoded_lengths`.
+
+    No token is longer than LONGEST_TOKEN, and encoding a text of 10 MB takes minutes.
+    """
+    most = min(LONGEST_TOKEN * limit, tokenizer.most_bytes)
+    short = [index for index, prompt in enumerate(prompts) if len(prompt.encode(errors="replace")) <= most]
+    lengths = [math.inf] * len(prompts)
+    for part in tqdm(list(batched(short, prompts)), desc="lengths of prompts", delay=3, leave=False, disable=None):
+        found = encoded_lengths([places[index] for index in part], [prompts[index] for index in part], tokenizer)
+        for index, length in zip(part, found):
+            lengths[index] = length
+    return lengths
+
+
+def batched(indices: list[int], texts: list[str]) -> Iterator[list[int]]:
+    """The indices in parts whose texts have AT_ONCE characters together."""
+    part, size = [], 0
+    for index in indices:
+        part.append(index)
+        size += len(texts[index])
+        if size >= AT_ONCE:
+            yield part
+            part, size = [], 0
+    yield part
+
+
+def encoded_lengths(places: list[str], prompts: list[str], tokenizer: Tokenizer) -> list[int]:
     """Tokens per prompt. Raises ValueError naming the first place whose prompt this tokenizer cannot write."""
     try:
         lengths = [len(ids) for ids in tokenizer.encode_batch(prompts)]
-    except Exception as error:  # the tokenizers library raises nothing more specific, and does not say which it was
+    except ValueError as error:  # the library does not say which it was
         if len(prompts) == 1:
-            raise ValueError(
-                f"{places[0]}: the model's tokenizer cannot encode {prompts[0]!r:.200}: {error}"
-            ) from error
-        return [prompt_lengths([place], [prompt], tokenizer)[0] for place, prompt in zip(places, prompts)]
+            why = f"the model's tokenizer cannot encode {prompts[0]!r:.200}: {error.__cause__}"
+            raise ValueError(f"{places[0]}: {why}") from error
+        return [encoded_lengths([place], [prompt], tokenizer)[0] for place, prompt in zip(places, prompts)]
     if 0 in lengths:
         empty = lengths.index(0)
         raise ValueError(f"{places[empty]}: the model's tokenizer sees nothing in {prompts[empty]!r:.200}")

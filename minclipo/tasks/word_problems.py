@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minclipo.tasks import Task
-from minclipo.tasks.data_files import records
+from minclipo.tasks.data_files import records, without_commands
 from minclipo.tasks.equations import check_equations
 from minclipo.verifier import verify
+
+MOST_KEPT = 2**31  # characters of questions and answers, all files together; a problem by itself counts like 200
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,24 @@ class RawProblem(NamedTuple):
     question: str | list[dict]  # a text, or the messages of a chat
     truth: str
 
+    def text(self) -> str:
+        """All that the question says."""
+        is_text = isinstance(self.question, str)
+        return self.question if is_text else "\n".join(message["content"] for message in self.question)
+
 
 def read_problems(paths: list[Path], question_field: str, answer_field: str) -> list[RawProblem]:
     """The problems of these files. A field "a.b" is b of the object in a. Errors name the file, the line, the field."""
-    problems = []
+    problems, kept = [], 0
     for place, record in (found for path in paths for found in records(path)):
         question = field_of(place, record, question_field)
         is_chat = isinstance(question, list) and all(isinstance(message, dict) for message in question)
         truth = text_in(place, answer_field, field_of(place, record, answer_field))
-        problems.append(RawProblem(place, (chat_in if is_chat else text_in)(place, question_field, question), truth))
+        question = (chat_in if is_chat else text_in)(place, question_field, question)
+        problems.append(RawProblem(place, question, truth))
+        kept += 200 + len(str(question)) + len(truth)  # a message may hold more than its content
+        if kept > MOST_KEPT:
+            raise ValueError(f"{place}: there is more text up to here than fits in memory: use a part of the files")
     if not problems:
         raise ValueError(f"{', '.join(map(str, paths))} holds no problems")
     return problems
@@ -60,8 +71,7 @@ def field_of(place: str, record: dict, field: str):
 
 def printable(names: Iterable) -> str:
     """The names of fields as a message shows them, whatever a stranger's file calls them."""
-    text = ", ".join(map(str, names))[:200]
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return without_commands(", ".join(map(str, names))[:200])
 
 
 def text_in(place: str, field: str, value) -> str:
