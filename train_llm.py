@@ -15,11 +15,9 @@ full disk lose nothing that was saved: the same command with --resume goes on fr
 
 import argparse
 import dataclasses
-import json
 import platform
 import sys
 import time
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -27,11 +25,12 @@ from pathlib import Path
 import torch
 
 from minclipo.checkpoint import Checkpoint, Tokenizer
-from minclipo.config import TrainConfig, check, option
+from minclipo.config import TrainConfig
 from minclipo.model import GPT, GPTConfig
-from minclipo.runs.command_line import add_options, changeable_later, given_options, refuse_idle
+from minclipo.runs.command_line import add_options, changeable_later
 from minclipo.runs.evaluator import Evaluator, evaluation_line, evaluation_size
 from minclipo.runs.folder import check_out, earlier_settings, prepare_out
+from minclipo.runs.llm_config import LLMConfig, make_configs
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import (
     bytes_on_disk,
@@ -48,69 +47,6 @@ from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
 from minclipo.tasks import Task
 from minclipo.tasks.word_problems import shared_prompts
 from minclipo.trainer import Trainer
-
-ON_OFF = ("auto", "on", "off")
-BOXED = "\nLet's think step by step and output the final answer within \\boxed{}."
-_input = partial(option, group="model and data")
-_evaluation = partial(option, group="evaluation", later=True)
-
-
-@dataclass
-class LLMConfig:
-    """Model, data and evaluation; TrainConfig has the rest."""
-
-    model: str = _input("", "directory of a checkpoint, or its id on the Hugging Face hub (ORGANISATION/NAME@REVISION)")
-    data: str = _input("", "training problems: a file, ORGANISATION/NAME:PATTERN, sums, stories or chain")
-    question_field: str = _input(
-        "question", "field of the data that holds the question, a text or a chat; a.b: field b within a"
-    )
-    answer_field: str = _input("answer", "field of the data that holds the answer, or a solution that ends in it")
-    system_prompt: str = _input("", "system message of the chat; empty: the template's own")
-    chat_variables: str = _input("", "JSON object of variables for the chat template: '{\"enable_thinking\": false}'")
-    stop_tokens: str = _input("", "more tokens that end a completion, separated by spaces: '<|im_end|>'")
-    prompt_suffix: str = _input(BOXED, "added to every question of a file that is no chat")
-    max_prompt_tokens: int = _input(512, "problems with a longer prompt are left out", at_least=1)
-    dtype: str = _input(
-        "auto", "numbers the model computes in; auto: bfloat16 on cuda", choices=("auto", "float32", "bfloat16")
-    )
-    device: str = _input("auto", "auto: cuda, else mps, else cpu", choices=("auto", "cuda", "mps", "cpu"))
-    gradient_checkpointing: bool = _input(
-        False, "less memory for activations, a third more time for the update", later=True
-    )
-    compile: str = _input(
-        "auto",
-        "fuse the update's kernels: a slower first step, faster others; auto: on cuda",
-        choices=ON_OFF,
-        later=True,
-    )
-    eval_data: str = _evaluation("", "held-out problems, like data; built-in tasks bring their own")
-    eval_every: int = _evaluation(10, "steps between two evaluations; 0: none", at_least=0)
-    eval_problems: int = _evaluation(200, "problems per evaluation; 0: all there are", at_least=0)
-    eval_samples: int = _evaluation(
-        0, "completions per problem (N) for avg@N and pass@k; 0: only the greedy one", at_least=0
-    )
-    eval_temperature: float = _evaluation(0.6, "sampling temperature of those", above=0, at_least=1e-6)
-    eval_top_p: float = _evaluation(0.95, "their top-p", above=0, at_most=1)
-    show: int = _evaluation(2, "completions shown at each evaluation", at_least=0)
-
-    def __post_init__(self):
-        check(self)
-        for name in ("model", "data"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} is needed: {self.__dataclass_fields__[name].metadata['help']}")
-        self.template_variables()
-
-    def template_variables(self) -> dict:
-        try:
-            variables = json.loads(self.chat_variables or "{}")
-        except ValueError as error:
-            raise ValueError(f"--chat-variables {self.chat_variables} is not JSON: {error}") from error
-        if not isinstance(variables, dict):
-            raise ValueError(f"--chat-variables must be a JSON object, found {self.chat_variables}")
-        for name in ("messages", "add_generation_prompt"):
-            if name in variables:
-                raise ValueError(f"--chat-variables: {name} is not yours to set, each prompt has its own")
-        return variables
 
 
 def tokenizer_of(checkpoint: Checkpoint, config: LLMConfig) -> Tokenizer:
@@ -164,21 +100,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_options(parser, LLMConfig)
     add_options(parser, TrainConfig, skip=("process_penalty",), other_defaults=LLM)
     return parser.parse_args(argv)
-
-
-def make_configs(arguments: argparse.Namespace) -> tuple[LLMConfig, TrainConfig]:
-    """Defaults, then the preset, then the algorithm, then what was given on the command line."""
-    given = given_options(arguments, TrainConfig)
-    algorithm = ALGORITHMS[arguments.algorithm] if arguments.algorithm else {}
-    chosen = LLM | PRESETS[arguments.preset] | algorithm | given_options(arguments, LLMConfig) | given
-    refuse_idle(given, chosen, TrainConfig)
-    if not chosen.get("contrastive_weight"):
-        chosen.pop("head_warmup_steps", None)  # a preset's: without CLIPO there is no head
-    fields = {field.name for field in dataclasses.fields(LLMConfig)}
-    llm = {name: value for name, value in chosen.items() if name in fields}
-    if arguments.eval_only:
-        llm.setdefault("data", llm.get("eval_data", ""))
-    return LLMConfig(**llm), TrainConfig(**{name: value for name, value in chosen.items() if name not in fields})
 
 
 def evaluate_only(config: LLMConfig, train_config: TrainConfig) -> None:
