@@ -20,23 +20,30 @@ _evaluation = partial(option, group="evaluation", later=True)
 class LLMConfig:
     """Model, data and evaluation; TrainConfig has the rest."""
 
-    model: str = _input("", "directory of a checkpoint, or its id on the Hugging Face hub (ORGANISATION/NAME@REVISION)")
-    data: str = _input("", "training problems: a file, ORGANISATION/NAME:PATTERN, sums, stories or chain")
-    question_field: str = _input(
-        "question", "field of the data that holds the question, a text or a chat; a.b: field b within a"
+    model: str = _input(
+        "", "directory of a checkpoint, or its id on the Hugging Face hub (ORGANISATION/NAME@REVISION)", common=True
     )
-    answer_field: str = _input("answer", "field of the data that holds the answer, or a solution that ends in it")
+    data: str = _input("", "training problems: a file, ORGANISATION/NAME:PATTERN, sums, stories or chain", common=True)
+    question_field: str = _input(
+        "question", "field of the data that holds the question, a text or a chat; a.b: field b within a", common=True
+    )
+    answer_field: str = _input(
+        "answer", "field of the data that holds the answer, or a solution that ends in it", common=True
+    )
     system_prompt: str = _input("", "system message of the chat; empty: the template's own")
     chat_variables: str = _input("", "JSON object of variables for the chat template: '{\"enable_thinking\": false}'")
     stop_tokens: str = _input("", "more tokens that end a completion, separated by spaces: '<|im_end|>'")
     prompt_suffix: str = _input(BOXED, "added to every question of a file that is no chat")
-    max_prompt_tokens: int = _input(512, "problems with a longer prompt are left out", at_least=1)
+    max_prompt_tokens: int = _input(512, "problems with a longer prompt are left out", at_least=1, common=True)
     dtype: str = _input(
-        "auto", "numbers the model computes in; auto: bfloat16 on cuda", choices=("auto", "float32", "bfloat16")
+        "auto",
+        "numbers the model computes in; auto: bfloat16 on cuda",
+        choices=("auto", "float32", "bfloat16"),
+        common=True,
     )
-    device: str = _input("auto", "auto: cuda, else mps, else cpu", choices=("auto", "cuda", "mps", "cpu"))
+    device: str = _input("auto", "auto: cuda, else mps, else cpu", choices=("auto", "cuda", "mps", "cpu"), common=True)
     gradient_checkpointing: bool = _input(
-        False, "less memory for activations, a third more time for the update", later=True
+        False, "less memory for activations, a third more time for the update", later=True, common=True
     )
     compile: str = _input(
         "auto",
@@ -44,14 +51,22 @@ class LLMConfig:
         choices=ON_OFF,
         later=True,
     )
-    eval_data: str = _evaluation("", "held-out problems, like data; built-in tasks bring their own")
-    eval_every: int = _evaluation(10, "steps between two evaluations; 0: none", at_least=0)
-    eval_problems: int = _evaluation(200, "problems per evaluation; 0: all there are", at_least=0)
-    eval_samples: int = _evaluation(
-        0, "completions per problem (N) for avg@N and pass@k; 0: only the greedy one", at_least=0
+    eval_data: str = _evaluation("", "held-out problems, like data; built-in tasks bring their own", common=True)
+    eval_every: int = _evaluation(10, "steps between two evaluations; 0: none", at_least=0, common=True)
+    eval_problems: int = _evaluation(
+        200, "problems per evaluation; 0: all there are", at_least=0, at_most=1_000_000, common=True
     )
-    eval_temperature: float = _evaluation(0.6, "sampling temperature of those", above=0, at_least=1e-6)
-    eval_top_p: float = _evaluation(0.95, "their top-p", above=0, at_most=1)
+    eval_samples: int = _evaluation(
+        0,
+        "completions per problem (N) for avg@N and pass@k; 0: only the greedy one",
+        at_least=0,
+        at_most=10_000,
+        common=True,
+    )
+    eval_temperature: float = _evaluation(
+        0.6, "sampling temperature of those", above=0, at_least=1e-6, needs="eval_samples"
+    )
+    eval_top_p: float = _evaluation(0.95, "their top-p", above=0, at_most=1, needs="eval_samples")
     show: int = _evaluation(2, "completions shown at each evaluation", at_least=0)
 
     def __post_init__(self):
