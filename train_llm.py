@@ -1,8 +1,8 @@
 """GRPO and CLIPO on a real checkpoint: the training step of the toy, unchanged, on Llama, Mistral and Qwen models.
 
     python train_llm.py --model DIR --data sums --dtype float32                       # a small model on a CPU
-    python train_llm.py --model Qwen/Qwen2.5-0.5B-Instruct --data openai/gsm8k:main/train-* \\
-                        --eval-data openai/gsm8k:main/test-*                          # one GPU
+    python train_llm.py --model Qwen/Qwen2.5-0.5B-Instruct --data "openai/gsm8k:main/train-*" \\
+                        --eval-data "openai/gsm8k:main/test-*"                        # one GPU
     python train_llm.py --preset track1                                               # the paper's first recipe
     python train_llm.py --preset track2 --algorithm gspo --num-mini-batches 4         # its second, under GSPO
     python train_llm.py --model runs/toy/seed0/pretrained/model --data chain --max-new-tokens 16   # the toy's own model
@@ -27,10 +27,11 @@ import torch
 from minclipo.checkpoint import Checkpoint, Tokenizer
 from minclipo.config import TrainConfig
 from minclipo.model import GPT, GPTConfig
-from minclipo.runs.command_line import add_options, changeable_later
+from minclipo.runs.changes import may_change, say_if_done
+from minclipo.runs.command_line import Parser, add_options, add_run_options, expanded_path, whole_number
 from minclipo.runs.evaluator import Evaluator, evaluation_line, evaluation_size
 from minclipo.runs.folder import check_out, earlier_settings, prepare_out
-from minclipo.runs.llm_config import LLMConfig, make_configs
+from minclipo.runs.llm_config import LLMConfig, make_configs, say_repeats, say_settings, say_unread_variables
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import (
     bytes_on_disk,
@@ -44,6 +45,7 @@ from minclipo.runs.machine import (
 from minclipo.runs.measure import show_examples
 from minclipo.runs.problems import BUILT_IN, make_task
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
+from minclipo.runs.settings import read_arguments
 from minclipo.tasks import Task
 from minclipo.tasks.word_problems import shared_prompts
 from minclipo.trainer import Trainer
@@ -53,6 +55,7 @@ def tokenizer_of(checkpoint: Checkpoint, config: LLMConfig) -> Tokenizer:
     """The model's tokenizer; says where completions end, since a model that goes on after its answer learns nothing."""
     checkpoint.tokenizer.stop_at(config.stop_tokens.split())
     print("a completion ends with", " or ".join(map(repr, checkpoint.tokenizer.stop_tokens())), "(see --stop-tokens)")
+    say_unread_variables(config, checkpoint.tokenizer)
     return checkpoint.tokenizer
 
 
@@ -84,9 +87,7 @@ def prompt_limit(shape: GPTConfig, config: LLMConfig, train_config: TrainConfig)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [options]", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("train_llm.py", __doc__)
     parser.add_argument(
         "--preset", choices=list(PRESETS), default="none", help="all settings of one of the paper's recipes"
     )
@@ -94,12 +95,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--algorithm", choices=list(ALGORITHMS), help="ratio, clip, means and KL (default: the preset's GRPO)"
     )
     parser.add_argument("--eval-only", action="store_true", help="measure the model; trains and writes nothing")
-    parser.add_argument("--out", type=Path, default=Path("runs/llm"), help="where everything goes (default: runs/llm)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last training state in OUT")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: 0, as many as PyTorch takes)")
+    parser.add_argument(
+        "--out", type=expanded_path, default=Path("runs/llm"), help="where everything goes (default: runs/llm)"
+    )
+    add_run_options(parser)
+    parser.add_argument(
+        "--threads",
+        type=whole_number(0, 1024),
+        default=0,
+        metavar="N",
+        help="CPU threads (default: 0, as many as PyTorch takes)",
+    )
     add_options(parser, LLMConfig)
     add_options(parser, TrainConfig, skip=("process_penalty",), other_defaults=LLM)
-    return parser.parse_args(argv)
+    return read_arguments(parser, argv)
 
 
 def evaluate_only(config: LLMConfig, train_config: TrainConfig) -> None:
@@ -122,6 +131,9 @@ def run_settings(arguments: argparse.Namespace, config: LLMConfig, train_config:
         "script": "train_llm.py",
         "machine": f"{platform.machine()}, torch {torch.__version__}",
         "started": (earlier or {}).get("started", time.time()),
+        "command_lines": [*(earlier or {}).get("command_lines", []), arguments.command_line],
+        "preset": arguments.preset,
+        "algorithm": arguments.algorithm,
         "llm": dataclasses.asdict(config) | {"device": device.type, "dtype": dtype},
         "training": dataclasses.asdict(train_config),
     }
@@ -130,11 +142,13 @@ def run_settings(arguments: argparse.Namespace, config: LLMConfig, train_config:
 def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainConfig) -> None:
     """Check everything that can be checked, cheapest checks first; then train."""
     out, resume, device = arguments.out, arguments.resume, pick_device(config.device)
-    dtype, may_differ = pick_dtype(config.dtype, device), changeable_later(LLMConfig, TrainConfig)
+    dtype, may_differ = pick_dtype(config.dtype, device), may_change(train_config)
     if Path(config.model).exists() and Path(config.model).resolve().is_relative_to(out.resolve()):
         raise ValueError(f"--model {config.model} is inside --out {out}, which is written to: choose another --out")
     settings = run_settings(arguments, config, train_config)
     check_out(out, settings, resume, may_differ)
+    if resume:
+        say_if_done(out, train_config)
     if arguments.algorithm and train_config.num_mini_batches == 1:
         print("with --num-mini-batches 1 every ratio is 1: ratio and clip of the algorithm do nothing")
     checkpoint = Checkpoint(config.model)
@@ -153,6 +167,7 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         tokenizer.chat_template.now = datetime.fromtimestamp(settings["started"])
     limit = prompt_limit(shape, config, train_config)
     task = make_task(config.data, config, tokenizer, limit)
+    say_repeats(task, train_config)
     eval_source = config.eval_data or (config.data if config.data in BUILT_IN else "")
     eval_task = make_task(eval_source, config, tokenizer, limit) if eval_source else None
     if eval_task is not None:
@@ -185,6 +200,9 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     try:
         configs = make_configs(arguments)
+        say_settings(arguments)
+        if arguments.show_settings:
+            return 0
         evaluate_only(*configs) if arguments.eval_only else train(arguments, *configs)
     except KeyboardInterrupt:
         on = "" if arguments.eval_only else " The same command with --resume goes on from the last training state."

@@ -8,7 +8,6 @@ from functools import partial
 from minclipo.contrastive import HEADS, LEVELS, LOSSES, SIMILARITIES
 from minclipo.grpo import AGGREGATIONS, KL_KINDS, RATIOS, SCALES
 
-
 LARGEST = 10**9  # of a number without a bound of its own: one with more digits is a slip of the finger
 
 
@@ -77,7 +76,7 @@ class TrainConfig:
         later=False,
         common=True,
     )
-    save_every: int = _run(20, "steps between two copies of model and training state on disk", at_least=1, common=True)
+    save_every: int = _run(20, "steps between two copies of model and training state on disk", at_least=1)
     keep_states: int = _run(2, "training states kept on disk for --resume; 0: none, earlier ones go", at_least=0)
 
     prompts_per_step: int = _rollouts(32, "prompts per step (B)", at_least=1, at_most=100_000, common=True)
@@ -85,9 +84,7 @@ class TrainConfig:
         16, "rollouts per prompt (G), compared with each other", at_least=2, at_most=10_000, common=True
     )
     max_new_tokens: int = _rollouts(16, "longest completion, in tokens", at_least=1, common=True)
-    temperature: float = _rollouts(
-        1.0, "sampling temperature of the rollouts, and of all log-probs", **_divides, common=True
-    )
+    temperature: float = _rollouts(1.0, "sampling temperature of the rollouts, and of all log-probs", **_divides)
     sampling_rows: int = _rollouts(
         0,
         "maximum number of rollouts sampled in parallel; affects memory only; 0: no limit",
@@ -168,7 +165,6 @@ class TrainConfig:
         "reward of a right answer for being likelier under its own prompt; 0: off",
         at_least=0,
         needs="",
-        common=True,
     )
     prompt_contrast_others: int = _prompt_contrast(2, "other prompts that it is compared with (K)", at_least=1)
 

@@ -468,7 +468,7 @@ def test_bad_command_lines_end_with_a_message(tmp_path, monkeypatch, capsys):
 def test_prompts_that_the_tokenizer_cannot_write_are_named(tmp_path, capsys):
     """The toy's tokenizer knows no words but its own. Catches: a traceback from a library, or an empty prompt."""
     save_model(small_gpt(vocab_size=122), toy_tokenizer(), tmp_path / "toy")
-    toy = ["--model", str(tmp_path / "toy"), "--out", str(tmp_path / "run"), "--prompt-suffix", ""]
+    toy = ["--model", str(tmp_path / "toy"), "--out", str(tmp_path / "run")]
     assert "sums: the model's tokenizer cannot encode" in message_of(*toy, "--data", "sums", capsys=capsys)
     data = jsonl(tmp_path / "data.jsonl", [{"question": "2", "answer": "2"}, {"question": "\u2003", "answer": "1"}])
     empty = message_of(*toy, "--data", data, capsys=capsys)
@@ -479,9 +479,8 @@ def test_resume_with_other_settings_is_refused_unless_they_do_not_matter(tmp_pat
     """Catches: a run that quietly goes on with another learning rate; a run that cannot be made longer."""
     arguments = ["--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run")]
     assert run(*arguments) == 0
-    assert "other settings for learning_rate" in message_of(
-        *arguments, "--resume", "--learning-rate", "1", capsys=capsys
-    )
+    changed = message_of(*arguments, "--resume", "--learning-rate", "1", capsys=capsys)
+    assert "--resume: learning_rate was 1e-06, now 1.0; choose another --out" in changed
     assert run(*arguments, "--resume", "--steps", "3", "--micro-batch-tokens", "300") == 0
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 

@@ -3,12 +3,17 @@
 import argparse
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from functools import partial
 
+from minclipo.checkpoint import Tokenizer
 from minclipo.config import TrainConfig, check, option
-from minclipo.runs.command_line import given_options, refuse_idle
-from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
+from minclipo.runs.command_line import flag, made, refuse_idle
+from minclipo.runs.problems import BUILT_IN
+from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS, scaled_warmup
+from minclipo.runs.settings import NAMES, Layer, announce, asked_for, merged, show
+from minclipo.tasks import Task
 
 ON_OFF = ("auto", "on", "off")
 BOXED = "\nLet's think step by step and output the final answer within \\boxed{}."
@@ -89,16 +94,81 @@ class LLMConfig:
         return variables
 
 
+def layers_of(arguments: argparse.Namespace) -> list[Layer]:
+    """Defaults, then the preset, then the algorithm, then a file, then the command line."""
+    fields = [field for config_class in (LLMConfig, TrainConfig) for field in dataclasses.fields(config_class)]
+    layers = [Layer("default", {field.name: field.default for field in fields} | LLM, asked=False)]
+    if arguments.preset != "none":
+        layers.append(Layer(f"preset {arguments.preset}", PRESETS[arguments.preset]))
+    if arguments.algorithm:
+        layers.append(Layer(f"algorithm {arguments.algorithm}", ALGORITHMS[arguments.algorithm]))
+    return layers + arguments.layers
+
+
+def settled(arguments: argparse.Namespace) -> dict[str, tuple]:
+    """{option: (value, source)} of all options, those of the script itself included."""
+    found = merged(layers_of(arguments))
+    warmup, steps, preset = found["head_warmup_steps"], found["steps"], f"preset {arguments.preset}"
+    if not found["contrastive_weight"][0]:
+        found["head_warmup_steps"] = (0, "there is no head without CLIPO")
+    elif warmup[1] == preset != steps[1]:
+        scaled = scaled_warmup(PRESETS[arguments.preset], steps[0])
+        found["head_warmup_steps"] = (scaled, f"{preset}: {warmup[0]} of its steps, scaled to yours")
+    if arguments.eval_only and not found["data"][0]:
+        found["data"] = found["eval_data"]
+    return found
+
+
+def say_settings(arguments: argparse.Namespace) -> None:
+    """A line for the preset and one for the algorithm; with --show-settings all of them."""
+    layers, found = layers_of(arguments), settled(arguments)
+    for source in [layer.source for layer in layers if layer.source.startswith(NAMES)]:
+        announce(layers, source, found)
+    if arguments.show_settings:
+        del found["process_penalty"]  # the toy's
+        show(found, LLMConfig, TrainConfig)
+
+
 def make_configs(arguments: argparse.Namespace) -> tuple[LLMConfig, TrainConfig]:
-    """Defaults, then the preset, then the algorithm, then what was given on the command line."""
-    given = given_options(arguments, TrainConfig)
-    algorithm = ALGORITHMS[arguments.algorithm] if arguments.algorithm else {}
-    chosen = LLM | PRESETS[arguments.preset] | algorithm | given_options(arguments, LLMConfig) | given
-    refuse_idle(given, chosen, TrainConfig)
-    if not chosen.get("contrastive_weight"):
-        chosen.pop("head_warmup_steps", None)  # a preset's: without CLIPO there is no head
-    fields = {field.name for field in dataclasses.fields(LLMConfig)}
-    llm = {name: value for name, value in chosen.items() if name in fields}
-    if arguments.eval_only:
-        llm.setdefault("data", llm.get("eval_data", ""))
-    return LLMConfig(**llm), TrainConfig(**{name: value for name, value in chosen.items() if name not in fields})
+    """The settings of a run. ValueError, in the words of the command line, for one that is wrong or that nobody reads."""
+    values = {name: value for name, (value, _) in settled(arguments).items()}
+    asked = asked_for(arguments.layers)
+    refuse_idle(asked, values, TrainConfig)
+    refuse_idle(asked, values, LLMConfig)
+    of = lambda config_class: {field.name: values[field.name] for field in dataclasses.fields(config_class)}
+    config = made(LLMConfig, of(LLMConfig))
+    refuse_unread(asked, config, arguments.eval_only)
+    training = of(TrainConfig)
+    if arguments.eval_only:  # no other option of training is read, so none may be wrong
+        rows = training["sampling_rows"] or LLM["prompts_per_step"] * LLM["group_size"]
+        training = {"max_new_tokens": training["max_new_tokens"], "sampling_rows": rows}
+    return config, made(TrainConfig, training)
+
+
+def refuse_unread(asked: dict, config: LLMConfig, eval_only: bool) -> None:
+    """ValueError for an option about files that reads none, and for one about chats with a task that has none."""
+    sources = [config.eval_data or config.data] if eval_only else [config.data, config.eval_data or config.data]
+    said = " and ".join(dict.fromkeys(sources))
+    for name in ("question_field", "answer_field", "prompt_suffix"):
+        if name in asked and set(sources) <= set(BUILT_IN):
+            raise ValueError(f"{flag(name)} does nothing with {said}, which writes its own questions")
+    for name in ("system_prompt", "chat_variables"):
+        if name in asked and set(sources) == {"chain"}:
+            raise ValueError(f"{flag(name)} does nothing with chain, whose prompts are no chats")
+
+
+def say_unread_variables(config: LLMConfig, tokenizer: Tokenizer) -> None:
+    source = None if tokenizer.chat_template is None else tokenizer.chat_template.source
+    mentioned = lambda name: source is not None and re.search(rf"\b{re.escape(name)}\b", source)
+    unread = [name for name in config.template_variables() if not mentioned(name)]
+    if unread:
+        why = "the model has no chat template" if source is None else "the model's chat template never mentions them"
+        print(f"--chat-variables: {', '.join(unread)} will do nothing, {why}")
+
+
+def say_repeats(task: Task, training: TrainConfig) -> None:
+    if task.size and task.size < training.prompts_per_step:
+        print(
+            f"--prompts-per-step {training.prompts_per_step} is more than the {task.size} problems of --data: a step "
+            "asks the same problem several times, each time as a group of its own"
+        )
