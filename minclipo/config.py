@@ -204,8 +204,8 @@ class TrainConfig:
             raise ValueError("contrastive_floor 0 cuts every contrastive reward to 0; it must be below 0")
         if self.learning_rate_warmup > self.steps:
             raise ValueError(
-                f"learning_rate_warmup {self.learning_rate_warmup} must be at most steps {self.steps}: the learning "
-                "rate would never be reached"
+                f"learning_rate_warmup must be at most the number of steps, {self.steps}, or the learning rate is never "
+                f"reached; found {self.learning_rate_warmup}"
             )
         if self.head_warmup_steps >= self.steps:
             raise ValueError(f"head_warmup_steps {self.head_warmup_steps} leaves the policy none of {self.steps} steps")
