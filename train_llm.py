@@ -29,6 +29,7 @@ from minclipo.config import TrainConfig
 from minclipo.model import GPT, GPTConfig
 from minclipo.runs.changes import may_change, say_if_done
 from minclipo.runs.command_line import Parser, add_options, add_run_options, expanded_path, whole_number
+from minclipo.runs.config_file import read_arguments
 from minclipo.runs.evaluator import Evaluator, evaluation_line, evaluation_size
 from minclipo.runs.folder import check_out, earlier_settings, prepare_out
 from minclipo.runs.llm_config import LLMConfig, make_configs, say_repeats, say_settings, say_unread_variables
@@ -45,7 +46,6 @@ from minclipo.runs.machine import (
 from minclipo.runs.measure import show_examples
 from minclipo.runs.problems import BUILT_IN, make_task
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
-from minclipo.runs.settings import read_arguments
 from minclipo.tasks import Task
 from minclipo.tasks.word_problems import shared_prompts
 from minclipo.trainer import Trainer

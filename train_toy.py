@@ -39,6 +39,7 @@ from minclipo.runs.command_line import (
     refuse_idle,
     whole_number,
 )
+from minclipo.runs.config_file import read_arguments
 from minclipo.runs.folder import earlier_settings, prepare_out
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import peak_memory_mib
@@ -46,7 +47,7 @@ from minclipo.runs.measure import evaluate
 from minclipo.runs.plots import STYLES
 from minclipo.runs.recipes import ALGORITHMS, METHODS, PAPER_WARMUP, SWITCHES, TOY
 from minclipo.runs.report import report
-from minclipo.runs.settings import Layer, announce, asked_for, merged, read_arguments, show, show_group
+from minclipo.runs.settings import Layer, announce, asked_for, merged, show, show_group
 from minclipo.tasks.chain import random_problem
 from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_model, toy_tokenizer
 from minclipo.trainer import Trainer

@@ -132,6 +132,7 @@ class TrainConfig:
         0,
         "most batches sampled per step to fill it with prompts that are neither always nor never solved; 0: off",
         at_least=0,
+        at_most=1000,
     )
     overlong_penalty: float = _algorithm(
         0.0, "what a completion of max_new_tokens loses in reward; 0: nothing", at_least=0

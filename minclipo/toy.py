@@ -35,10 +35,10 @@ _textbook = partial(option, group="careless textbook and pretraining")
 class ToyConfig:
     """The toy's model, textbook and pretraining."""
 
-    num_layers: int = _model(2, "blocks of the model", at_least=1, at_most=1000)
-    hidden_size: int = _model(64, "width of the model", at_least=1, at_most=65_536)
-    num_heads: int = _model(4, "attention heads", at_least=1, at_most=65_536)
-    intermediate_size: int = _model(192, "width of the gated MLP", at_least=1, at_most=65_536)
+    num_layers: int = _model(2, "blocks of the model", at_least=1, at_most=100)
+    hidden_size: int = _model(64, "width of the model", at_least=1, at_most=4096)
+    num_heads: int = _model(4, "attention heads", at_least=1, at_most=4096)
+    intermediate_size: int = _model(192, "width of the gated MLP", at_least=1, at_most=16_384)
     hallucinate: float = _textbook(
         0.15, "probability per step that the textbook quotes a made-up operand", at_least=0, at_most=1, common=True
     )

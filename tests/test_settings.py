@@ -154,6 +154,13 @@ def test_a_presets_head_warmup_keeps_its_share_of_the_steps():
     assert given.head_warmup_steps == 13
 
 
+def test_a_run_that_is_made_longer_keeps_its_head_warmup(tmp_path):
+    """Catches: the same command with --resume and more steps refused, for a warm-up that nobody has given."""
+    arguments = ["--preset", "track1", "--out", str(tmp_path), "--resume"]
+    written(tmp_path / "settings.json", '{"script": "train_llm.py", "training": {"head_warmup_steps": 13}}')
+    assert configs(*arguments, "--steps", "840")[1].head_warmup_steps == 13
+
+
 # ---- going on ----
 
 
@@ -340,10 +347,11 @@ def test_more_prompts_than_problems_are_said(tmp_path, capsys):
 
 def test_measuring_obeys_no_bounds_of_training(model, capsys):
     """Catches: --eval-only refused for a group size, a batch or a warm-up that only training would have."""
-    training = "--group-size 1 --steps 0 --num-mini-batches 99 --head-warmup-steps 9 --contrastive-weight 0.1"
+    training = "--group-size 1 --steps 0 --num-mini-batches 99 --head-warmup-steps 9"
     asked = "--eval-only --data chain --max-new-tokens 3 --eval-problems 2 --show 0 --device cpu --threads 1"
     assert train_llm.main([*asked.split(), *training.split(), "--model", model]) == 0
-    assert "greedy accuracy" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "greedy accuracy" in said and "--group-size, --num-mini-batches, --head-warmup-steps will do nothing" in said
 
 
 # ---- learning-rate schedules ----

@@ -94,6 +94,10 @@ class LLMConfig:
         return variables
 
 
+TRAINING_ONLY = {field.name for field in dataclasses.fields(TrainConfig)} - {"max_new_tokens", "sampling_rows"}
+TRAINING_ONLY |= {"gradient_checkpointing", "compile", "eval_every"}  # what --eval-only does not read
+
+
 def layers_of(arguments: argparse.Namespace) -> list[Layer]:
     """Defaults, then the preset, then the algorithm, then a file, then the command line."""
     fields = [field for config_class in (LLMConfig, TrainConfig) for field in dataclasses.fields(config_class)]
@@ -111,6 +115,8 @@ def settled(arguments: argparse.Namespace) -> dict[str, tuple]:
     warmup, steps, preset = found["head_warmup_steps"], found["steps"], f"preset {arguments.preset}"
     if not found["contrastive_weight"][0]:
         found["head_warmup_steps"] = (0, "there is no head without CLIPO")
+    elif warmup[1] == preset and "training" in arguments.earlier:  # a run that is made longer keeps what it had
+        found["head_warmup_steps"] = (arguments.earlier["training"].get("head_warmup_steps", 0), str(arguments.out))
     elif warmup[1] == preset != steps[1]:
         scaled = scaled_warmup(PRESETS[arguments.preset], steps[0])
         found["head_warmup_steps"] = (scaled, f"{preset}: {warmup[0]} of its steps, scaled to yours")
@@ -124,6 +130,10 @@ def say_settings(arguments: argparse.Namespace) -> None:
     layers, found = layers_of(arguments), settled(arguments)
     for source in [layer.source for layer in layers if layer.source.startswith(NAMES)]:
         announce(layers, source, found)
+    if arguments.eval_only:
+        idle = ", ".join(flag(name) for name in asked_for(arguments.layers) if name in TRAINING_ONLY)
+        if idle:
+            print(f"--eval-only trains nothing: {idle} will do nothing")
     if arguments.show_settings:
         del found["process_penalty"]  # the toy's
         show(found, LLMConfig, TrainConfig)
@@ -133,8 +143,8 @@ def make_configs(arguments: argparse.Namespace) -> tuple[LLMConfig, TrainConfig]
     """The settings of a run. ValueError, in the words of the command line, for one that is wrong or that nobody reads."""
     values = {name: value for name, (value, _) in settled(arguments).items()}
     asked = asked_for(arguments.layers)
-    refuse_idle(asked, values, TrainConfig)
-    refuse_idle(asked, values, LLMConfig)
+    for config_class in [LLMConfig] if arguments.eval_only else [LLMConfig, TrainConfig]:
+        refuse_idle(asked, values, config_class)
     of = lambda config_class: {field.name: values[field.name] for field in dataclasses.fields(config_class)}
     config = made(LLMConfig, of(LLMConfig))
     refuse_unread(asked, config, arguments.eval_only)
