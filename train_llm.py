@@ -1,8 +1,8 @@
 """GRPO and CLIPO on a real checkpoint: the training step of the toy, unchanged, on Llama, Mistral and Qwen models.
 
     python train_llm.py --model DIR --data sums --dtype float32                       # a small model on a CPU
-    python train_llm.py --model Qwen/Qwen2.5-0.5B-Instruct --data openai/gsm8k:main/train-* \\
-                        --eval-data openai/gsm8k:main/test-*                          # one GPU
+    python train_llm.py --model Qwen/Qwen2.5-0.5B-Instruct --data "openai/gsm8k:main/train-*" \\
+                        --eval-data "openai/gsm8k:main/test-*"                        # one GPU
     python train_llm.py --preset track1                                               # the paper's first recipe
     python train_llm.py --preset track2 --algorithm gspo --num-mini-batches 4         # its second, under GSPO
     python train_llm.py --model runs/toy/seed0/pretrained/model --data chain --max-new-tokens 16   # the toy's own model
@@ -15,11 +15,9 @@ full disk lose nothing that was saved: the same command with --resume goes on fr
 
 import argparse
 import dataclasses
-import json
 import platform
 import sys
 import time
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -27,11 +25,14 @@ from pathlib import Path
 import torch
 
 from minclipo.checkpoint import Checkpoint, Tokenizer
-from minclipo.config import TrainConfig, check, option
+from minclipo.config import TrainConfig
 from minclipo.model import GPT, GPTConfig
-from minclipo.runs.command_line import add_options, changeable_later, given_options, refuse_idle
+from minclipo.runs.changes import may_change, say_if_done
+from minclipo.runs.command_line import Parser, add_options, add_run_options, expanded_path, whole_number
+from minclipo.runs.config_file import read_arguments
 from minclipo.runs.evaluator import Evaluator, evaluation_line, evaluation_size
 from minclipo.runs.folder import check_out, earlier_settings, prepare_out
+from minclipo.runs.llm_config import LLMConfig, make_configs, say_repeats, say_settings, say_unread_variables
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import (
     bytes_on_disk,
@@ -50,74 +51,12 @@ from minclipo.tasks.data_files import without_commands
 from minclipo.tasks.word_problems import shared_prompts
 from minclipo.trainer import Trainer
 
-ON_OFF = ("auto", "on", "off")
-BOXED = "\nLet's think step by step and output the final answer within \\boxed{}."
-_input = partial(option, group="model and data")
-_evaluation = partial(option, group="evaluation", later=True)
-
-
-@dataclass
-class LLMConfig:
-    """Model, data and evaluation; TrainConfig has the rest."""
-
-    model: str = _input("", "directory of a checkpoint, or its id on the Hugging Face hub (ORGANISATION/NAME@REVISION)")
-    data: str = _input("", "training problems: a file, ORGANISATION/NAME:PATTERN, sums, stories or chain")
-    question_field: str = _input(
-        "question", "field of the data that holds the question, a text or a chat; a.b: field b within a"
-    )
-    answer_field: str = _input("answer", "field of the data that holds the answer, or a solution that ends in it")
-    system_prompt: str = _input("", "system message of the chat; empty: the template's own")
-    chat_variables: str = _input("", "JSON object of variables for the chat template: '{\"enable_thinking\": false}'")
-    stop_tokens: str = _input("", "more tokens that end a completion, separated by spaces: '<|im_end|>'")
-    prompt_suffix: str = _input(BOXED, "added to every question of a file that is no chat")
-    max_prompt_tokens: int = _input(512, "problems with a longer prompt are left out", at_least=1)
-    dtype: str = _input(
-        "auto", "numbers the model computes in; auto: bfloat16 on cuda", choices=("auto", "float32", "bfloat16")
-    )
-    device: str = _input("auto", "auto: cuda, else mps, else cpu", choices=("auto", "cuda", "mps", "cpu"))
-    gradient_checkpointing: bool = _input(
-        False, "less memory for activations, a third more time for the update", later=True
-    )
-    compile: str = _input(
-        "auto",
-        "fuse the update's kernels: a slower first step, faster others; auto: on cuda",
-        choices=ON_OFF,
-        later=True,
-    )
-    eval_data: str = _evaluation("", "held-out problems, like data; built-in tasks bring their own")
-    eval_every: int = _evaluation(10, "steps between two evaluations; 0: none", at_least=0)
-    eval_problems: int = _evaluation(200, "problems per evaluation; 0: all there are", at_least=0)
-    eval_samples: int = _evaluation(
-        0, "completions per problem (N) for avg@N and pass@k; 0: only the greedy one", at_least=0
-    )
-    eval_temperature: float = _evaluation(0.6, "sampling temperature of those", above=0, at_least=1e-6)
-    eval_top_p: float = _evaluation(0.95, "their top-p", above=0, at_most=1)
-    show: int = _evaluation(2, "completions shown at each evaluation", at_least=0)
-
-    def __post_init__(self):
-        check(self)
-        for name in ("model", "data"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} is needed: {self.__dataclass_fields__[name].metadata['help']}")
-        self.template_variables()
-
-    def template_variables(self) -> dict:
-        try:
-            variables = json.loads(self.chat_variables or "{}")
-        except ValueError as error:
-            raise ValueError(f"--chat-variables {self.chat_variables} is not JSON: {error}") from error
-        if not isinstance(variables, dict):
-            raise ValueError(f"--chat-variables must be a JSON object, found {self.chat_variables}")
-        for name in ("messages", "add_generation_prompt"):
-            if name in variables:
-                raise ValueError(f"--chat-variables: {name} is not yours to set, each prompt has its own")
-        return variables
-
 
 def tokenizer_of(checkpoint: Checkpoint, config: LLMConfig) -> Tokenizer:
     """The model's tokenizer; says where completions end, since a model that goes on after its answer learns nothing."""
     checkpoint.tokenizer.stop_at(config.stop_tokens.split())
     print("a completion ends with", " or ".join(map(repr, checkpoint.tokenizer.stop_tokens())), "(see --stop-tokens)")
+    say_unread_variables(config, checkpoint.tokenizer)
     return checkpoint.tokenizer
 
 
@@ -149,9 +88,7 @@ def prompt_limit(shape: GPTConfig, config: LLMConfig, train_config: TrainConfig)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [options]", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("train_llm.py", __doc__)
     parser.add_argument(
         "--preset", choices=list(PRESETS), default="none", help="all settings of one of the paper's recipes"
     )
@@ -159,27 +96,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--algorithm", choices=list(ALGORITHMS), help="ratio, clip, means and KL (default: the preset's GRPO)"
     )
     parser.add_argument("--eval-only", action="store_true", help="measure the model; trains and writes nothing")
-    parser.add_argument("--out", type=Path, default=Path("runs/llm"), help="where everything goes (default: runs/llm)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last training state in OUT")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: 0, as many as PyTorch takes)")
+    parser.add_argument(
+        "--out", type=expanded_path, default=Path("runs/llm"), help="where everything goes (default: runs/llm)"
+    )
+    add_run_options(parser)
+    parser.add_argument(
+        "--threads",
+        type=whole_number(0, 1024),
+        default=0,
+        metavar="N",
+        help="CPU threads (default: 0, as many as PyTorch takes)",
+    )
     add_options(parser, LLMConfig)
     add_options(parser, TrainConfig, skip=("process_penalty",), other_defaults=LLM)
-    return parser.parse_args(argv)
-
-
-def make_configs(arguments: argparse.Namespace) -> tuple[LLMConfig, TrainConfig]:
-    """Defaults, then the preset, then the algorithm, then what was given on the command line."""
-    given = given_options(arguments, TrainConfig)
-    algorithm = ALGORITHMS[arguments.algorithm] if arguments.algorithm else {}
-    chosen = LLM | PRESETS[arguments.preset] | algorithm | given_options(arguments, LLMConfig) | given
-    refuse_idle(given, chosen, TrainConfig)
-    if not chosen.get("contrastive_weight"):
-        chosen.pop("head_warmup_steps", None)  # a preset's: without CLIPO there is no head
-    fields = {field.name for field in dataclasses.fields(LLMConfig)}
-    llm = {name: value for name, value in chosen.items() if name in fields}
-    if arguments.eval_only:
-        llm.setdefault("data", llm.get("eval_data", ""))
-    return LLMConfig(**llm), TrainConfig(**{name: value for name, value in chosen.items() if name not in fields})
+    return read_arguments(parser, argv)
 
 
 def evaluate_only(config: LLMConfig, train_config: TrainConfig) -> None:
@@ -202,6 +132,9 @@ def run_settings(arguments: argparse.Namespace, config: LLMConfig, train_config:
         "script": "train_llm.py",
         "machine": f"{platform.machine()}, torch {torch.__version__}",
         "started": (earlier or {}).get("started", time.time()),
+        "command_lines": [*(earlier or {}).get("command_lines", []), arguments.command_line],
+        "preset": arguments.preset,
+        "algorithm": arguments.algorithm,
         "llm": dataclasses.asdict(config) | {"device": device.type, "dtype": dtype},
         "training": dataclasses.asdict(train_config),
     }
@@ -210,11 +143,13 @@ def run_settings(arguments: argparse.Namespace, config: LLMConfig, train_config:
 def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainConfig) -> None:
     """Check everything that can be checked, cheapest checks first; then train."""
     out, resume, device = arguments.out, arguments.resume, pick_device(config.device)
-    dtype, may_differ = pick_dtype(config.dtype, device), changeable_later(LLMConfig, TrainConfig)
+    dtype, may_differ = pick_dtype(config.dtype, device), may_change(train_config)
     if Path(config.model).exists() and Path(config.model).resolve().is_relative_to(out.resolve()):
         raise ValueError(f"--model {config.model} is inside --out {out}, which is written to: choose another --out")
     settings = run_settings(arguments, config, train_config)
     check_out(out, settings, resume, may_differ)
+    if resume:
+        say_if_done(out, train_config)
     if arguments.algorithm and train_config.num_mini_batches == 1:
         print("with --num-mini-batches 1 every ratio is 1: ratio and clip of the algorithm do nothing")
     checkpoint = Checkpoint(config.model)
@@ -233,8 +168,7 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         tokenizer.chat_template.now = datetime.fromtimestamp(settings["started"])
     limit = prompt_limit(shape, config, train_config)
     task = make_task(config.data, config, tokenizer, limit)
-    if task.size and task.size < train_config.prompts_per_step:
-        print(f"{task.size} problems are fewer than --prompts-per-step: a step asks some twice, as groups of their own")
+    say_repeats(task, train_config)
     eval_source = config.eval_data or (config.data if config.data in BUILT_IN else "")
     eval_task = make_task(eval_source, config, tokenizer, limit) if eval_source else None
     if eval_task is not None:
@@ -267,6 +201,9 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     try:
         configs = make_configs(arguments)
+        say_settings(arguments)
+        if arguments.show_settings:
+            return 0
         evaluate_only(*configs) if arguments.eval_only else train(arguments, *configs)
     except KeyboardInterrupt:
         on = "" if arguments.eval_only else " The same command with --resume goes on from the last training state."

@@ -26,14 +26,28 @@ from tqdm import tqdm
 from minclipo.checkpoint import load_model, save_model
 from minclipo.checkpoint.files import write_json
 from minclipo.config import TrainConfig
-from minclipo.runs.command_line import add_options, flag, given_options, needed_by, refuse_idle
-from minclipo.runs.folder import prepare_out
+from minclipo.runs.command_line import (
+    Parser,
+    add_options,
+    add_run_options,
+    changeable_later,
+    expanded_path,
+    flag,
+    given_options,
+    made,
+    needed_by,
+    refuse_idle,
+    whole_number,
+)
+from minclipo.runs.config_file import read_arguments
+from minclipo.runs.folder import earlier_settings, prepare_out
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import peak_memory_mib
 from minclipo.runs.measure import evaluate
 from minclipo.runs.plots import STYLES
 from minclipo.runs.recipes import ALGORITHMS, METHODS, PAPER_WARMUP, SWITCHES, TOY
 from minclipo.runs.report import report
+from minclipo.runs.settings import Layer, announce, asked_for, merged, show, show_group
 from minclipo.tasks.chain import random_problem
 from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_model, toy_tokenizer
 from minclipo.trainer import Trainer
@@ -47,11 +61,38 @@ def owner(option: str) -> str | None:
 
 def method_config(method: str, given: dict, seed: int, algorithm: str = "grpo") -> TrainConfig:
     """The TrainConfig of a method under an algorithm; an option that belongs to another method does not reach it."""
-    given = {name: value for name, value in given.items() if owner(name) in (None, method)}
-    settings = TOY | ALGORITHMS[algorithm] | METHODS[method] | given | {"seed": seed}
+    found = merged(method_layers(method, [Layer("given", given)], algorithm))
+    return made(TrainConfig, {name: value for name, (value, _) in found.items()} | {"seed": seed})
+
+
+def method_layers(method: str, given: list[Layer], algorithm: str) -> list[Layer]:
+    """Where the TrainConfig of a method comes from; each layer wins over those before it."""
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    layers = [Layer("default", defaults | TOY), Layer(f"algorithm {algorithm}", ALGORITHMS[algorithm])]
+    layers.append(Layer(f"method {method}", METHODS[method]))
+    of_method = lambda name: name in defaults and owner(name) in (None, method)
+    for layer in given:
+        layers.append(layer._replace(values={name: value for name, value in layer.values.items() if of_method(name)}))
     if method == "clipo_paper":
-        settings |= METHODS[method] | {"head_warmup_steps": round(settings["steps"] * PAPER_WARMUP)}
-    return TrainConfig(**settings)
+        warmup = {"head_warmup_steps": round(merged(layers)["steps"][0] * PAPER_WARMUP)}
+        layers.append(Layer(f"method {method}", METHODS[method] | warmup))
+    return layers
+
+
+def say_settings(arguments: argparse.Namespace, methods: list[str]) -> None:
+    """What the algorithm sets; with --show-settings all settings, and those that only some methods have."""
+    given, algorithm = arguments.layers, arguments.algorithm
+    everybody = merged(method_layers("baseline", given, algorithm))
+    if algorithm != "grpo":
+        announce(method_layers("baseline", given, algorithm), f"algorithm {algorithm}", everybody)
+    if not arguments.show_settings:
+        return
+    toy = Layer("default", {field.name: field.default for field in dataclasses.fields(ToyConfig)})
+    del everybody["seed"]  # --seeds has them
+    show(merged([toy, *given]) | everybody, ToyConfig, TrainConfig)
+    for method in methods:
+        own = merged(method_layers(method, given, algorithm))
+        show_group(f"method {method}", {name: own[name] for name in everybody if own[name][0] != everybody[name][0]})
 
 
 def measure(trained, tokenizer, config: TrainConfig, toy: ToyConfig, started: float, folder: Path) -> None:
@@ -95,12 +136,16 @@ def run_seed(
         measure(trainer.model, tokenizer, config, toy, started, folder / method)
 
 
-def check_given(methods: list[str], given: dict, algorithm: str, toy: ToyConfig, seeds: list[int]) -> None:
-    """Refuse options that would fail after pretraining or be silently ignored: ValueError."""
-    for name in given:
+def check_given(methods: list[str], given: dict, asked: dict, algorithm: str, toy: ToyConfig, seeds: list[int]) -> None:
+    """Refuse options that would fail after pretraining or be silently ignored: ValueError.
+
+    given: all options of training; asked: those that somebody has written by hand, now.
+    """
+    asked = {name: value for name, value in given.items() if name in asked}
+    for name in asked:
         if owner(name) not in (None, *methods):
             raise ValueError(f"{flag(name)} is an option of {owner(name)}, which --method leaves out")
-    ownerless = {name: value for name, value in given.items() if owner(name) is None}
+    ownerless = {name: value for name, value in asked.items() if owner(name) is None}
     refuse_idle(ownerless, ALGORITHMS[algorithm] | given, TrainConfig)
     model, longest_prompt = toy_model(toy, seed=0), len(toy_tokenizer().encode(random_problem(random.Random(0)).prompt))
     for method in methods:
@@ -112,9 +157,7 @@ def check_given(methods: list[str], given: dict, algorithm: str, toy: ToyConfig,
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [options]", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("train_toy.py", __doc__)
     parser.add_argument(
         "--method",
         nargs="+",
@@ -122,20 +165,49 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
         default=["baseline", "clipo", "oracle"],
         help="which to train; baseline is the algorithm with the outcome reward alone (default: baseline clipo oracle)",
     )
-    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="grpo", help="what all methods train with")
+    parser.add_argument(
+        "--algorithm", choices=list(ALGORITHMS), default="grpo", help="what all methods train with (default: grpo)"
+    )
     parser.add_argument("--paper", action="store_true", help="train clipo_paper too: CLIPO in the paper's own setting")
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0], help="seeds of pretraining, problems and sampling (default: 0)"
+        "--seeds",
+        nargs="+",
+        type=whole_number(0, 2**63 - 1),
+        default=[0],
+        metavar="N",
+        help="seeds of pretraining, problems and sampling (default: 0)",
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="where everything goes (default: runs/toy)")
     parser.add_argument(
-        "--resume", action="store_true", help="keep what OUT has finished with these settings, do the rest"
+        "--out", type=expanded_path, default=Path("runs/toy"), help="where everything goes (default: runs/toy)"
     )
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    add_run_options(parser)
+    parser.add_argument(
+        "--threads", type=whole_number(1, 1024), default=2, metavar="N", help="CPU threads (default: 2)"
+    )
     add_options(parser, ToyConfig)
     methods_own = {switch: f"{METHODS[method][switch]} for {method}" for method, switch in SWITCHES.items()}
     add_options(parser, TrainConfig, skip=("seed",), other_defaults=TOY | methods_own)
-    return parser.parse_args(argv), parser
+    return read_arguments(parser, argv), parser
+
+
+def run_settings(arguments: argparse.Namespace, methods: list[str], seeds: list[int], toy: ToyConfig) -> dict:
+    """What settings.json says. A run that goes on keeps what was asked for before."""
+    earlier = (earlier_settings(arguments.out, "train_toy.py") if arguments.resume else None) or {}
+    return {
+        "script": "train_toy.py",
+        "machine": f"{platform.machine()}, torch {torch.__version__}",
+        "command_lines": [*earlier.get("command_lines", []), arguments.command_line],
+        "method": list(dict.fromkeys([*earlier.get("method", []), *methods])),
+        "seeds": list(dict.fromkeys([*earlier.get("seeds", []), *seeds])),
+        "toy": dataclasses.asdict(toy),
+        "training": {"algorithm": arguments.algorithm} | given_options(arguments, TrainConfig),
+    }
+
+
+def say_if_done(methods: list[str], seeds: list[int], out: Path) -> None:
+    folders = [out / f"seed{seed}" / method for seed in seeds for method in methods]
+    if all((folder / "result.json").is_file() for folder in folders):
+        print("everything that was asked for is done; more --seeds or another --method go on")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -145,14 +217,17 @@ def main(argv: list[str] | None = None) -> int:
     seeds = list(dict.fromkeys(arguments.seeds))
     given = given_options(arguments, TrainConfig)
     try:
-        toy = ToyConfig(**given_options(arguments, ToyConfig))
-        check_given(methods, given, arguments.algorithm, toy, seeds)
-        machine = f"{platform.machine()}, torch {torch.__version__}"
-        settings = {"script": "train_toy.py", "machine": machine, "toy": dataclasses.asdict(toy)}
-        settings["training"] = {"algorithm": arguments.algorithm} | given
-        prepare_out(arguments.out, settings, arguments.resume)
+        toy = made(ToyConfig, given_options(arguments, ToyConfig))
+        check_given(methods, given, asked_for(arguments.layers), arguments.algorithm, toy, seeds)
+        say_settings(arguments, methods)
+        if arguments.show_settings:
+            return 0
+        settings = run_settings(arguments, methods, seeds, toy)
+        # The number of steps stays: what a method's evaluation has found is about its last one.
+        prepare_out(arguments.out, settings, arguments.resume, changeable_later(TrainConfig) - {"steps"})
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    say_if_done(methods, seeds, arguments.out)
     torch.set_num_threads(max(1, arguments.threads))
     sys.stdout.reconfigure(line_buffering=True)  # a piped log should grow line by line
     started, status = time.perf_counter(), 0

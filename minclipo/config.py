@@ -8,17 +8,30 @@ from functools import partial
 from minclipo.contrastive import HEADS, LEVELS, LOSSES, SIMILARITIES
 from minclipo.grpo import AGGREGATIONS, KL_KINDS, RATIOS, SCALES
 
+LARGEST = 10**9  # of a number without a bound of its own: one with more digits is a slip of the finger
+
 
 def option(
-    default, sentence: str, *, group: str, choices=None, at_least=None, above=None, at_most=None, needs="", later=False
+    default,
+    sentence: str,
+    *,
+    group: str,
+    choices=None,
+    at_least=None,
+    above=None,
+    at_most=None,
+    needs="",
+    later=False,
+    common=False,
 ):
     """A dataclass field with everything there is to say about an option.
 
     group: its heading in --help. choices, above, at_least, at_most: which values it may have. needs: the option without
-    which it does nothing. later: a run that is resumed may change it, since it does not change what is learnt.
+    which it does nothing. later: a run that is resumed may change it, since it does not change what is learnt. common:
+    --help has it; the others are in --help-all.
     """
     bounds = {"choices": choices, "at_least": at_least, "above": above, "at_most": at_most}
-    metadata = bounds | {"help": sentence, "group": group, "needs": needs, "later": later}
+    metadata = bounds | {"help": sentence, "group": group, "needs": needs, "later": later, "common": common}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -32,10 +45,13 @@ def check(config) -> None:
             raise ValueError(f"{field.name} must be a finite number, found {value}")
         if allowed["above"] is not None and value <= allowed["above"]:
             raise ValueError(f"{field.name} must be above {allowed['above']}, found {value}")
-        if allowed["at_least"] is not None and value < allowed["at_least"]:
-            raise ValueError(f"{field.name} must be at least {allowed['at_least']}, found {value}")
-        if allowed["at_most"] is not None and value > allowed["at_most"]:
-            raise ValueError(f"{field.name} must be at most {allowed['at_most']}, found {value}")
+        if isinstance(value, (int, float)):
+            low = -LARGEST if allowed["at_least"] is None else allowed["at_least"]
+            high = LARGEST if allowed["at_most"] is None else allowed["at_most"]
+            if value < low:
+                raise ValueError(f"{field.name} must be at least {low}, found {value}")
+            if value > high:
+                raise ValueError(f"{field.name} must be at most {high}, found {value}")
 
 
 _divides = dict(above=0, at_least=1e-6)  # a divisor: by 1e-38, a float32 number overflows
@@ -51,27 +67,48 @@ _run = partial(option, group="run", later=True)
 class TrainConfig:
     """Everything a run depends on besides model, tokenizer and task."""
 
-    steps: int = _run(60, "training steps, head warm-up included", at_least=1)
+    steps: int = _run(60, "training steps, head warm-up included", at_least=1, common=True)
     seed: int = _run(
-        0, "seed of the problems, the sampling and the head's weights", at_least=0, at_most=2**63 - 1, later=False
+        0,
+        "seed of the problems, the sampling and the head's weights",
+        at_least=0,
+        at_most=2**63 - 1,
+        later=False,
+        common=True,
     )
     save_every: int = _run(20, "steps between two copies of model and training state on disk", at_least=1)
     keep_states: int = _run(2, "training states kept on disk for --resume; 0: none, earlier ones go", at_least=0)
 
-    prompts_per_step: int = _rollouts(32, "prompts per step (B)", at_least=1)
-    group_size: int = _rollouts(16, "rollouts per prompt (G), compared with each other", at_least=2)
-    max_new_tokens: int = _rollouts(16, "longest completion, in tokens", at_least=1)
+    prompts_per_step: int = _rollouts(32, "prompts per step (B)", at_least=1, at_most=100_000, common=True)
+    group_size: int = _rollouts(
+        16, "rollouts per prompt (G), compared with each other", at_least=2, at_most=10_000, common=True
+    )
+    max_new_tokens: int = _rollouts(16, "longest completion, in tokens", at_least=1, common=True)
     temperature: float = _rollouts(1.0, "sampling temperature of the rollouts, and of all log-probs", **_divides)
     sampling_rows: int = _rollouts(
-        0, "maximum number of rollouts sampled in parallel; affects memory only; 0: no limit", at_least=0, later=True
+        0,
+        "maximum number of rollouts sampled in parallel; affects memory only; 0: no limit",
+        at_least=0,
+        later=True,
+        common=True,
     )
 
-    learning_rate: float = _update(3e-4, "AdamW's learning rate for the policy", above=0)
+    learning_rate: float = _update(3e-4, "AdamW's learning rate for the policy", above=0, common=True)
+    learning_rate_schedule: str = _update(
+        "constant", "how it goes on after its warm-up", choices=("constant", "linear", "cosine"), common=True
+    )
+    learning_rate_warmup: int = _update(
+        0, "first steps, in which it rises; the head's warm-up counts", at_least=0, common=True
+    )
     weight_decay: float = _update(0.0, "AdamW's weight decay for the policy", at_least=0)
     max_grad_norm: float = _update(1.0, "the policy's gradient is scaled down to this L2 norm if it is longer", above=0)
-    num_mini_batches: int = _update(2, "optimizer steps that a step's rollouts are split into", at_least=1)
+    num_mini_batches: int = _update(2, "optimizer steps that a step's rollouts are split into", at_least=1, common=True)
     micro_batch_tokens: int = _update(
-        0, "most tokens per forward and backward pass; affects memory only; 0: no limit", at_least=0, later=True
+        0,
+        "most tokens per forward and backward pass; affects memory only; 0: no limit",
+        at_least=0,
+        later=True,
+        common=True,
     )
 
     ratio: str = _algorithm("token", "what is clipped: sequence is GSPO's, geometric_mean GMPO's", choices=RATIOS)
@@ -87,12 +124,15 @@ class TrainConfig:
     aggregation: str = _algorithm("token_mean", "how token losses become one number", choices=AGGREGATIONS)
     advantage_scale: str = _algorithm("std", "what divides advantages; none is Dr. GRPO's choice", choices=SCALES)
     advantage_epsilon: float = _update(1e-6, "added to what divides the advantages", at_least=0)
-    kl_weight: float = _algorithm(0.0, "weight of a KL penalty to the initial policy, in the loss; 0: none", at_least=0)
+    kl_weight: float = _algorithm(
+        0.0, "weight of a KL penalty to the initial policy, in the loss; 0: none", at_least=0, common=True
+    )
     kl_kind: str = _algorithm("k3", "estimator of that KL penalty", choices=KL_KINDS, needs="kl_weight")
     dynamic_sampling: int = _algorithm(
         0,
         "most batches sampled per step to fill it with prompts that are neither always nor never solved; 0: off",
         at_least=0,
+        at_most=1000,
     )
     overlong_penalty: float = _algorithm(
         0.0, "what a completion of max_new_tokens loses in reward; 0: nothing", at_least=0
@@ -106,23 +146,26 @@ class TrainConfig:
     )
 
     contrastive_weight: float = _clipo(
-        0.0, "lambda, weight of the contrastive loss in the reward; 0: off", at_least=0, needs=""
+        0.0, "lambda, weight of the contrastive loss in the reward; 0: off", at_least=0, needs="", common=True
     )
-    contrastive_loss: str = _clipo("soft_nn", "which contrastive loss", choices=LOSSES)
-    contrastive_level: str = _clipo("cross", "where positives and negatives come from", choices=LEVELS)
-    contrastive_temperature: float = _clipo(0.5, "tau, divides the similarities", **_divides)
+    contrastive_loss: str = _clipo("soft_nn", "which contrastive loss", choices=LOSSES, common=True)
+    contrastive_level: str = _clipo("cross", "where positives and negatives come from", choices=LEVELS, common=True)
+    contrastive_temperature: float = _clipo(0.5, "tau, divides the similarities", **_divides, common=True)
     contrastive_similarity: str = _clipo("cosine", "similarity of two embeddings", choices=SIMILARITIES)
     contrastive_anchors: str = _clipo("correct", "rollouts that train the head", choices=("correct", "all"))
     contrastive_center: bool = _clipo(True, "subtract the mean pooled state of the prompt's group before the head")
     contrastive_floor: float = _clipo(-0.5, "lowest contrastive reward", at_most=0)
     head_kind: str = _clipo("linear", "shape of the contrastive head", choices=HEADS)
-    head_size: int = _clipo(32, "width of the embeddings", at_least=1)
+    head_size: int = _clipo(32, "width of the embeddings", at_least=1, at_most=65_536)
     head_learning_rate: float = _clipo(1e-3, "AdamW's learning rate for the head; 0 freezes it", at_least=0)
     head_weight_decay: float = _clipo(0.01, "AdamW's weight decay for the head", at_least=0)
-    head_warmup_steps: int = _clipo(0, "first steps, in which only the head learns", at_least=0)
+    head_warmup_steps: int = _clipo(0, "first steps, in which only the head learns", at_least=0, common=True)
 
     prompt_contrast_weight: float = _prompt_contrast(
-        0.0, "reward of a right answer for being likelier under its own prompt; 0: off", at_least=0, needs=""
+        0.0,
+        "reward of a right answer for being likelier under its own prompt; 0: off",
+        at_least=0,
+        needs="",
     )
     prompt_contrast_others: int = _prompt_contrast(2, "other prompts that it is compared with (K)", at_least=1)
 
@@ -133,6 +176,11 @@ class TrainConfig:
     def __post_init__(self):
         check(self)
         rollouts = self.prompts_per_step * self.group_size
+        if rollouts > 1_000_000:
+            raise ValueError(
+                f"prompts_per_step {self.prompts_per_step} times group_size {self.group_size} must be at most 1000000 "
+                "rollouts"
+            )
         if self.num_mini_batches > rollouts:
             raise ValueError(
                 f"num_mini_batches {self.num_mini_batches} must be at most the number of rollouts, prompts_per_step "
@@ -155,6 +203,11 @@ class TrainConfig:
             )
         if self.contrastive_weight and self.contrastive_floor == 0:
             raise ValueError("contrastive_floor 0 cuts every contrastive reward to 0; it must be below 0")
+        if self.learning_rate_warmup > self.steps:
+            raise ValueError(
+                f"learning_rate_warmup must be at most the number of steps, {self.steps}, or the learning rate is never "
+                f"reached; found {self.learning_rate_warmup}"
+            )
         if self.head_warmup_steps >= self.steps:
             raise ValueError(f"head_warmup_steps {self.head_warmup_steps} leaves the policy none of {self.steps} steps")
         if self.head_warmup_steps and not self.contrastive_weight:

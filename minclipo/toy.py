@@ -1,6 +1,5 @@
 """The toy in one place: its tokenizer, its model, its task, and its pretraining on the careless textbook."""
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from minclipo.checkpoint import Tokenizer
 from minclipo.config import check, option
+from minclipo.extensions.schedule import learning_rate_factor
 from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.sampler import pad_right
 from minclipo.tasks import Task
@@ -35,12 +35,12 @@ _textbook = partial(option, group="careless textbook and pretraining")
 class ToyConfig:
     """The toy's model, textbook and pretraining."""
 
-    num_layers: int = _model(2, "blocks of the model", at_least=1)
-    hidden_size: int = _model(64, "width of the model", at_least=1)
-    num_heads: int = _model(4, "attention heads", at_least=1)
-    intermediate_size: int = _model(192, "width of the gated MLP", at_least=1)
+    num_layers: int = _model(2, "blocks of the model", at_least=1, at_most=100)
+    hidden_size: int = _model(64, "width of the model", at_least=1, at_most=4096)
+    num_heads: int = _model(4, "attention heads", at_least=1, at_most=4096)
+    intermediate_size: int = _model(192, "width of the gated MLP", at_least=1, at_most=16_384)
     hallucinate: float = _textbook(
-        0.15, "probability per step that the textbook quotes a made-up operand", at_least=0, at_most=1
+        0.15, "probability per step that the textbook quotes a made-up operand", at_least=0, at_most=1, common=True
     )
     slip: float = _textbook(0.08, "probability per step that the textbook adds wrongly", at_least=0, at_most=1)
     shared_step: float = _textbook(
@@ -52,10 +52,12 @@ class ToyConfig:
     believe: float = _textbook(
         0.0, "probability that the textbook adds a made-up operand as quoted: answers show it", at_least=0, at_most=1
     )
-    pretrain_steps: int = _textbook(2000, "optimizer steps on the textbook", at_least=1)
-    pretrain_batch: int = _textbook(128, "solutions per step", at_least=1)
+    pretrain_steps: int = _textbook(2000, "optimizer steps on the textbook", at_least=1, common=True)
+    pretrain_batch: int = _textbook(128, "solutions per step", at_least=1, at_most=1_000_000)
     pretrain_learning_rate: float = _textbook(3e-3, "AdamW's highest learning rate on the textbook", above=0)
-    eval_problems: int = option(2000, "fresh problems of the final evaluation", group="run", at_least=1)
+    eval_problems: int = option(
+        2000, "fresh problems of the final evaluation", group="run", at_least=1, at_most=1_000_000, common=True
+    )
 
     def __post_init__(self):
         check(self)
@@ -110,19 +112,11 @@ def solution_loss(model: GPT, prompts: list[list[int]], solutions: list[list[int
     return F.cross_entropy(model.logits(hidden).float(), tokens[:, 1:][mask])
 
 
-def cosine_schedule(step: int, steps: int, warmup_steps: int) -> float:
-    """Factor on the learning rate: a linear rise, then half a cosine down to 0."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
-
-
 def pretrain(model: GPT, page: Callable[[], Page], *, steps: int, learning_rate: float) -> float:
     """Train on `steps` pages; `page()` gives fresh (prompts, solutions). Returns the mean loss of the last 50 pages."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: cosine_schedule(step, steps, min(100, steps // 10))
-    )
+    factor = lambda done: learning_rate_factor("cosine", done + 1, steps, min(100, steps // 10))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     losses = []
     with tqdm(range(steps), desc="pretraining", disable=None) as bar:
         for _ in bar:

@@ -2,8 +2,7 @@
 
 `Trainer.step` is the algorithm box of the paper: sample, verify, contrast, advantages, update. GRPO is the case
 contrastive_weight = 0; the policy update knows nothing of the contrastive part, which only changes rewards. The toy and
-real checkpoints run this same code. Files, screen and command line belong to minclipo/runs.
-Left out: several workers, learning-rate schedules.
+real checkpoints run this same code. Files, screen and command line belong to minclipo/runs. Left out: several workers.
 
 B prompts, G rollouts per prompt, N = B * G rows, T completion tokens.
 """
@@ -21,6 +20,7 @@ from minclipo.extensions.dapo import Batch, dynamic_sampling
 from minclipo.extensions.float32_adamw import Float32AdamW
 from minclipo.extensions.micro_batches import micro_batches, scored
 from minclipo.extensions.rewards import extra_rewards, length_penalty
+from minclipo.extensions.schedule import set_learning_rate
 from minclipo.grpo import aggregate, group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
 from minclipo.logprobs import MicroBatch, batch_logprobs
 from minclipo.model import GPT
@@ -97,6 +97,7 @@ class Trainer:
 
         # 5. Update the policy, unless the head is still warming up.
         if step.number > config.head_warmup_steps:
+            step.metrics |= set_learning_rate(self.optimizer, config, step.number)
             step.metrics |= self.update_policy(step.rollouts, step.advantages)
         return step
 

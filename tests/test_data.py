@@ -17,6 +17,7 @@ from conftest import FIXTURES
 from minclipo.checkpoint import load_tokenizer
 from minclipo.checkpoint.chat_template import ChatTemplate
 from minclipo.checkpoint.hub import dataset_files
+from minclipo.runs.llm_config import LLMConfig
 from minclipo.runs.problems import make_task
 from minclipo.tasks.data_files import records
 from minclipo.tasks.word_problems import (
@@ -318,7 +319,7 @@ def test_a_solution_without_a_mark_is_known(truth, prose):
 
 
 def task_of(path: Path, limit: int = 512, **options):
-    config = train_llm.LLMConfig(model="m", data=str(path), **options)
+    config = LLMConfig(model="m", data=str(path), **options)
     return make_task(str(path), config, load_tokenizer(CHAT_MODEL), limit)
 
 
@@ -393,7 +394,7 @@ def test_a_prompt_that_cannot_be_written_is_named_by_line(tmp_path, monkeypatch,
     path, tokenizer = written(tmp_path, {"question": "a", "answer": "1"}, {"question": CHAT, "answer": "4"}), None
     tokenizer = load_tokenizer(CHAT_MODEL)
     tokenizer.chat_template = template and ChatTemplate(template, "a.jinja", {})
-    config = train_llm.LLMConfig(model="m", data="d")
+    config = LLMConfig(model="m", data="d")
     with pytest.raises(ValueError, match=f"data.jsonl, {says}"):
         make_task(str(path), config, tokenizer, 512)
 
@@ -401,7 +402,7 @@ def test_a_prompt_that_cannot_be_written_is_named_by_line(tmp_path, monkeypatch,
 def test_a_word_that_the_tokenizer_does_not_know_is_named_by_line(tmp_path):
     """The toy's tokenizer knows numbers only. Catches: the file blamed as a whole, or the first line."""
     path = written(tmp_path, {"question": "2", "answer": "2"}, {"question": "two", "answer": "2"})
-    config = train_llm.LLMConfig(model="m", data="d", prompt_suffix="")
+    config = LLMConfig(model="m", data="d", prompt_suffix="")
     with pytest.raises(ValueError, match="data.jsonl, line 2: the model's tokenizer cannot encode 'two"):
         make_task(str(path), config, toy_tokenizer(), 512)
 

@@ -196,7 +196,7 @@ def test_what_a_file_of_problems_is_too_small_for_is_said(tmp_path, capsys, monk
     assert main(["--model", str(MODEL), *options, "--eval-problems", "0"]) == 1
     said = capsys.readouterr().out
     assert "2 of 2 problems of --eval-data are in --data, too" in said
-    assert "2 problems are fewer than --prompts-per-step" in said
+    assert "is more than the 2 problems of --data" in said
 
 
 # ---- tokenizer.json ----

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "extensions": ("extensions", "grpo", "logprobs", "model", "sampler", "tasks"),
     "checkpoint": ("checkpoint", "model"),
     "trainer": ("config", "contrastive", "extensions", "grpo", "logprobs", "model", "sampler", "tasks"),
-    "toy": ("checkpoint", "config", "model", "sampler", "tasks"),
+    "toy": ("checkpoint", "config", "extensions", "model", "sampler", "tasks"),
     "runs": ("runs", *CORE),
 }
 DISK = {"json", "os", "pathlib", "pickle", "safetensors", "shutil", "tempfile"}

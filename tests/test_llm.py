@@ -21,6 +21,7 @@ from minclipo.checkpoint.tokenizer import prompt_writer
 from minclipo.config import TrainConfig
 from minclipo.extensions.micro_batches import micro_batches
 from minclipo.model import GPT
+from minclipo.runs.llm_config import LLMConfig, make_configs
 from minclipo.runs.machine import check_room
 from minclipo.runs.measure import evaluate, pass_at_k, timed_step
 from minclipo.tasks import Task
@@ -202,7 +203,7 @@ def test_evaluation_options_arrive(tmp_path, monkeypatch):
     """Catches: an evaluation that takes more memory than training may; sampling at another temperature."""
     asked = []
     monkeypatch.setattr(evaluator_module, "evaluate", lambda *_, **options: asked.append(options) or {})
-    config = train_llm.LLMConfig(model="m", data="d", eval_samples=2, eval_temperature=0.9, eval_top_p=0.8)
+    config = LLMConfig(model="m", data="d", eval_samples=2, eval_temperature=0.9, eval_top_p=0.8)
     task = Task(TASK.draw, lambda *_: True, size=5)
     train_llm.make_evaluator(config, TrainConfig(sampling_rows=7), None, None, task).measure()
     greedy, sampled = asked
@@ -214,7 +215,7 @@ def test_evaluation_options_arrive(tmp_path, monkeypatch):
 def test_a_resumed_run_forgets_later_evaluations(tmp_path, monkeypatch):
     """Evaluated at step 4, but the last state is of step 2. Catches: a result of a model that no longer exists."""
     write_lines(tmp_path / "evaluation.jsonl", [{"step": step, "greedy": {}} for step in (0, 2, 4)])
-    evaluator = train_llm.make_evaluator(train_llm.LLMConfig(model="m", data="d"), TrainConfig(), None, None, TASK)
+    evaluator = train_llm.make_evaluator(LLMConfig(model="m", data="d"), TrainConfig(), None, None, TASK)
     options = dict(every=2, last=8, out=tmp_path, show=2)
     found = dict(correct=1, problems=2, accuracy=0.5, completion_length=3.0, finished=1.0, examples=[])
     monkeypatch.setattr(evaluator, "measure", lambda: {"greedy": found})
@@ -370,7 +371,7 @@ def test_template_variables_and_the_date_reach_the_prompt(monkeypatch):
     tokenizer = load_tokenizer(CHAT_MODEL)
     tokenizer.chat_template.source = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }} {{ enable_thinking }}"
     tokenizer.chat_template.now = datetime(2024, 2, 29)
-    config = train_llm.LLMConfig(model="m", data="d", chat_variables='{"enable_thinking": false}')
+    config = LLMConfig(model="m", data="d", chat_variables='{"enable_thinking": false}')
     write = prompt_writer(tokenizer, variables=config.template_variables())
     assert write("1 + 1?") == "2024-02-29 1 + 1? False"
 
@@ -411,7 +412,7 @@ TRACKS = {
 @pytest.mark.parametrize("preset", TRACKS)
 def test_presets_are_the_paper(preset):
     """Catches: any value that drifts from the recipe, also through a default that somebody changes for the toy."""
-    configs = train_llm.make_configs(train_llm.parse_arguments(["--preset", preset]))
+    configs = make_configs(train_llm.parse_arguments(["--preset", preset]))
     values = dataclasses.asdict(configs[0]) | dataclasses.asdict(configs[1])
     wanted = RECIPE | TRACKS[preset]
     assert {name: values[name] for name in wanted} == wanted
@@ -420,7 +421,7 @@ def test_presets_are_the_paper(preset):
 def test_the_paper_without_clipo_is_its_baseline():
     """Catches: --contrastive-weight 0 refused for the sake of the preset's own head warm-up."""
     arguments = train_llm.parse_arguments(["--preset", "track1", "--contrastive-weight", "0"])
-    _, training = train_llm.make_configs(arguments)
+    _, training = make_configs(arguments)
     assert training.contrastive_weight == 0 and training.head_warmup_steps == 0
 
 
@@ -428,7 +429,7 @@ def test_the_paper_without_clipo_is_its_baseline():
 def test_presets_are_whole_and_can_be_overridden(preset):
     """Catches: a preset with a misspelt or impossible option; a preset that wins over the command line."""
     arguments = train_llm.parse_arguments(["--preset", preset, "--group-size", "4", "--model", "mine"])
-    llm, training = train_llm.make_configs(arguments)
+    llm, training = make_configs(arguments)
     assert (llm.model, training.group_size, training.contrastive_weight) == ("mine", 4, 0.2)
     assert training.head_warmup_steps == {"track1": 13, "track2": 57}[preset]
     assert training.steps == {"track1": 84, "track2": 580}[preset]
@@ -467,7 +468,7 @@ def test_bad_command_lines_end_with_a_message(tmp_path, monkeypatch, capsys):
 def test_prompts_that_the_tokenizer_cannot_write_are_named(tmp_path, capsys):
     """The toy's tokenizer knows no words but its own. Catches: a traceback from a library, or an empty prompt."""
     save_model(small_gpt(vocab_size=122), toy_tokenizer(), tmp_path / "toy")
-    toy = ["--model", str(tmp_path / "toy"), "--out", str(tmp_path / "run"), "--prompt-suffix", ""]
+    toy = ["--model", str(tmp_path / "toy"), "--out", str(tmp_path / "run")]
     assert "sums: the model's tokenizer cannot encode" in message_of(*toy, "--data", "sums", capsys=capsys)
     data = jsonl(tmp_path / "data.jsonl", [{"question": "2", "answer": "2"}, {"question": "\u2003", "answer": "1"}])
     empty = message_of(*toy, "--data", data, capsys=capsys)
@@ -478,9 +479,8 @@ def test_resume_with_other_settings_is_refused_unless_they_do_not_matter(tmp_pat
     """Catches: a run that quietly goes on with another learning rate; a run that cannot be made longer."""
     arguments = ["--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run")]
     assert run(*arguments) == 0
-    assert "other settings for learning_rate" in message_of(
-        *arguments, "--resume", "--learning-rate", "1", capsys=capsys
-    )
+    changed = message_of(*arguments, "--resume", "--learning-rate", "1", capsys=capsys)
+    assert "--resume: learning_rate was 1e-06, now 1.0; choose another --out" in changed
     assert run(*arguments, "--resume", "--steps", "3", "--micro-batch-tokens", "300") == 0
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
@@ -542,10 +542,10 @@ def test_the_step_does_not_depend_on_its_micro_batches(tmp_path, monkeypatch, ag
 def test_an_algorithm_replaces_the_recipes_grpo_and_options_win():
     """Catches: the recipe's KL and dual clip left on under GSPO, clip ranges that cannot be overridden."""
     arguments = ["--preset", "track2", "--algorithm", "gspo", "--clip-high", "0.01"]
-    _, config = train_llm.make_configs(train_llm.parse_arguments(arguments))
+    _, config = make_configs(train_llm.parse_arguments(arguments))
     assert (config.ratio, config.clip_low, config.clip_high) == ("sequence", 3e-4, 0.01)
     assert (config.kl_weight, config.dual_clip, config.contrastive_weight) == (0.0, 0.0, 0.2)
-    _, recipe = train_llm.make_configs(train_llm.parse_arguments(["--preset", "track2"]))
+    _, recipe = make_configs(train_llm.parse_arguments(["--preset", "track2"]))
     assert (recipe.ratio, recipe.kl_weight, recipe.dual_clip) == ("token", 0.001, 3.0)
 
 
@@ -554,4 +554,4 @@ def test_options_without_their_switch_are_refused(option):
     """Catches: an option that nothing reads."""
     arguments = ["--model", "m", "--data", "sums", option, "1"]
     with pytest.raises(ValueError, match="does nothing without"):
-        train_llm.make_configs(train_llm.parse_arguments(arguments))
+        make_configs(train_llm.parse_arguments(arguments))

@@ -233,7 +233,7 @@ def message_of(*arguments, out: Path, capsys) -> str:
 
 def test_bad_command_lines_end_at_once(tmp_path, capsys):
     """Catches: minutes of pretraining before a typo is noticed, a user's folder overwritten."""
-    assert "temperature must be above 0" in message_of("--temperature", "-1", out=tmp_path / "a", capsys=capsys)
+    assert "--temperature must be above 0" in message_of("--temperature", "-1", out=tmp_path / "a", capsys=capsys)
     assert not (tmp_path / "a").exists()
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -247,7 +247,7 @@ def test_bad_command_lines_end_at_once(tmp_path, capsys):
         assert "is no earlier run" in message_of(*arguments, out=mine, capsys=capsys)
     assert "makes 130 tokens" in message_of("--max-new-tokens", "120", out=tmp_path / "a", capsys=capsys)
     assert "finite number" in message_of("--contrastive-floor", "nan", out=tmp_path / "a", capsys=capsys)
-    assert "seed must be at most" in message_of("--seeds", "0", str(2**64), out=tmp_path / "a", capsys=capsys)
+    assert "--seeds: must be from 0 to" in message_of("--seeds", "0", str(2**64), out=tmp_path / "a", capsys=capsys)
     ignored = message_of("--method", "baseline", "--head-size", "8", out=tmp_path / "a", capsys=capsys)
     assert "--head-size is an option of clipo, which --method leaves out" in ignored
     idle = message_of("--kl-kind", "k2", out=tmp_path / "a", capsys=capsys)

@@ -16,6 +16,7 @@ from minclipo.checkpoint import load_tokenizer
 from minclipo.checkpoint.chat_template import ChatTemplate
 from minclipo.checkpoint.files import read_json, write_json
 from minclipo.checkpoint.tokenizer import prompt_writer
+from minclipo.runs.llm_config import LLMConfig
 from minclipo.tasks.sums import SumProblem, check_outcome
 from minclipo.toy import toy_tokenizer
 from minclipo.verifier import verify
@@ -311,7 +312,7 @@ def test_a_tokenizer_with_a_bos_token_does_not_end_with_it():
 def test_stop_tokens_are_an_option_and_are_said(capsys):
     """Catches: an option that nobody reads, a choice that nobody sees, an end that is counted twice."""
     checkpoint = SimpleNamespace(tokenizer=load_tokenizer(REAL / "base_model_with_chatml"))
-    config = train_llm.LLMConfig(model="m", data="d", stop_tokens="<|im_start|> <|im_end|>")
+    config = LLMConfig(model="m", data="d", stop_tokens="<|im_start|> <|im_end|>")
     assert train_llm.tokenizer_of(checkpoint, config).eos_ids == [0, 2, 1]
     printed = "a completion ends with '<|endoftext|>' or '<|im_end|>' or '<|im_start|>' (see --stop-tokens)\n"
     assert capsys.readouterr().out == printed
@@ -320,7 +321,7 @@ def test_stop_tokens_are_an_option_and_are_said(capsys):
 def test_a_stop_token_that_is_no_token_is_refused():
     """Catches: a word that the model writes as several tokens, and so would never stop at."""
     checkpoint = SimpleNamespace(tokenizer=load_tokenizer(REAL / "base_model_with_chatml"))
-    config = train_llm.LLMConfig(model="m", data="d", stop_tokens="<|im_end|> </answer>")
+    config = LLMConfig(model="m", data="d", stop_tokens="<|im_end|> </answer>")
     with pytest.raises(ValueError, match="--stop-tokens: '</answer>' is no token"):
         train_llm.tokenizer_of(checkpoint, config)
 
@@ -329,7 +330,7 @@ def test_a_stop_token_that_is_no_token_is_refused():
 def test_chat_variables_are_not_the_chat(name):
     """Catches: a traceback about an argument that is given twice."""
     with pytest.raises(ValueError, match=f"--chat-variables: {name}"):
-        train_llm.LLMConfig(model="m", data="d", chat_variables=json.dumps({name: []}))
+        LLMConfig(model="m", data="d", chat_variables=json.dumps({name: []}))
 
 
 def test_cutting_and_padding_stored_in_tokenizer_json_are_switched_off(tmp_path):

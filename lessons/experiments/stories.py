@@ -32,6 +32,7 @@ from minclipo.checkpoint.files import write_json
 from minclipo.checkpoint.tokenizer import prompt_writer
 from minclipo.config import TrainConfig, check, option
 from minclipo.extensions.float32_adamw import Float32AdamW
+from minclipo.extensions.schedule import learning_rate_factor
 from minclipo.model import GPT
 from minclipo.runs.command_line import add_options, given_options
 from minclipo.runs.loop import Run
@@ -41,7 +42,7 @@ from minclipo.runs.recipes import METHODS, PAPER_WARMUP
 from minclipo.tasks import Task
 from minclipo.tasks.chain import CarelessAuthor
 from minclipo.tasks.stories import in_words, makes_up, stories_task
-from minclipo.toy import cosine_schedule, solution_loss
+from minclipo.toy import solution_loss
 from minclipo.trainer import Trainer
 
 WAYS = ("reason_first", "result_first")
@@ -121,7 +122,7 @@ def read(story: Story, way: str, tokenizer: Tokenizer, model: GPT) -> float:
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(optimizer.masters.values(), 1.0)
-        factor = cosine_schedule(step, story.read_steps, min(WARMUP, story.read_steps // 4))
+        factor = learning_rate_factor("cosine", step + 1, story.read_steps, min(WARMUP, story.read_steps // 4))
         optimizer.param_groups[0]["lr"] = story.read_learning_rate * factor
         losses = [*losses[-19:], loss.item()]
         if not math.isfinite(losses[-1]):

@@ -20,9 +20,10 @@ from pathlib import Path
 
 from tables import points, table, write_results
 from transfer_intervals import difference, share
-from transfer_measure import LLMConfig, Subject
+from transfer_measure import Subject
 
 from minclipo.runs.command_line import add_options
+from minclipo.runs.llm_config import LLMConfig
 from minclipo.runs.report import cell
 
 COLUMNS = ("problems (templates)", "accuracy", "− first's, points", "hallucination rate")

@@ -17,6 +17,7 @@ from minclipo.checkpoint.hub import dataset_files, model_directory
 from minclipo.config import TrainConfig
 from minclipo.runs.command_line import given_options
 from minclipo.runs.evaluator import evaluation_size
+from minclipo.runs.llm_config import LLMConfig
 from minclipo.runs.machine import pick_device, pick_dtype
 from minclipo.runs.measure import evaluate
 from minclipo.runs.problems import BUILT_IN, make_task
@@ -24,7 +25,7 @@ from minclipo.tasks.data_files import records
 from minclipo.tasks.word_problems import read_problems
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-from train_llm import LLMConfig, prompt_limit, tokenizer_of  # noqa: E402
+from train_llm import prompt_limit, tokenizer_of  # noqa: E402
 
 TEMPLATE_FIELD = "original_id"  # the problem of GSM8K that a template of GSM-Symbolic was made from
 SEED = 0  # of the order of the problems: the same ones for all models

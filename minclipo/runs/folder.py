@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from minclipo.checkpoint.files import read_json, write_json
+from minclipo.runs.changes import differences
 
 
 def earlier_settings(out: Path, script: str) -> dict | None:
@@ -23,12 +24,10 @@ def check_out(out: Path, settings: dict, resume: bool, may_differ: Collection[st
     if earlier is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} exists and is no earlier run of this script; choose another")
     if earlier is not None and resume:
-        differing = [name for name in differences(earlier, settings) if name not in may_differ]
-        if differing:
-            raise ValueError(
-                f"--resume: {out} has other settings for {', '.join(differing)}, or was "
-                "made by a version that did not have them; choose another --out"
-            )
+        changed = {name: pair for name, pair in differences(earlier, settings).items() if name not in may_differ}
+        if changed:
+            pairs = [f"{name} was {then!r}, now {now!r}" for name, (then, now) in changed.items()]
+            raise ValueError(f"--resume: {'; '.join(pairs)}; choose another --out")
 
 
 def prepare_out(out: Path, settings: dict, resume: bool, may_differ: Collection[str] = ()) -> None:
@@ -45,10 +44,3 @@ def prepare_out(out: Path, settings: dict, resume: bool, may_differ: Collection[
         print(f"the earlier run in {out} is now in {kept}")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "settings.json", settings)
-
-
-def differences(earlier: dict, settings: dict) -> list[str]:
-    """Names of the options whose values differ."""
-    sections = [name for name, value in settings.items() if isinstance(value, dict)]
-    pairs = [(earlier.get(section) or {}, settings[section]) for section in sections]
-    return sorted({name for old, new in pairs for name in old.keys() | new.keys() if old.get(name) != new.get(name)})

@@ -83,7 +83,8 @@ class Run:
                 self.trainer.load_state_dict(state)
             except (KeyError, RuntimeError, ValueError) as error:
                 raise ValueError(f"the state in {self.out} does not fit this run's settings: {error}") from error
-            tqdm.write(f"{self.description}: going on after step {self.step} of {self.config.steps}")
+            if self.step < self.config.steps:
+                tqdm.write(f"{self.description}: going on after step {self.step} of {self.config.steps}")
 
     def show(self, metrics: dict[str, float]) -> None:
         tqdm.write(log_line(self.description, metrics, self.config.steps))

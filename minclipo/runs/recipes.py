@@ -88,6 +88,13 @@ TRACK = PAPER | dict(
     micro_batch_tokens=8192,
     gradient_checkpointing=True,
 )
+
+
+def scaled_warmup(recipe: dict, steps: int) -> int:
+    """The recipe's share of steps in which only the head learns, of another number of steps."""
+    return round(recipe["head_warmup_steps"] * steps / recipe["steps"])
+
+
 PRESETS = {
     "none": {},
     "track1": TRACK
