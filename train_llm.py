@@ -9,8 +9,9 @@
     python train_llm.py --model runs/llm/model --eval-only --data ...                 # how good is it?
 
 --data and --eval-data take a .jsonl, .json, .parquet or .arrow file, several by a pattern, ORGANISATION/NAME:PATTERN
-(files of a dataset on the Hugging Face hub), or the name of a built-in task: sums, stories, chain. Ctrl-C, a crash or a
-full disk lose nothing that was saved: the same command with --resume goes on from the last training state in OUT/states.
+(files of a dataset on the Hugging Face hub), FILE.py:NAME (a task of your own in Python, also with --task), or the name of
+a built-in task: sums, stories, chain. Ctrl-C, a crash or a full disk lose nothing that was saved: the same command with
+--resume goes on from the last training state in OUT/states.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from minclipo.runs.machine import (
     pick_dtype,
 )
 from minclipo.runs.measure import show_examples
-from minclipo.runs.problems import BUILT_IN, make_task
+from minclipo.runs.problems import brings_evaluation, make_task
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
 from minclipo.tasks import Task
 from minclipo.tasks.word_problems import shared_prompts
@@ -60,7 +61,7 @@ class LLMConfig:
     """Model, data and evaluation; TrainConfig has the rest."""
 
     model: str = _input("", "directory of a checkpoint, or its id on the Hugging Face hub (ORGANISATION/NAME@REVISION)")
-    data: str = _input("", "training problems: a file, ORGANISATION/NAME:PATTERN, sums, stories or chain")
+    data: str = _input("", "training problems: a file, ORGANISATION/NAME:PATTERN, FILE.py:NAME, sums, stories or chain")
     question_field: str = _input(
         "question", "field of the data that holds the question, a text or a chat; a.b: field b within a"
     )
@@ -83,7 +84,7 @@ class LLMConfig:
         choices=ON_OFF,
         later=True,
     )
-    eval_data: str = _evaluation("", "held-out problems, like data; built-in tasks bring their own")
+    eval_data: str = _evaluation("", "held-out problems, like data; built-in tasks and FILE.py:NAME bring their own")
     eval_every: int = _evaluation(10, "steps between two evaluations; 0: none", at_least=0)
     eval_problems: int = _evaluation(200, "problems per evaluation; 0: all there are", at_least=0)
     eval_samples: int = _evaluation(
@@ -161,6 +162,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/llm"), help="where everything goes (default: runs/llm)")
     parser.add_argument("--resume", action="store_true", help="go on from the last training state in OUT")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: 0, as many as PyTorch takes)")
+    parser.add_argument("--task", dest="data", metavar="FILE.py:NAME", help="a task of your own; the same as --data")
     add_options(parser, LLMConfig)
     add_options(parser, TrainConfig, skip=("process_penalty",), other_defaults=LLM)
     return parser.parse_args(argv)
@@ -232,7 +234,7 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         tokenizer.chat_template.now = datetime.fromtimestamp(settings["started"])
     limit = prompt_limit(shape, config, train_config)
     task = make_task(config.data, config, tokenizer, limit)
-    eval_source = config.eval_data or (config.data if config.data in BUILT_IN else "")
+    eval_source = config.eval_data or (config.data if brings_evaluation(config.data) else "")
     eval_task = make_task(eval_source, config, tokenizer, limit) if eval_source else None
     if eval_task is not None:
         evaluation_size(config.eval_problems, eval_task)
