@@ -103,7 +103,17 @@ def test_python_m_minclipo_says_what_there_is(monkeypatch, capsys):
 
 
 def test_python_m_minclipo_hands_its_arguments_on(tmp_path):
-    """Catches: options that the command does not get; an exit status that is lost."""
-    code = "import runpy, sys; sys.argv[0] = 'x'; runpy.run_module('minclipo', run_name='__main__')"
-    done = installed(code, "chat", "no/such/model", "--prompt", "x", cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.startswith("chat: no/such/model does not exist")
+    """Catches: options that the command does not get; an exit status that is lost; help for __main__.py."""
+    code = """
+import runpy, sys
+for arguments in (["chat", "--help"], ["chat", "no/such/model", *sys.argv[1:]]):
+    sys.argv = ["__main__.py", *arguments]
+    try:
+        runpy.run_module("minclipo", run_name="__main__")
+    except SystemExit as end:
+        print(arguments, end.code)
+"""
+    done = installed(code, "--prompt", "x", cwd=tmp_path)
+    assert done.stdout.startswith("usage: minclipo chat ") and "['chat', '--help'] 0\n" in done.stdout, done.stderr
+    assert done.stdout.endswith("['chat', 'no/such/model', '--prompt', 'x'] 1\n")
+    assert done.stderr.startswith("chat: no/such/model does not exist")
