@@ -9,8 +9,9 @@
     python train_llm.py --model runs/llm/model --eval-only --data ...                 # how good is it?
 
 --data and --eval-data take a .jsonl, .json, .parquet or .arrow file, several by a pattern, ORGANISATION/NAME:PATTERN
-(files of a dataset on the Hugging Face hub), or the name of a built-in task: sums, stories, chain. Ctrl-C, a crash or a
-full disk lose nothing that was saved: the same command with --resume goes on from the last training state in OUT/states.
+(files of a dataset on the Hugging Face hub), FILE.py:NAME (a task of your own in Python, also with --task), or the name of
+a built-in task: sums, stories, chain. Ctrl-C, a crash or a full disk lose nothing that was saved: the same command with
+--resume goes on from the last training state in OUT/states.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from minclipo.runs.machine import (
     pick_dtype,
 )
 from minclipo.runs.measure import show_examples
-from minclipo.runs.problems import BUILT_IN, make_task
+from minclipo.runs.problems import brings_evaluation, make_task
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
 from minclipo.tasks import Task
 from minclipo.tasks.data_files import without_commands
@@ -107,6 +108,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="CPU threads (default: 0, as many as PyTorch takes)",
     )
+    parser.add_argument("--task", dest="data", metavar="FILE.py:NAME", help="a task of your own; the same as --data")
     add_options(parser, LLMConfig)
     add_options(parser, TrainConfig, skip=("process_penalty",), other_defaults=LLM)
     return read_arguments(parser, argv)
@@ -169,7 +171,7 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     limit = prompt_limit(shape, config, train_config)
     task = make_task(config.data, config, tokenizer, limit)
     say_repeats(task, train_config)
-    eval_source = config.eval_data or (config.data if config.data in BUILT_IN else "")
+    eval_source = config.eval_data or (config.data if brings_evaluation(config.data) else "")
     eval_task = make_task(eval_source, config, tokenizer, limit) if eval_source else None
     if eval_task is not None:
         evaluation_size(config.eval_problems, eval_task)

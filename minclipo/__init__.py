@@ -22,6 +22,7 @@ Read in this order:
     logprobs.py     the log-probs of the rollouts once more, with gradient
     config.py       every option of a run
     toy.py          a small model and its textbook, on which all of this runs in minutes
+    chat.py         talk to a model
 
 Behind the doors, each with a README.md:
 
@@ -29,4 +30,8 @@ Behind the doors, each with a README.md:
     extensions/     beyond GRPO and CLIPO: DAPO, prompt contrast, micro-batches, AdamW for bfloat16
     checkpoint/     a published model to GPT and back, with its tokenizer
     runs/           what surrounds a step: command line, loop, folder, measurements, pictures
+
+`python -m minclipo` says what can be run.
 """
+
+__version__ = "0.1.0"

@@ -354,7 +354,9 @@ def test_held_out_problems_that_training_sees_are_counted():
 def test_the_guides_own_problems_hold_out_what_they_say(tmp_path):
     """The program in the tasks' README.md, run twice. Catches: test questions that training has asked."""
     guide = (ROOT / "minclipo" / "tasks" / "README.md").read_text(encoding="utf-8")
-    program = textwrap.dedent(guide[guide.index("    # make_problems.py") : guide.index("    .venv/bin/python make_p")])
+    program = textwrap.dedent(
+        guide[guide.index("    # runs/make_problems.py") : guide.index("    .venv/bin/python runs/make_p")]
+    )
     parts = []
     for part in ("train", "test"):
         done = subprocess.run([sys.executable, "-c", program, part], capture_output=True, text=True, check=True)

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "trainer": ("config", "contrastive", "extensions", "grpo", "logprobs", "model", "sampler", "tasks"),
     "toy": ("checkpoint", "config", "extensions", "model", "sampler", "tasks"),
     "runs": ("runs", *CORE),
+    "chat": ("checkpoint", "config", "runs"),
 }
 DISK = {"json", "os", "pathlib", "pickle", "safetensors", "shutil", "tempfile"}
 SCREEN = {"argparse", "matplotlib", "tqdm"}
@@ -62,7 +63,7 @@ def lines_of(*rooms: str) -> int:
 
 def test_every_room_is_on_the_map():
     """At most ten files in the hall, and a plate at every door. Catches: a file that nobody has given a place."""
-    hall = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    hall = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
     doors = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert hall | doors == set(MAY_IMPORT) and len(hall) <= 10
     guide = (PACKAGE / "__init__.py").read_text()
@@ -79,6 +80,12 @@ def test_a_room_imports_only_what_it_may(room):
             if first == "minclipo":
                 assert rest.partition(".")[0] in MAY_IMPORT[room], f"{path.name} imports {name}"
             assert first not in NEVER.get(room, ()), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("name", ["__init__", "__main__"])
+def test_the_entrance_imports_no_room(name):
+    """Catches: `import minclipo` or `python -m minclipo` that first takes seconds for torch."""
+    assert imports_of(PACKAGE / f"{name}.py") <= {"importlib", "minclipo", "sys"}
 
 
 @pytest.mark.parametrize("room", [room for room in NEVER if {"pathlib", "argparse"} <= NEVER[room]])

@@ -10,7 +10,7 @@ from functools import partial
 from minclipo.checkpoint import Tokenizer
 from minclipo.config import TrainConfig, check, option
 from minclipo.runs.command_line import flag, made, refuse_idle
-from minclipo.runs.problems import BUILT_IN
+from minclipo.runs.problems import brings_evaluation
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS, scaled_warmup
 from minclipo.runs.settings import NAMES, Layer, announce, asked_for, merged, show
 from minclipo.tasks import Task
@@ -28,7 +28,9 @@ class LLMConfig:
     model: str = _input(
         "", "directory of a checkpoint, or its id on the Hugging Face hub (ORGANISATION/NAME@REVISION)", common=True
     )
-    data: str = _input("", "training problems: a file, ORGANISATION/NAME:PATTERN, sums, stories or chain", common=True)
+    data: str = _input(
+        "", "training problems: a file, ORGANISATION/NAME:PATTERN, FILE.py:NAME, sums, stories or chain", common=True
+    )
     question_field: str = _input(
         "question", "field of the data that holds the question, a text or a chat; a.b: field b within a", common=True
     )
@@ -56,7 +58,9 @@ class LLMConfig:
         choices=ON_OFF,
         later=True,
     )
-    eval_data: str = _evaluation("", "held-out problems, like data; built-in tasks bring their own", common=True)
+    eval_data: str = _evaluation(
+        "", "held-out problems, like data; built-in tasks and FILE.py:NAME bring their own", common=True
+    )
     eval_every: int = _evaluation(10, "steps between two evaluations; 0: none", at_least=0, common=True)
     eval_problems: int = _evaluation(
         200, "problems per evaluation; 0: all there are", at_least=0, at_most=1_000_000, common=True
@@ -160,7 +164,7 @@ def refuse_unread(asked: dict, config: LLMConfig, eval_only: bool) -> None:
     sources = [config.eval_data or config.data] if eval_only else [config.data, config.eval_data or config.data]
     said = " and ".join(dict.fromkeys(sources))
     for name in ("question_field", "answer_field", "prompt_suffix"):
-        if name in asked and set(sources) <= set(BUILT_IN):
+        if name in asked and all(map(brings_evaluation, sources)):
             raise ValueError(f"{flag(name)} does nothing with {said}, which writes its own questions")
     for name in ("system_prompt", "chat_variables"):
         if name in asked and set(sources) == {"chain"}:

@@ -12,6 +12,7 @@ from minclipo.checkpoint.tokenizer import prompt_writer
 from minclipo.checkpoint.tokenizer_limits import LONGEST_TOKEN
 from minclipo.tasks import Task
 from minclipo.tasks.data_files import without_commands
+from minclipo.tasks.own import is_own, own_task
 from minclipo.tasks.stories import stories_task
 from minclipo.tasks.sums import sums_task
 from minclipo.tasks.word_problems import (
@@ -33,19 +34,19 @@ CONTROL = (
 HOW = "An answer should be short, or end in #### ANSWER or \\boxed{ANSWER}; see --answer-field"
 
 
+def brings_evaluation(source: str) -> bool:
+    """Does the task of this name make its problems itself, those of an evaluation, too?"""
+    return source in BUILT_IN or is_own(source)
+
+
 def make_task(source: str, config, tokenizer: Tokenizer, limit: int) -> Task:
     """The task that --data or --eval-data names, without prompts of more than `limit` tokens; says what is left out.
 
     config: the options of train_llm.py that say what is asked for and how it is written.
     """
     option = "--max-prompt-tokens" if limit == config.max_prompt_tokens else "--max-new-tokens"
-    if source in BUILT_IN:
-        write = prompt_writer(tokenizer, system_prompt=config.system_prompt, variables=config.template_variables())
-        task = {"sums": sums_task(write), "stories": stories_task(write), "chain": CHAIN_TASK}[source]
-        looks = [task.draw("a look", index).prompt for index in range(100)]
-        if max(prompt_lengths([source] * 100, looks, tokenizer, limit)) > limit:
-            raise ValueError(f"{source}: its prompts are longer than {limit} tokens; see {option}")
-        return task
+    if brings_evaluation(source):
+        return task_without_file(source, config, tokenizer, limit, option)
     raw = read_problems(dataset_files(source), config.question_field, config.answer_field)
     hopeless = {truth for truth in {problem.truth for problem in raw} if not is_verifiable(truth)}
     left_out = [problem for problem in raw if problem.truth in hopeless]
@@ -68,6 +69,22 @@ def make_task(source: str, config, tokenizer: Tokenizer, limit: int) -> Task:
     long = len(problems) - len(kept)
     say(f"{source}: {len(kept)} problems" + (f", {long} left out as too long (see {option})" if long else ""))
     return word_problem_task(kept)
+
+
+def task_without_file(source: str, config, tokenizer: Tokenizer, limit: int, option: str) -> Task:
+    """A built-in task, or one of the user's own, whose first problems are looked at."""
+    write = prompt_writer(tokenizer, system_prompt=config.system_prompt, variables=config.template_variables())
+    built_in = {"sums": sums_task, "stories": stories_task, "chain": lambda write: CHAIN_TASK}
+    task = own_task(source, write) if is_own(source) else built_in[source](write)
+    looks = {name: [task.draw(f"{name} 0", i).prompt for i in range(100)] for name in ("training", "evaluation")}
+    if max(prompt_lengths([source] * 200, sum(looks.values(), []), tokenizer, limit)) > limit:
+        raise ValueError(f"{source}: its prompts are longer than {limit} tokens; see {option}")
+    shared = len(set(looks["training"]) & set(looks["evaluation"]))
+    if shared and is_own(source):
+        print(
+            f"{source}: {shared} of its first 100 training problems are evaluation problems, too: they are not held out"
+        )
+    return task
 
 
 def tell(problems: list[RawProblem], of: int, what: str) -> None:
