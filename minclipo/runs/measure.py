@@ -79,13 +79,13 @@ def faithfulness(verdicts: list[list[bool] | None]) -> dict[str, float | None]:
 
 COLUMNS = (  # of the log line, the most important first: metric, how it is called there, how it is written
     ("accuracy", "acc", "5.3f"),
-    ("accuracy_sampled", "sampled", "5.3f"),
+    ("accuracy_sampled", "all", "5.3f"),
     ("reward", "reward", "5.3f"),
     ("hallucination_rate", "halluc", "5.3f"),
     ("finished", "fin", "4.2f"),
+    ("contrastive_signal", "contrast", "4.2f"),
     ("batches_sampled", "batches", "2d"),
     ("informative_prompts", "inform", "4.2f"),
-    ("contrastive_signal", "contrast", "4.2f"),
     ("prompt_contrast", "prompt", "4.2f"),
     ("completion_length", "len", "5.1f"),
     ("kl_reference", "klref", "6.4f"),
