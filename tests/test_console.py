@@ -88,16 +88,15 @@ with open(sys.argv[1], "w") as file:
 def test_no_file_gets_the_number_of_a_closed_screen(tmp_path):
     """Catches: warnings of a library in the middle of a training state, which was opened as number 1 or 2."""
     environment = os.environ | dict(PYTHONPATH=str(ROOT), PYTHON=sys.executable, CODE=CLOSED, OUT=str(tmp_path / "x"))
-    assert subprocess.run(["bash", "-c", '"$PYTHON" -c "$CODE" "$OUT" >&- 2>&-'], env=environment).returncode == 0
+    assert subprocess.run(["bash", "-c", '"$PYTHON" -c "$CODE" "$OUT" <&- >&- 2>&-'], env=environment).returncode == 0
     assert (tmp_path / "x").read_text() == ""
 
 
 @unix
 def test_a_piped_log_grows_line_by_line():
     """Catches: a log that shows nothing until the run is over."""
-    code = (
-        "from minclipo.runs.console import prepare_console; prepare_console(); print('first'); input(); print('second')"
-    )
+    code = "import sys; from minclipo.runs.console import prepare_console; prepare_console(); print('first')"
+    code += "; sys.stdin.readline(); print('second')"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -106,14 +105,16 @@ def test_a_piped_log_grows_line_by_line():
 
 
 def test_somebody_elses_stream_is_not_replaced(monkeypatch):
-    """A notebook's stdout, which has no `reconfigure`. Catches: output that never gets to the notebook."""
-    notebook = io.StringIO()
+    """A notebook's stdout, which has no file below it. Catches: output that never gets to the notebook."""
+    notebook = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     monkeypatch.setattr(sys, "stdout", notebook)
     prepare_console()
     prepare_console()
     assert sys.stdout is notebook
     print("here")
-    assert notebook.getvalue() == "here\n"
+    assert notebook.buffer.getvalue() == b"here" + os.linesep.encode()  # at once
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    prepare_console()
 
 
 @pytest.mark.parametrize("stdout", [None, "closed", "ascii"])
@@ -290,9 +291,9 @@ def test_a_step_tells_how_far_it_is(monkeypatch, capsys, tmp_path):
 def test_dynamic_sampling_tells_which_batch_it_is_at(monkeypatch, capsys, tmp_path):
     slow(monkeypatch, Decoder, "round", 0.01)
     monkeypatch.setattr("minclipo.extensions.dapo.informative_groups", lambda rewards, size: rewards[::size] > 2)
-    said = lines_of_a_run(monkeypatch, capsys, tmp_path, dynamic_sampling=3, steps=1)
+    said = lines_of_a_run(monkeypatch, capsys, tmp_path, dynamic_sampling=3, steps=2)
     for batch in (1, 2, 3):
-        assert f"toy 1/1: sampling batch {batch} of at most 3, " in said
+        assert f"toy 2/2: sampling batch {batch} of at most 3, " in said
 
 
 def test_a_quiet_log_says_little(monkeypatch, capsys, tmp_path):

@@ -12,7 +12,7 @@ import weakref
 
 from tqdm import tqdm
 
-from minclipo.runs.console import WIDTH, say
+from minclipo.runs.console import say, wrapped
 from minclipo.sampler import KVCache
 
 EVERY = 30.0  # seconds between two lines, at least
@@ -72,11 +72,13 @@ class Progress:
 
     def see(self, inputs: tuple) -> None:
         """A forward pass begins. Counts those of the update, and leaves the others to `Sampling`."""
-        where = self.run.doing, self.trainer.last.number, self.trainer.problems_drawn
-        if where != self.seen:  # another batch, or an evaluation
-            self.sampling, self.passes, self.seen = Sampling(), 0, where
+        if self.seen != self.where():  # another batch, or an evaluation
+            self.sampling, self.passes, self.seen = Sampling(), 0, self.where()
         self.sampling.see(inputs)
         self.passes += self.trainer.last.advantages is not None
+
+    def where(self) -> tuple:
+        return self.run.doing, self.trainer.last.number, self.trainer.problems_drawn
 
     def step_done(self) -> None:
         """The line of a step has just been shown. Off a terminal, whose bar does it, say how long the rest takes: after
@@ -103,12 +105,12 @@ class Progress:
                 self.bar.set_description_str(text[: shutil.get_terminal_size().columns - 1] if quiet > 1 else "")
             elif quiet > EVERY:
                 self.shown = self.estimated = time.monotonic()
-                say((text if self.end is None else f"{text}; {self.time_left()}")[:WIDTH])
+                say(text if self.end is None else wrapped([text, self.time_left()]))
 
     def now(self) -> str:
         """What is going on, in words."""
         step = self.trainer.last
-        finished, speed = self.sampling.look()
+        finished, speed = self.sampling.look() if self.seen == self.where() else (0, 0)
         if self.run.doing == "evaluation":
             return f"{self.run.description}: evaluation, {finished:,} completions finished, {speed:,} tokens/s"
         if self.run.doing != "step":
