@@ -110,7 +110,7 @@ def test_the_signal_among_several_batches_came_in_one(whole):
 
 
 def test_a_run_goes_on_in_the_same_process(whole, tmp_path, monkeypatch):
-    """A notebook: interrupted in the middle of sampling, trained further. Catches: a trainer left half-way in a step."""
+    """A notebook: interrupted while sampling, trained further. Catches: a trainer left half-way in a step."""
     run = make(tmp_path)
     with monkeypatch.context() as patch:
         send(signal.SIGINT, 13, sampler_module.Decoder, "round", patch)

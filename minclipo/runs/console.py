@@ -33,7 +33,7 @@ class Forgiving(io.RawIOBase):
 
 
 def prepare_console() -> None:
-    """Make stdout and stderr take everything, line by line: characters that the console's encoding lacks (cp1252, ascii)
+    """Make stdout and stderr take everything, line by line: characters that its encoding lacks (cp1252, ascii)
     as \\uXXXX, and what cannot be written any more (`| head -1`, `>&-`) not at all."""
     occupy_closed_descriptors()
     for name in ("stdout", "stderr"):
@@ -73,7 +73,7 @@ def say(text: str) -> None:
 
 
 def wrapped(parts: list[str], room: int = WIDTH) -> str:
-    """The parts with commas in between, in lines of at most `room` columns where each part fits; later ones indented."""
+    """The parts with commas between, in lines of at most `room` columns where each part fits; later ones indented."""
     lines = [parts[0]]
     for part in parts[1:]:
         longer = f"{lines[-1]}, {part}"
