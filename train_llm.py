@@ -10,8 +10,8 @@
 
 --data and --eval-data take a .jsonl, .json, .parquet or .arrow file, several by a pattern, ORGANISATION/NAME:PATTERN
 (files of a dataset on the Hugging Face hub), FILE.py:NAME (a task of your own in Python, also with --task), or the name of
-a built-in task: sums, stories, chain. Ctrl-C, a crash or a full disk lose nothing that was saved: the same command with
---resume goes on from the last training state in OUT/states.
+a built-in task: sums, stories, chain. Ctrl-C and SIGTERM save first, and a crash or a full disk lose nothing that was
+saved: the same command with --resume goes on.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from minclipo.model import GPT, GPTConfig
 from minclipo.runs.changes import may_change, say_if_done
 from minclipo.runs.command_line import Parser, add_options, add_run_options, expanded_path, whole_number
 from minclipo.runs.config_file import read_arguments
+from minclipo.runs.console import prepare_console, say
 from minclipo.runs.evaluator import Evaluator, evaluation_line, evaluation_size
 from minclipo.runs.folder import check_out, earlier_settings, prepare_out
 from minclipo.runs.llm_config import LLMConfig, make_configs, say_repeats, say_settings, say_unread_variables
@@ -47,6 +48,7 @@ from minclipo.runs.machine import (
 from minclipo.runs.measure import show_examples
 from minclipo.runs.problems import brings_evaluation, make_task
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
+from minclipo.runs.signals import exit_code, stop_signals
 from minclipo.tasks import Task
 from minclipo.tasks.data_files import without_commands
 from minclipo.tasks.word_problems import shared_prompts
@@ -195,11 +197,12 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     run.train(resume=resume, after_step=after_step)
 
 
+@stop_signals()
 def main(argv: list[str] | None = None) -> int:
+    prepare_console()
     arguments = parse_arguments(argv)
     if arguments.threads > 0:
         torch.set_num_threads(arguments.threads)
-    sys.stdout.reconfigure(line_buffering=True)  # a piped log should grow line by line
     started = time.perf_counter()
     try:
         configs = make_configs(arguments)
@@ -207,10 +210,10 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.show_settings:
             return 0
         evaluate_only(*configs) if arguments.eval_only else train(arguments, *configs)
-    except KeyboardInterrupt:
-        on = "" if arguments.eval_only else " The same command with --resume goes on from the last training state."
-        print("\ninterrupted." + on)
-        return 130
+    except KeyboardInterrupt as stop:
+        can_go_on = getattr(stop, "can_go_on", True) and not arguments.eval_only
+        say(f"{stop or 'interrupted'}." + " The same command with --resume goes on." * can_go_on)
+        return exit_code(stop)
     except torch.OutOfMemoryError as error:
         print(
             f"train_llm.py: {error}\nTry smaller --sampling-rows (for the rollouts) and --micro-batch-tokens (for the "

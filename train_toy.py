@@ -40,6 +40,7 @@ from minclipo.runs.command_line import (
     whole_number,
 )
 from minclipo.runs.config_file import read_arguments
+from minclipo.runs.console import prepare_console, say
 from minclipo.runs.folder import earlier_settings, prepare_out
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import peak_memory_mib
@@ -48,6 +49,7 @@ from minclipo.runs.plots import STYLES
 from minclipo.runs.recipes import ALGORITHMS, METHODS, PAPER_WARMUP, SWITCHES, TOY
 from minclipo.runs.report import report
 from minclipo.runs.settings import Layer, announce, asked_for, merged, show, show_group
+from minclipo.runs.signals import Stopped, exit_code, signal_of, stop_signals
 from minclipo.tasks.chain import random_problem
 from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_model, toy_tokenizer
 from minclipo.trainer import Trainer
@@ -121,9 +123,13 @@ def run_seed(
     if not (folder / "pretrained" / "result.json").is_file():
         print(f"\nseed {seed}: pretraining on the careless textbook, {toy.pretrain_steps} steps")
         started = time.perf_counter()
-        start = pretrained_toy(toy, tokenizer, seed)
-        save_model(start, tokenizer, folder / "pretrained" / "model")
-        measure(start, tokenizer, method_config("baseline", given, seed), toy, started, folder / "pretrained")
+        try:
+            start = pretrained_toy(toy, tokenizer, seed)
+            save_model(start, tokenizer, folder / "pretrained" / "model")
+            measure(start, tokenizer, method_config("baseline", given, seed), toy, started, folder / "pretrained")
+        except KeyboardInterrupt as stop:
+            message = f"{stop or 'interrupted'}: the pretraining of seed {seed} is not finished and starts anew"
+            raise Stopped(signal_of(stop), message) from None
     start = load_model(folder / "pretrained" / "model")
 
     for method in methods:
@@ -210,7 +216,9 @@ def say_if_done(methods: list[str], seeds: list[int], out: Path) -> None:
         print("everything that was asked for is done; more --seeds or another --method go on")
 
 
+@stop_signals()
 def main(argv: list[str] | None = None) -> int:
+    prepare_console()
     arguments, parser = parse_arguments(argv)
     methods = list(dict.fromkeys(arguments.method + ["clipo_paper"] * arguments.paper))
     methods.sort(key=list(STYLES).index)
@@ -229,14 +237,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error))
     say_if_done(methods, seeds, arguments.out)
     torch.set_num_threads(max(1, arguments.threads))
-    sys.stdout.reconfigure(line_buffering=True)  # a piped log should grow line by line
     started, status = time.perf_counter(), 0
     try:
         for seed in seeds:
             run_seed(seed, methods, given, arguments.algorithm, toy, arguments.out, arguments.resume)
-    except KeyboardInterrupt:
-        print("\ninterrupted; this is what there is. The same command with --resume goes on from here.")
-        status = 130
+    except KeyboardInterrupt as stop:
+        on = "The same command with --resume goes on." if getattr(stop, "can_go_on", True) else "It cannot go on."
+        say(f"\n{stop or 'interrupted'}. {on} This is what is finished:")
+        status = exit_code(stop)
     except (FloatingPointError, ValueError, OSError) as error:  # a damaged state, a full disk, a folder that has gone
         print(f"\nstopped: {error}. What is finished is kept; the same command with --resume goes on.", file=sys.stderr)
         status = 1
@@ -245,6 +253,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"\nthe report could not be written: {error}", file=sys.stderr)
         status = 1
+    except KeyboardInterrupt as stop:
+        say(f"\n{stop or 'interrupted'}. The report is not complete; the same command with --resume makes it.")
+        status = exit_code(stop)
     print(f"{time.perf_counter() - started:.0f} s")
     return status
 

@@ -21,6 +21,7 @@ from minclipo.checkpoint.tokenizer import prompt_writer
 from minclipo.config import check, option
 from minclipo.runs.answers import Stream, print_samples
 from minclipo.runs.command_line import add_options, given_options
+from minclipo.runs.console import prepare_console
 from minclipo.runs.machine import pick_device, pick_dtype
 from minclipo.runs.problems import prompt_lengths
 
@@ -107,6 +108,7 @@ def converse(chat: Chat) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    prepare_console()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="directory of a checkpoint, or its id on the Hugging Face hub")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this and end (default: what comes from a pipe)")

@@ -39,8 +39,8 @@ def test_a_step_without_a_right_answer_has_no_rates(tmp_path, capsys):
     }  # fmt: skip
     assert metrics["accuracy"] == metrics["faithful_accuracy"] == metrics["contrastive_signal"] == 0
     assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == metrics  # no NaN
-    line = log_line("training", metrics, 1)
-    assert "acc 0.000 halluc - " in line and "penalty - " in line
+    line = log_line("training", metrics, config)
+    assert "acc 0.000 reward 0.000 halluc     - " in line
     assert line in capsys.readouterr().out
 
 

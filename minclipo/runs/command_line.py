@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, script: str, description: str):
         layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=29)
-        super().__init__(prog=script, usage="%(prog)s [options]", description=description, formatter_class=layout)
+        installed = Path(sys.argv[0]).name  # minclipo-toy, say
+        name = installed if installed.startswith("minclipo") else script
+        super().__init__(prog=name, usage="%(prog)s [options]", description=description, formatter_class=layout)
         self.everything = False
         self.add_argument(
             "--help-all", action=HelpAll, nargs=0, help="every option, not only the common ones, and exit"

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from minclipo.checkpoint.files import read_lines, write_lines
 from minclipo.model import GPT
+from minclipo.runs.console import WIDTH, say, wrapped
 from minclipo.runs.intervals import share_interval
 from minclipo.runs.measure import evaluate, number, show_examples
 from minclipo.runs.plots import plot_evaluation
@@ -62,7 +63,7 @@ class Evaluator:
         if not due or step in [line["step"] for line in self.lines]:
             return
         found = self.measure()
-        tqdm.write(f"step {step}: {evaluation_line(found)}")
+        say(f"step {step}: {evaluation_line(found)}")
         show_examples(found["greedy"]["examples"][:show])
         without = lambda result: {name: value for name, value in result.items() if name != "examples"}
         self.lines.append({"step": step} | {name: without(result) for name, result in found.items()})
@@ -78,7 +79,7 @@ def evaluation_size(problems: int, task: Task) -> int:
 
 
 def evaluation_line(found: dict[str, dict]) -> str:
-    """An evaluation in one line."""
+    """An evaluation in a line, or as many as it takes."""
     greedy = found["greedy"]
     interval = share_interval(greedy["correct"], greedy["problems"])
     bounds = f"95% interval {interval.low:.3f} to {interval.high:.3f}"
@@ -86,9 +87,9 @@ def evaluation_line(found: dict[str, dict]) -> str:
     if "hallucination_rate" in greedy:
         rate, checked = number(greedy["hallucination_rate"], ".3f"), number(greedy["steps_checked"], ".1f")
         words.append(f"hallucination rate {rate} ({checked} steps checked per right answer)")
-    words.append(f"length {greedy['completion_length']:.1f}, finished {greedy['finished']:.2f}")
+    words += [f"length {greedy['completion_length']:.1f}", f"finished {greedy['finished']:.2f}"]
     if "sampled" in found:
         sampled = found["sampled"]
         words.append(f"avg@{sampled['samples']} {sampled['accuracy']:.3f}")
         words += [f"pass@{k} {value:.3f}" for k, value in sampled["pass_at"].items() if int(k) > 1]
-    return ", ".join(words)
+    return wrapped(words, WIDTH - len("step 100000: "))

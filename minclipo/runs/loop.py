@@ -10,7 +10,10 @@ from tqdm import tqdm
 
 from minclipo.checkpoint import save_model, save_tensors
 from minclipo.checkpoint.files import read_lines, write_lines
+from minclipo.runs.console import say
 from minclipo.runs.measure import log_line, show_examples, timed_step
+from minclipo.runs.progress import Progress
+from minclipo.runs.signals import Listener, Stopped, name_of, signal_of, stop_signals
 from minclipo.runs.state import newest_state, remove_states, save_state, saved_states, step_of
 from minclipo.trainer import Step, Trainer
 
@@ -21,7 +24,8 @@ class Run:
     def __init__(self, trainer: Trainer, out: str | Path, description: str = "training"):
         self.trainer, self.config, self.out, self.description = trainer, trainer.config, Path(out), description
         self.saved_step, self.log_is_whole = 0, True
-        trainer.progress = lambda parts: tqdm(parts, "sampling", leave=False, disable=None if len(parts) > 1 else True)
+        self.doing = "starting"  # or "step", "evaluation", "saving": the screen shows it, and a signal depends on it
+        self.before: dict = {}  # what the sampling of the step that is running uses up, as it was before
 
     def train(self, *, resume: bool = False, after_step: Callable[[int], None] | None = None) -> list[dict[str, float]]:
         """Train up to step config.steps; one log line per step on the screen, one JSON line in OUT/metrics.jsonl.
@@ -31,26 +35,86 @@ class Run:
         called with the number of the step at the start and after each step. A step that fails numerically leaves its
         batch in OUT/failed_batch.safetensors and the last saved model where it is, and raises FloatingPointError saying
         so. Where writing fails (a full disk), the run says so and goes on; OSError is raised at the start and at the
-        end only. Returns the metrics of all steps.
+        end only. Ctrl-C, SIGTERM and SIGHUP save and raise Stopped, a KeyboardInterrupt. Returns the metrics of all
+        steps.
         """
         after_step = after_step or (lambda step: None)
-        history = self.start(resume)
-        with tqdm(total=self.config.steps, initial=self.step, desc=self.description, disable=None) as bar:
-            after_step(self.step)
-            try:
-                while self.step < self.config.steps:
-                    history.append(timed_step(self.trainer))
-                    self.show(history[-1])
-                    bar.update()
-                    self.or_warn(self.log, history)
-                    if self.step % self.config.save_every == 0 and self.step < self.config.steps:
-                        self.or_warn(self.save)
-                    self.or_warn(after_step, self.step)
-                if self.saved_step < self.step:
-                    self.save()
-            except FloatingPointError as error:
-                raise self.failure(error) from error
+        with stop_signals(self.may_stop) as signals:
+            history = self.start(resume)
+            with tqdm(total=self.config.steps, initial=self.step, desc=self.description, disable=None) as bar:
+                try:
+                    with Progress(self) as progress:
+                        self.evaluate(signals, after_step, self.step)
+                        while self.step < self.config.steps:
+                            history.append(self.one_step(signals))
+                            self.show(history[-1])
+                            bar.update()
+                            progress.step_done()
+                            self.or_warn(self.log, history)
+                            if self.step % self.config.save_every == 0 and self.step < self.config.steps:
+                                self.or_warn(self.save)
+                            self.evaluate(signals, self.or_warn, after_step, self.step)
+                        if self.saved_step < self.step:
+                            self.save()
+                        signals.check()
+                except FloatingPointError as error:
+                    raise self.failure(error) from error
+                except KeyboardInterrupt as stop:
+                    raise self.stopped(stop, history) from None
         return history
+
+    def one_step(self, signals: Listener) -> dict[str, float]:
+        """One training step; its metrics."""
+        drawn, generator = self.trainer.problems_drawn, self.trainer.generator.get_state()
+        self.before = {"step": self.step, "problems_drawn": drawn, "generator": generator}
+        self.doing = "step"
+        signals.check()
+        metrics = timed_step(self.trainer)
+        self.doing = "saving"
+        return metrics
+
+    def evaluate(self, signals: Listener, measure: Callable, *arguments) -> None:
+        """Measure something. A signal ends it at once; it begins anew when the run is resumed."""
+        self.doing = "evaluation"
+        signals.check()
+        measure(*arguments)
+        self.doing = "saving"
+
+    def may_stop(self) -> bool:
+        """Whether a signal may end what is running: an evaluation, or a step that has changed no weights yet."""
+        return self.doing == "evaluation" or self.doing == "step" and not self.may_have_learnt()
+
+    def may_have_learnt(self) -> bool:
+        """Whether the step that is running has got past sampling and verifying. `Trainer.step` fills in the verdicts at
+        the end of these, with dynamic sampling after the last batch. What learns, policy and head, needs them."""
+        return self.step > self.before["step"] and self.trainer.last.correct is not None
+
+    def stopped(self, stop: KeyboardInterrupt, history: list[dict[str, float]]) -> Stopped:
+        """Save the last finished step, as if the one that is running had never begun. Returns what to raise."""
+        number, steps, last = signal_of(stop), self.config.steps, self.saved_step
+        try:
+            if getattr(stop, "twice", False):
+                raise stop
+            if self.doing == "step":
+                self.undo()
+            self.doing = "saving"
+            write_lines(self.out / "metrics.jsonl", history)
+            if self.saved_step < self.step:
+                self.save()
+            what = f"saved after step {self.step} of {steps}"
+        except KeyboardInterrupt:
+            what = f"not saved, because of a second Ctrl-C. The last step that was saved is {last} of {steps}"
+        except Exception as error:  # a full disk, a broken model, a lost GPU: whatever it is, say what there is
+            what = f"not saved: {error}. The last step that was saved is {last} of {steps}"
+        states = "" if self.config.keep_states else " (without a training state: keep_states is 0)"
+        return Stopped(number, f"stopped by {name_of(number)}: {what}{states}", can_go_on=not states)
+
+    def undo(self) -> None:
+        """Forget the step that is running. It will draw the same problems and the same random numbers again."""
+        if self.may_have_learnt():  # an interruption that did not come as a signal, or not to the main thread
+            raise RuntimeError(f"the update of step {self.step} is half done")
+        self.trainer.last, self.trainer.problems_drawn = Step(self.before["step"]), self.before["problems_drawn"]
+        self.trainer.generator.set_state(self.before["generator"])
 
     @property
     def step(self) -> int:
@@ -84,13 +148,13 @@ class Run:
             except (KeyError, RuntimeError, ValueError) as error:
                 raise ValueError(f"the state in {self.out} does not fit this run's settings: {error}") from error
             if self.step < self.config.steps:
-                tqdm.write(f"{self.description}: going on after step {self.step} of {self.config.steps}")
+                say(f"{self.description}: going on after step {self.step} of {self.config.steps}")
 
     def show(self, metrics: dict[str, float]) -> None:
-        tqdm.write(log_line(self.description, metrics, self.config.steps))
+        say(log_line(self.description, metrics, self.config))
         if metrics.get("filled_up"):
             found = self.config.prompts_per_step - metrics["filled_up"]
-            tqdm.write(
+            say(
                 f"dynamic sampling gives up: of {metrics['batches_sampled']} batches {found} problems are solved "
                 f"sometimes but not always; {metrics['filled_up']} others fill the batch"
             )
@@ -106,7 +170,7 @@ class Run:
         """Append the newest metrics to OUT/metrics.jsonl; after a write that failed half-way, write all of them."""
         if self.log_is_whole:
             self.log_is_whole = False
-            with open(self.out / "metrics.jsonl", "a") as log:
+            with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps(history[-1]) + "\n")
         else:
             write_lines(self.out / "metrics.jsonl", history)
@@ -117,7 +181,7 @@ class Run:
         try:
             write(*arguments)
         except OSError as error:
-            tqdm.write(f"step {self.step}: {error}. It could not be written; training goes on")
+            say(f"step {self.step}: {error}. It could not be written; training goes on")
 
     @torch.no_grad()
     def save(self) -> None:

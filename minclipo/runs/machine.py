@@ -15,9 +15,11 @@ import torch
 from minclipo.config import TrainConfig
 from minclipo.logprobs import CHUNK_LOGITS
 from minclipo.model import GPT, GPTConfig
+from minclipo.runs.console import WIDTH, wrapped
 from minclipo.sampler import SLOTS
 
 GIB = 2**30
+ESTIMATED = "estimated memory: at most "
 
 
 @dataclass
@@ -64,8 +66,8 @@ class Memory:
 
     def __str__(self) -> str:
         unit, size = ("GiB", GIB) if self.peak >= GIB else ("MiB", 2**20)
-        parts = ", ".join(f"{name} {value / size:.1f}" for name, value in vars(self).items() if value >= size / 20)
-        return f"{self.peak / size:.1f} {unit} at the peak ({parts})"
+        parts = [f"{name} {value / size:.1f}" for name, value in vars(self).items() if value >= size / 20]
+        return wrapped([f"{self.peak / size:.1f} {unit} at the peak, in {unit}", *parts], WIDTH - len(ESTIMATED))
 
 
 def count_weights(config: GPTConfig) -> int:
@@ -197,7 +199,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def check_memory(estimate: Memory, device: torch.device) -> None:
     """Say what a step will take if prompts and completions are as long as they may be; ValueError if it cannot fit."""
-    print(f"estimated memory: at most {estimate}")
+    print(f"{ESTIMATED}{estimate}")
     if device.type != "cuda":
         return
     available = torch.cuda.get_device_properties(device).total_memory

@@ -10,10 +10,11 @@ from math import comb, isnan
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from minclipo.config import TrainConfig
 from minclipo.grpo import masked_mean
 from minclipo.model import GPT
+from minclipo.runs.console import WIDTH, say
 from minclipo.sampler import sample
 from minclipo.tasks import Task
 from minclipo.trainer import Step, Trainer
@@ -76,30 +77,56 @@ def faithfulness(verdicts: list[list[bool] | None]) -> dict[str, float | None]:
     }
 
 
-COLUMNS = (  # of the log line: metric, how it is called there, how it is written
-    ("reward", "reward", ".3f"),
-    ("accuracy", "acc", ".3f"),
-    ("hallucination_rate", "halluc", ".3f"),
-    ("informative_prompts", "informative", ".2f"),
-    ("contrastive_signal", "contrast", ".2f"),
-    ("contrastive_penalty", "penalty", ".3f"),
-    ("kl", "kl", ".4f"),
-    ("clip_fraction", "clip", ".3f"),
-    ("gradient_norm", "grad", ".2f"),
-    ("entropy", "entropy", ".3f"),
-    ("completion_length", "length", ".1f"),
-    ("seconds", "s", ".2f"),
+COLUMNS = (  # of the log line, the most important first: metric, how it is called there, how it is written
+    ("accuracy", "acc", "5.3f"),
+    ("accuracy_sampled", "all", "5.3f"),
+    ("reward", "reward", "5.3f"),
+    ("hallucination_rate", "halluc", "5.3f"),
+    ("finished", "fin", "4.2f"),
+    ("contrastive_signal", "contrast", "4.2f"),
+    ("batches_sampled", "batches", "2d"),
+    ("informative_prompts", "inform", "4.2f"),
+    ("prompt_contrast", "prompt", "4.2f"),
+    ("completion_length", "len", "5.1f"),
+    ("kl_reference", "klref", "6.4f"),
+    ("entropy", "ent", "5.3f"),
+    ("gradient_norm", "grad", "5.2f"),
+    ("kl", "kl", "6.4f"),
+    ("clip_fraction", "clip", "5.3f"),
 )
 
 
-def log_line(description: str, metrics: dict[str, float | None], steps: int) -> str:
-    """The step in one line; a metric that this step does not have is left out."""
-    fields = [f"{label} {number(metrics[name], form)}" for name, label, form in COLUMNS if name in metrics]
-    return f"{description} {metrics['step']:>3}/{steps} " + " ".join(fields)
+def log_line(description: str, metrics: dict[str, float | None], config: TrainConfig) -> str:
+    """The step in one line of at most WIDTH columns. What the step does not have, what says nothing with these settings
+    and what does not fit is left out; metrics.jsonl has all of it."""
+    line = f"{description} {metrics['step']:>3}/{config.steps}"
+    if "seconds" in metrics:
+        line += f" {metrics['seconds']:6.2f} s"
+    idle = idle_metrics(config)
+    for name, label, form in COLUMNS:
+        if name in metrics and name not in idle:
+            cell = f" {label} {number(metrics[name], form)}"
+            if len(line + cell) > WIDTH:
+                break
+            line += cell
+    return line
+
+
+def idle_metrics(config: TrainConfig) -> set[str]:
+    """Metrics whose value these settings fix."""
+    paid = (config.contrastive_weight, config.prompt_contrast_weight, config.process_penalty, config.overlong_penalty)
+    idle = set() if any(paid) else {"reward"}  # it is the accuracy
+    if config.dynamic_sampling:
+        idle.add("informative_prompts")  # all of them are
+    return idle if config.num_mini_batches > 1 else idle | {"kl", "clip_fraction"}  # 0: every ratio is 1
 
 
 def number(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
+    """The value as text, None as "-"; what rounds to 0 has no sign."""
+    if value is None:
+        return "-".rjust(int(form.partition(".")[0] or 0))
+    text = f"{value:{form}}"
+    return text if text.strip("-0. ") else text.replace("-", "")
 
 
 # ---- a model ----
@@ -176,4 +203,4 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 def show_examples(examples: list) -> None:
     """Print (problem, completion, is it right?) examples: numbers hide what a model has really learnt to do."""
     for problem, text, right in examples:
-        tqdm.write(f"  {'right' if right else 'wrong'}: {problem.prompt!r}\n      -> {text!r}")
+        say(f"  {'right' if right else 'wrong'}: {problem.prompt!r}\n      -> {text!r}")
