@@ -72,7 +72,7 @@ class Chat:
         """Print the answer to `text`, or several, which the conversation does not remember. ValueError if the model
         cannot read it. After Ctrl-C the conversation goes on from what was printed."""
         prompt, most = self.prompt(text), self.model.config.max_positions
-        used = prompt_lengths(["the prompt"], [prompt], self.tokenizer)[0]
+        used = prompt_lengths(["the prompt"], [prompt], self.tokenizer, most)[0]
         if used >= most:
             new = ": /new begins anew" if self.said else ""
             raise ValueError(f"this is too long: {used} tokens, and the model has {most} for prompt and answer{new}")
