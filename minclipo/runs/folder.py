@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from minclipo.checkpoint.files import read_json, write_json
+from minclipo.checkpoint.files import partial_folder, read_json, write_json
 
 
 def earlier_settings(out: Path, script: str) -> dict | None:
@@ -20,7 +20,7 @@ def check_out(out: Path, settings: dict, resume: bool, may_differ: Collection[st
     is resumed.
     """
     earlier = earlier_settings(out, settings["script"])
-    if earlier is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if earlier is None and out.exists() and (not out.is_dir() or holds_anything(out)):
         raise ValueError(f"--out {out} exists and is no earlier run of this script; choose another")
     if earlier is not None and resume:
         differing = [name for name in differences(earlier, settings) if name not in may_differ]
@@ -29,6 +29,11 @@ def check_out(out: Path, settings: dict, resume: bool, may_differ: Collection[st
                 f"--resume: {out} has other settings for {', '.join(differing)}, or was "
                 "made by a version that did not have them; choose another --out"
             )
+
+
+def holds_anything(out: Path) -> bool:
+    """Other than the first file of a run that was killed before it was whole."""
+    return any(path != partial_folder(out / "settings.json") for path in out.iterdir())
 
 
 def prepare_out(out: Path, settings: dict, resume: bool, may_differ: Collection[str] = ()) -> None:
