@@ -389,7 +389,7 @@ def change(state: dict, place: str, value=None) -> None:
         ("optimizer|masters|norm.weight", torch.ones(3), "norm.weight is of shape (3,), not of shape (16,)"),
         ("head", None, "it has no head"),
         ("head_optimizer|param_groups", None, "head_optimizer has no param_groups"),
-        ("other", {}, "it has a other, this run has none"),
+        ("other", {}, "it holds other, which this run does not have"),
     ],
 )
 def test_what_is_missing_or_wrong_in_a_state_is_named(copied, place, value, problem):
@@ -419,7 +419,7 @@ def test_a_damaged_model_is_made_good_by_resuming(copied):
     good = weights.read_bytes()
     weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     (copied / "model" / "config.json").unlink()
-    make(copied).train(resume=True)
+    make(copied).start(resume=True)
     assert weights.read_bytes() == good and load_model(copied / "model")
 
 

@@ -1,8 +1,8 @@
 """Training states on disk: what a run needs to go on as if it had never stopped.
 
 A state is a file states/step_000020.pt, written by torch.save and read with weights_only=True, which runs no code that
-a file may hold. It is either whole or not there, whenever the process is killed. It is a zip archive with a checksum for
-each tensor. torch.load does not look at the checksums, so `read_state` does, at half a second per GB.
+a file may hold. It is either whole or not there, whenever the process is killed. It is a zip archive with a checksum
+for each tensor. torch.load does not look at the checksums; `read_state` does, which takes half a second per GB.
 """
 
 import zipfile

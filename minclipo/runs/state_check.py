@@ -15,7 +15,7 @@ def misfit(state: dict, wanted: dict, step: int) -> str | None:
             return f"it has no {name}"
     for name in state:
         if name not in wanted:
-            return f"it has a {name}, this run has none"
+            return f"it holds {name}, which this run does not have"
     if type(state["step"]) is not int or state["step"] != step:
         return f"by its name it is of step {step}, its content says {state['step']!r}"
     if type(state["problems_drawn"]) is not int or state["problems_drawn"] < 0:

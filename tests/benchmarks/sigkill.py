@@ -3,9 +3,9 @@
 python tests/benchmarks/sigkill.py                             # 100 kills, 50 of each script; writes sigkill.json
 python tests/benchmarks/sigkill.py --kills 10 --json try.json
 
-Each script runs once undisturbed. Then it runs again and is killed; the same command with --resume goes on and is killed,
-until it comes to its end. Then it starts anew, until there have been enough kills. What the runs leave must be equal: each
-metric but the times, each bit of weights and states, each file. Not a file more, not one less.
+Each script runs once undisturbed. Then it runs again and is killed; the same command with --resume goes on and is
+killed, until it comes to its end. Then it starts anew, until there have been enough kills. What the runs leave must be
+equal: each metric but the times, each bit of weights and states. Not a file more, not one less.
 
 A kill waits for a stage of the run, and then for a random part of the time that this stage takes. So all stages get
 their share, the short ones too. A line of the log is written in two halves, as on a slow disk, or hardly a kill would
@@ -64,7 +64,7 @@ class Board:
     """What a run tells about itself in memory that outlives it: its stage, and how often it has entered each."""
 
     def __init__(self):
-        self.bytes = mmap.mmap(-1, 1 + len(STAGES))
+        self.bytes, self.since = mmap.mmap(-1, 1 + len(STAGES)), time.perf_counter()
         self.seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
 
     @property
@@ -72,7 +72,8 @@ class Board:
         return STAGES[self.bytes[0]]
 
     def enter(self, stage: str) -> None:
-        number = STAGES.index(stage)
+        self.seconds[self.stage].append(time.perf_counter() - self.since)
+        self.since, number = time.perf_counter(), STAGES.index(stage)
         self.bytes[1 + number] = min(255, self.bytes[1 + number] + 1)
         self.bytes[0] = number
 
@@ -87,13 +88,11 @@ class Board:
         original = getattr(owner, name)
 
         def watched(*arguments, **options):
-            started = time.perf_counter()
             self.enter(stage)
             try:
                 return original(*arguments, **options)
             finally:
-                self.bytes[0] = STAGES.index("between")
-                self.seconds[stage].append(time.perf_counter() - started)
+                self.enter("between")
 
         setattr(owner, name, watched)
 
@@ -128,7 +127,6 @@ def run_script(script: str, arguments: list[str], board: Board) -> int:
     ]:
         board.watch(owner, name, stage)
     torch.set_num_threads(1)
-    board.enter("start")
     return {"train_toy.py": train_toy, "train_llm.py": train_llm}[script].main(arguments)
 
 
@@ -165,12 +163,12 @@ def undisturbed(script: str, arguments: list[str], report: Path) -> int:
 def kill_in(stage: str, process: int, board: Board, seconds: list[float], chance: random.Random) -> str | None:
     """Kill at a random moment after the process has entered `stage` one to three times. Returns the stage in which
     it was, None if it had come to its end: then its status must be 0."""
-    times, wait = 1 if stage == "start" else chance.randint(1, 3), chance.random() * chance.choice(seconds or [0.05])
+    times, wait = 0 if stage == "start" else chance.randint(1, 3), chance.random() * chance.choice(seconds)
     while True:
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
             return check_end(status)
-        if board.entered(stage) >= times and board.stage == stage:
+        if board.stage == stage and board.entered(stage) >= times:
             break
         time.sleep(0.0002)
     time.sleep(wait)
