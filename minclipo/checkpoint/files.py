@@ -1,26 +1,73 @@
 """Files: written whole or not at all, so that a crash leaves the earlier one; errors name the file."""
 
+import errno
 import json
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-PARTIAL = ".partial"  # what a file is called until it is whole
+PARTIAL = ".partial"  # the folder in which metrics.jsonl is written until it is whole is metrics.jsonl.partial
+REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your disk quota is used up",
+    errno.EFBIG: "files must not grow that large here, see ulimit -f",
+}
 
 
 @contextmanager
 def replacing(path: Path):
-    """Yield a temporary path to write to; it becomes `path` only once it is whole and on the disk."""
-    temporary = path.with_name(path.name + PARTIAL)
+    """Yield a temporary path to write to; it becomes `path` only once it is whole and on the disk.
+
+    The temporary file has a folder to itself. Libraries write under names of their own before they rename: whatever a
+    killed process leaves lies in that folder, and the next write of `path` removes it. OSError as in `writing`.
+    """
+    folder = partial_folder(path)
+    remove_partial(path)
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # otherwise a power cut may leave the new name on empty blocks
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        with writing(path):
+            folder.mkdir()
+            temporary = folder / path.name
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the umask allows; a library may replace the file by a private one
+            yield temporary
+            if temporary.stat().st_mode != mode:
+                temporary.chmod(mode)
+            sync_file(temporary)  # otherwise a power cut may leave the new name on empty blocks
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    finally:
+        remove_partial(path)
+
+
+@contextmanager
+def writing(path: Path):
+    """Turns an OSError of the block into one that says which file could not be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        words = error.strerror or str(error)
+        reason = f"{REASONS[error.errno]} ({words})" if error.errno in REASONS else words
+        raise OSError(f"{path} could not be written: {reason}") from error
+
+
+def partial_folder(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what a killed process had begun to write of `path`; nothing else is touched."""
+    partial = partial_folder(path)
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:  # a file, as earlier versions left it, or nothing
+        partial.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the contents of `path` are on the disk."""
+    with writing(path), open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -77,11 +124,19 @@ def write_lines(path: Path, records: list[dict]) -> None:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The objects of a JSONL file, [] if there is none. A last line that was cut off is left out."""
+    """The objects of a log with one JSON object per line, each with its step; [] if there is none. A last line that was
+    cut off is left out. ValueError naming file and line if another is damaged."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_log_line(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
+
+
+def _log_line(line: bytes, where: str) -> dict:
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(f"{path} holds a line that is not JSON: {error}") from error
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}. Remove that line") from error
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise ValueError(f'{where} must be an object with a whole "step", found {line[:80]!r}. Remove that line')
+    return record

@@ -6,6 +6,8 @@ Everything is checked: a model that is loaded almost right trains almost as well
 Left out: pickled weights, quantised weights, writing shards.
 """
 
+import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,7 +96,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         try:
             save_file(contiguous, temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # how the library reports a full disk
-            raise OSError(f"{temporary} could not be written: {error}") from error
+            raise _system_error(error) from error
 
 
 def save_model(model: GPT, tokenizer: Tokenizer, directory: str | Path) -> None:
@@ -107,6 +109,14 @@ def save_model(model: GPT, tokenizer: Tokenizer, directory: str | Path) -> None:
     config = config_to_json(model.config, model.embed_tokens.weight.dtype)
     write_json(directory / "config.json", config | tokenizer.special_ids())
     tokenizer.save(directory)
+
+
+def _system_error(error: SafetensorError) -> OSError:
+    """What the system said: "... (os error 28)" is Rust's way of writing errno."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is None or os.name == "nt":  # Windows has numbers of its own
+        return OSError(str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 @dataclass
@@ -163,11 +173,13 @@ def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
 
 def _open_tensors(path: Path) -> list[StoredTensor]:
     try:
+        open(path, "rb").close()  # a file without permission to read does not exist, safe_open would say
         file = safe_open(path, framework="pt")
         slices = {name: file.get_slice(name) for name in file.keys()}
         return [StoredTensor(name, path, file, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()]
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read: {reason}") from error
 
 
 def _open_shards(index: Path) -> list[StoredTensor]:

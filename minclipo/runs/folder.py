@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from minclipo.checkpoint.files import read_json, write_json
+from minclipo.checkpoint.files import partial_folder, read_json, write_json
 from minclipo.runs.changes import differences
 
 
@@ -21,13 +21,18 @@ def check_out(out: Path, settings: dict, resume: bool, may_differ: Collection[st
     is resumed.
     """
     earlier = earlier_settings(out, settings["script"])
-    if earlier is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if earlier is None and out.exists() and (not out.is_dir() or holds_anything(out)):
         raise ValueError(f"--out {out} exists and is no earlier run of this script; choose another")
     if earlier is not None and resume:
         changed = {name: pair for name, pair in differences(earlier, settings).items() if name not in may_differ}
         if changed:
             pairs = [f"{name} was {then!r}, now {now!r}" for name, (then, now) in changed.items()]
             raise ValueError(f"--resume: {'; '.join(pairs)}; choose another --out")
+
+
+def holds_anything(out: Path) -> bool:
+    """Other than the first file of a run that was killed before it was whole."""
+    return any(path != partial_folder(out / "settings.json") for path in out.iterdir())
 
 
 def prepare_out(out: Path, settings: dict, resume: bool, may_differ: Collection[str] = ()) -> None:

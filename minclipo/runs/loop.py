@@ -9,12 +9,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minclipo.checkpoint import save_model, save_tensors
-from minclipo.checkpoint.files import read_lines, write_lines
+from minclipo.checkpoint.files import read_lines, remove_partial, sync_file, write_lines, writing
 from minclipo.runs.console import say
 from minclipo.runs.measure import log_line, show_examples, timed_step
 from minclipo.runs.progress import Progress
 from minclipo.runs.signals import Listener, Stopped, name_of, signal_of, stop_signals
-from minclipo.runs.state import newest_state, remove_states, save_state, saved_states, step_of
+from minclipo.runs.state import read_state, remove_states, save_state, saved_states, step_of, way_out
+from minclipo.runs.state_check import misfit
 from minclipo.trainer import Step, Trainer
 
 
@@ -23,7 +24,7 @@ class Run:
 
     def __init__(self, trainer: Trainer, out: str | Path, description: str = "training"):
         self.trainer, self.config, self.out, self.description = trainer, trainer.config, Path(out), description
-        self.saved_step, self.log_is_whole = 0, True
+        self.saved_step, self.log_is_whole, self.history = 0, True, []
         self.doing = "starting"  # or "step", "evaluation", "saving": the screen shows it, and a signal depends on it
         self.before: dict = {}  # what the sampling of the step that is running uses up, as it was before
 
@@ -123,6 +124,8 @@ class Run:
     def start(self, resume: bool) -> list[dict[str, float]]:
         """Make the folder ready; returns the metrics of the steps that are already done."""
         self.out.mkdir(parents=True, exist_ok=True)
+        for file in ("failed_batch.safetensors", "model/model.safetensors"):
+            remove_partial(self.out / file)  # what a killed process had begun to write may take the room that is needed
         if resume:
             self.load()
         else:  # what is not from before this step is an earlier run's; its model goes, too
@@ -130,25 +133,40 @@ class Run:
         lines = read_lines(self.out / "metrics.jsonl") if self.step else []
         history = [line for line in lines if line["step"] <= self.step]
         write_lines(self.out / "metrics.jsonl", history)
+        self.history = history
         self.save()  # after resuming, too: the process may have died between saving the state and saving the model
         return history
 
     def load(self) -> None:
-        """Load the newest training state in OUT/states, if there are any. Raises ValueError if there are steps but no
-        state: to start anew would overwrite what they led to."""
-        history, state = read_lines(self.out / "metrics.jsonl"), newest_state(self.out / "states")
-        if state is None and history:
+        """Load the newest training state in OUT/states, if there are any. Raises ValueError if it is damaged or another
+        run's, and if there are steps but no state: to start anew would overwrite what they led to."""
+        history, paths = read_lines(self.out / "metrics.jsonl"), saved_states(self.out / "states")
+        if not paths and history:
             raise ValueError(
                 f"{self.out} holds {len(history)} steps, but no training state to go on from (keep_states was 0, or "
                 "they were removed). Choose another folder, or start anew without --resume"
             )
-        if state is not None:
-            try:
-                self.trainer.load_state_dict(state)
-            except (KeyError, RuntimeError, ValueError) as error:
-                raise ValueError(f"the state in {self.out} does not fit this run's settings: {error}") from error
+        if paths:
+            self.load_state(paths[-1])
             if self.step < self.config.steps:
                 say(f"{self.description}: going on after step {self.step} of {self.config.steps}")
+            lost = sorted(set(range(1, self.step + 1)) - {line["step"] for line in history})
+            if lost:
+                say(f"{self.out / 'metrics.jsonl'} lacks {len(lost)} of these steps, the first is step {lost[0]}")
+
+    def load_state(self, path: Path) -> None:
+        """Load the state of this file, once it is known to be whole and to fit: ValueError otherwise."""
+        state = read_state(path)
+        try:
+            problem = misfit(state, self.trainer.state_dict(), step_of(path))
+            if problem is None:
+                return self.trainer.load_state_dict(state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            problem = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} does not fit this run's settings: {problem}. Resume with the settings that it was made with. If "
+            f"they are the same, the file has been changed. {way_out(path)}"
+        )
 
     def show(self, metrics: dict[str, float]) -> None:
         say(log_line(self.description, metrics, self.config))
@@ -170,28 +188,39 @@ class Run:
         """Append the newest metrics to OUT/metrics.jsonl; after a write that failed half-way, write all of them."""
         if self.log_is_whole:
             self.log_is_whole = False
-            with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as log:
+            with writing(self.out / "metrics.jsonl"), open(self.out / "metrics.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps(history[-1]) + "\n")
         else:
             write_lines(self.out / "metrics.jsonl", history)
         self.log_is_whole = True
+
+    def complete_log(self) -> None:
+        """The lines of all steps are on the disk before a state is: who goes on from it never writes them again."""
+        path = self.out / "metrics.jsonl"
+        if not self.log_is_whole or not path.exists():
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_lines(path, self.history)
+            self.log_is_whole = True
+        sync_file(path)
 
     def or_warn(self, write: Callable, *arguments) -> None:
         """Write something, but a full disk or a lost folder does not end a run that may have taken hours."""
         try:
             write(*arguments)
         except OSError as error:
-            say(f"step {self.step}: {error}. It could not be written; training goes on")
+            say(f"step {self.step}: {error}; training goes on")
 
     @torch.no_grad()
     def save(self) -> None:
         """Write the model to OUT/model and the state to OUT/states, unless the model cannot compute any more: then
         the good weights stay there. A model without a state removes those before it: resuming would overwrite it."""
         trainer, rollouts = self.trainer, self.trainer.last.rollouts
-        if rollouts is not None:  # one row will do: a weight that is not finite spoils every one
-            hidden = trainer.model(rollouts.completions[:1])[0, -1]
+        if self.step:  # one row will do: a weight that is not finite spoils every one
+            start = torch.zeros(1, 1, dtype=torch.long, device=trainer.generator.device)
+            hidden = trainer.model(start if rollouts is None else rollouts.completions[:1])[0, -1]
             if not trainer.model.logits(hidden).isfinite().all():
                 raise FloatingPointError("the updated model's logits are not finite")
+        self.complete_log()
         if self.config.keep_states:
             save_state(self.out / "states", self.step, trainer.state_dict(), keep=self.config.keep_states)
         save_model(trainer.model, trainer.tokenizer, self.out / "model")

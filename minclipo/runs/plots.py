@@ -8,6 +8,7 @@ import numpy as np
 matplotlib.use("Agg")  # draw to files: there may be no screen
 import matplotlib.pyplot as plt
 
+from minclipo.checkpoint.files import replacing
 from minclipo.runs.intervals import seeds_interval, share_interval
 
 STYLES = {  # {} stands for the algorithm that they all train with
@@ -46,7 +47,8 @@ def plot_training(histories: dict[str, list[list[dict]]], path: str | Path, algo
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=150)
     plt.close(figure)
 
 
@@ -72,5 +74,6 @@ def plot_evaluation(history: list[dict], evaluations: list[dict], path: str | Pa
     axes[0].set(title="accuracy", ylabel="share of right answers", ylim=(-0.02, 1.02))
     axes[1].set(title="completion length", ylabel="tokens, eos included", ylim=(0, None))
     axes[0].legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=150)
     plt.close(figure)
