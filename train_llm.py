@@ -29,9 +29,11 @@ import torch
 from minclipo.checkpoint import Checkpoint, Tokenizer
 from minclipo.config import TrainConfig, check, option
 from minclipo.model import GPT, GPTConfig
+from minclipo.runs.available import advice_on
 from minclipo.runs.command_line import add_options, changeable_later, given_options, refuse_idle
 from minclipo.runs.evaluator import Evaluator, evaluation_line, evaluation_size
-from minclipo.runs.folder import check_out, earlier_settings, prepare_out
+from minclipo.runs.folder import check_out, earlier_settings, out_path, prepare_out
+from minclipo.runs.inputs import refuse_inside, same_revision, what_was_read
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import (
     bytes_on_disk,
@@ -158,7 +160,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--algorithm", choices=list(ALGORITHMS), help="ratio, clip, means and KL (default: the preset's GRPO)"
     )
     parser.add_argument("--eval-only", action="store_true", help="measure the model; trains and writes nothing")
-    parser.add_argument("--out", type=Path, default=Path("runs/llm"), help="where everything goes (default: runs/llm)")
+    parser.add_argument(
+        "--out", type=out_path, default=Path("runs/llm"), help="where everything goes (default: runs/llm)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last training state in OUT")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: 0, as many as PyTorch takes)")
     add_options(parser, LLMConfig)
@@ -210,13 +214,13 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     """Check everything that can be checked, cheapest checks first; then train."""
     out, resume, device = arguments.out, arguments.resume, pick_device(config.device)
     dtype, may_differ = pick_dtype(config.dtype, device), changeable_later(LLMConfig, TrainConfig)
-    if Path(config.model).exists() and Path(config.model).resolve().is_relative_to(out.resolve()):
-        raise ValueError(f"--model {config.model} is inside --out {out}, which is written to: choose another --out")
     settings = run_settings(arguments, config, train_config)
     check_out(out, settings, resume, may_differ)
+    refuse_inside(out, {"--model": config.model, "--data": config.data, "--eval-data": config.eval_data})
     if arguments.algorithm and train_config.num_mini_batches == 1:
         print("with --num-mini-batches 1 every ratio is 1: ratio and clip of the algorithm do nothing")
-    checkpoint = Checkpoint(config.model)
+    earlier = earlier_settings(out, "train_llm.py") if resume else None
+    checkpoint = Checkpoint(same_revision(config.model, earlier))
     shape, tokenizer = checkpoint.config, tokenizer_of(checkpoint, config)
     check_room(out, bytes_on_disk(shape, dtype, train_config.keep_states), resume)
     estimate = estimate_memory(
@@ -243,17 +247,21 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     model.gradient_checkpointing = config.gradient_checkpointing
     model.compiled = config.compile == "on" or config.compile == "auto" and device.type == "cuda"
 
-    prepare_out(out, settings, resume, may_differ)
-    run = Run(Trainer(model, tokenizer, task, train_config), out, "train")
-    if eval_task is not None:
-        evaluator = make_evaluator(config, train_config, model, tokenizer, eval_task)
-        after_step = partial(
-            evaluator.after_step, every=config.eval_every, last=train_config.steps, out=out, show=config.show
-        )
-    else:
-        print("no --eval-data: only the training rollouts will be measured")
-        after_step = lambda step: config.eval_every and step % config.eval_every == 0 and run.show_rollouts(config.show)
-    run.train(resume=resume, after_step=after_step)
+    settings |= what_was_read(
+        out, checkpoint.directory, config.data, eval_source, earlier, bool(train_config.kl_weight)
+    )
+    with prepare_out(out, settings, resume, may_differ) as folder:
+        run = Run(Trainer(model, tokenizer, task, train_config), out, "train")
+        run.before_writing = folder.keep
+        if eval_task is not None:
+            evaluator = make_evaluator(config, train_config, model, tokenizer, eval_task)
+            after_step = partial(
+                evaluator.after_step, every=config.eval_every, last=train_config.steps, out=out, show=config.show
+            )
+        else:
+            print("no --eval-data: only the training rollouts will be measured")
+            after_step = lambda at: config.eval_every and at % config.eval_every == 0 and run.show_rollouts(config.show)
+        run.train(resume=resume, after_step=after_step)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -269,23 +277,14 @@ def main(argv: list[str] | None = None) -> int:
         on = "" if arguments.eval_only else " The same command with --resume goes on from the last training state."
         print("\ninterrupted." + on)
         return 130
-    except torch.OutOfMemoryError as error:
-        print(
-            f"train_llm.py: {error}\nTry smaller --sampling-rows (for the rollouts) and --micro-batch-tokens (for the "
-            "update), or --gradient-checkpointing; with --resume they go on from the last training state.",
-            file=sys.stderr,
-        )
-        return 1
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"train_llm.py: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if not type(error).__module__.startswith("torch._dynamo"):
+        advice = advice_on(error)
+        if advice is None:
             raise
-        print(
-            f"train_llm.py: {error}\nCompiling failed: try --compile off, with --resume if steps are done.",
-            file=sys.stderr,
-        )
+        print(f"train_llm.py: {error}\n{advice}", file=sys.stderr)
         return 1
     print(f"{time.perf_counter() - started:.0f} s, at most {peak_memory_mib():.0f} MiB")
     if torch.cuda.is_available():

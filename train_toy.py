@@ -17,6 +17,7 @@ import platform
 import random
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from minclipo.checkpoint import load_model, save_model
 from minclipo.checkpoint.files import write_json
 from minclipo.config import TrainConfig
 from minclipo.runs.command_line import add_options, flag, given_options, needed_by, refuse_idle
-from minclipo.runs.folder import prepare_out
+from minclipo.runs.folder import out_path, prepare_out
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import peak_memory_mib
 from minclipo.runs.measure import evaluate
@@ -72,10 +73,17 @@ def measure(trained, tokenizer, config: TrainConfig, toy: ToyConfig, started: fl
 
 
 def run_seed(
-    seed: int, methods: list[str], given: dict, algorithm: str, toy: ToyConfig, out: Path, resume: bool
+    seed: int,
+    methods: list[str],
+    given: dict,
+    algorithm: str,
+    toy: ToyConfig,
+    out: Path,
+    resume: bool,
+    keep: Callable[[], None],
 ) -> None:
     """Pretrain, then train every method from that start. What an earlier run has finished is not repeated; with
-    `resume` a method that was interrupted goes on from its last training state."""
+    `resume` a method that was interrupted goes on from its last training state. `keep`: RunFolder.keep of `out`."""
     tokenizer, folder = toy_tokenizer(), out / f"seed{seed}"
     if not (folder / "pretrained" / "result.json").is_file():
         print(f"\nseed {seed}: pretraining on the careless textbook, {toy.pretrain_steps} steps")
@@ -91,7 +99,9 @@ def run_seed(
         print(f"\nseed {seed}: {method}")
         started, config = time.perf_counter(), method_config(method, given, seed, algorithm)
         trainer = Trainer(copy.deepcopy(start), tokenizer, TASK, config)
-        Run(trainer, folder / method, method).train(resume=resume)
+        run = Run(trainer, folder / method, method)
+        run.before_writing = keep
+        run.train(resume=resume)
         measure(trainer.model, tokenizer, config, toy, started, folder / method)
 
 
@@ -127,7 +137,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0], help="seeds of pretraining, problems and sampling (default: 0)"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="where everything goes (default: runs/toy)")
+    parser.add_argument(
+        "--out", type=out_path, default=Path("runs/toy"), help="where everything goes (default: runs/toy)"
+    )
     parser.add_argument(
         "--resume", action="store_true", help="keep what OUT has finished with these settings, do the rest"
     )
@@ -150,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         machine = f"{platform.machine()}, torch {torch.__version__}"
         settings = {"script": "train_toy.py", "machine": machine, "toy": dataclasses.asdict(toy)}
         settings["training"] = {"algorithm": arguments.algorithm} | given
-        prepare_out(arguments.out, settings, arguments.resume)
+        folder = prepare_out(arguments.out, settings, arguments.resume)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     torch.set_num_threads(max(1, arguments.threads))
@@ -158,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     started, status = time.perf_counter(), 0
     try:
         for seed in seeds:
-            run_seed(seed, methods, given, arguments.algorithm, toy, arguments.out, arguments.resume)
+            run_seed(seed, methods, given, arguments.algorithm, toy, arguments.out, arguments.resume, folder.keep)
     except KeyboardInterrupt:
         print("\ninterrupted; this is what there is. The same command with --resume goes on from here.")
         status = 130
@@ -170,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"\nthe report could not be written: {error}", file=sys.stderr)
         status = 1
+    folder.release()
     print(f"{time.perf_counter() - started:.0f} s")
     return status
 

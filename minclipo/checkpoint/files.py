@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,12 +77,26 @@ def write_lines(path: Path, records: list[dict]) -> None:
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def read_lines(path: Path) -> list[dict]:
-    """The objects of a JSONL file, [] if there is none. A last line that was cut off is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+def read_lines(path: Path, *needed: str) -> list[dict]:
+    """The objects of a JSONL file, [] if there is none. A last line that was cut off is left out.
+
+    ValueError naming the line that is no object, or lacks one of the keys that are `needed`.
+    """
+    return list(lines_of(path, *needed)) if path.is_file() else []
+
+
+def lines_of(path: Path, *needed: str) -> Iterator[dict]:
+    """The same one by one, of a file that is there."""
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        yield _line(f"{path}, line {number}", line, needed)
+
+
+def _line(place: str, line: bytes, needed: tuple[str, ...]) -> dict:
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(f"{path} holds a line that is not JSON: {error}") from error
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is not JSON: {error}. Correct or remove it") from error
+    missing = [key for key in needed if not isinstance(record, dict) or key not in record]
+    if not isinstance(record, dict) or missing:
+        raise ValueError(f"{place} is no object with {', '.join(missing) or 'keys'}. Correct or remove it")
+    return record

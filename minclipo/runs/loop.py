@@ -21,6 +21,7 @@ class Run:
     def __init__(self, trainer: Trainer, out: str | Path, description: str = "training"):
         self.trainer, self.config, self.out, self.description = trainer, trainer.config, Path(out), description
         self.saved_step, self.log_is_whole = 0, True
+        self.before_writing: Callable[[], None] = lambda: None
         trainer.progress = lambda parts: tqdm(parts, "sampling", leave=False, disable=None if len(parts) > 1 else True)
 
     def train(self, *, resume: bool = False, after_step: Callable[[int], None] | None = None) -> list[dict[str, float]]:
@@ -63,7 +64,7 @@ class Run:
             self.load()
         else:  # what is not from before this step is an earlier run's; its model goes, too
             remove_states([state for state in saved_states(self.out / "states") if step_of(state) >= self.step])
-        lines = read_lines(self.out / "metrics.jsonl") if self.step else []
+        lines = read_lines(self.out / "metrics.jsonl", "step") if self.step else []
         history = [line for line in lines if line["step"] <= self.step]
         write_lines(self.out / "metrics.jsonl", history)
         self.save()  # after resuming, too: the process may have died between saving the state and saving the model
@@ -72,7 +73,7 @@ class Run:
     def load(self) -> None:
         """Load the newest training state in OUT/states, if there are any. Raises ValueError if there are steps but no
         state: to start anew would overwrite what they led to."""
-        history, state = read_lines(self.out / "metrics.jsonl"), newest_state(self.out / "states")
+        history, state = read_lines(self.out / "metrics.jsonl", "step"), newest_state(self.out / "states")
         if state is None and history:
             raise ValueError(
                 f"{self.out} holds {len(history)} steps, but no training state to go on from (keep_states was 0, or "
@@ -103,17 +104,19 @@ class Run:
 
     def log(self, history: list[dict[str, float]]) -> None:
         """Append the newest metrics to OUT/metrics.jsonl; after a write that failed half-way, write all of them."""
-        if self.log_is_whole:
+        if self.log_is_whole and (self.out / "metrics.jsonl").is_file():
             self.log_is_whole = False
             with open(self.out / "metrics.jsonl", "a") as log:
                 log.write(json.dumps(history[-1]) + "\n")
         else:
+            self.out.mkdir(parents=True, exist_ok=True)
             write_lines(self.out / "metrics.jsonl", history)
         self.log_is_whole = True
 
     def or_warn(self, write: Callable, *arguments) -> None:
         """Write something, but a full disk or a lost folder does not end a run that may have taken hours."""
         try:
+            self.before_writing()
             write(*arguments)
         except OSError as error:
             tqdm.write(f"step {self.step}: {error}. It could not be written; training goes on")
