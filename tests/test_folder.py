@@ -289,11 +289,13 @@ def test_a_renaming_that_fails_changes_nothing(tmp_path, monkeypatch):
     before = contents(tmp_path / "vol")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", lambda *_: os.rmdir(ROOT))  # fails, whatever it is
-        with pytest.raises(OSError, match="cannot be renamed to .*vol-1: .*Choose another --out, such as .*vol/run2"):
+        message = "cannot be renamed to .*vol-1: .*Choose another --out, such as .*run2"
+        with pytest.raises(OSError, match=message) as found:  # keeps all that the failed call had
             prepare_out(tmp_path / "vol", SETTINGS, resume=False)
     after = contents(tmp_path / "vol")
     assert after.pop("lock") and before.pop("lock") and after == before
     refuse_taken(tmp_path / "vol")
+    assert found.tb is not None
 
 
 def test_home_is_expanded_and_nothing_is_refused(monkeypatch, tmp_path, capsys):
@@ -327,7 +329,7 @@ def test_data_inside_out_is_refused(tmp_path, capsys, option):
     begin(out)
     write_lines(out / "train-1.jsonl", [{"question": "1 + 1", "answer": "2"}])
     sources = {"--data": "sums", "--eval-data": "sums"} | {option: str(out / "train-*")}
-    arguments = [text for pair in sources.items() for text in pair]
+    arguments = [*SHORT, *(text for pair in sources.items() for text in pair)]
     assert train_llm.main(["--model", str(CHAT_MODEL), *arguments, "--out", str(out)]) == 1
     assert f"{option} {out / 'train-*'} is inside --out {out}" in capsys.readouterr().err
     refuse_inside(out, {"--data": "", "--eval-data": "openai/gsm8k:main/*", "--model": "~nobody/x"})
@@ -373,28 +375,29 @@ def test_a_start_that_was_killed_at_once_is_begun_again(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["lock", "settings.json"]
 
 
-@pytest.mark.parametrize("lost", ["", "settings.json", "lock", "metrics.jsonl", "states"])
+@pytest.mark.parametrize("lost", ["", "settings.json", "lock", "seed0/metrics.jsonl", "seed0/states"])
 def test_what_was_deleted_during_a_run_comes_back(tmp_path, lost):
-    """Everything, or a part. Catches: a run that ends, and one that cannot be resumed afterwards."""
+    """Everything, or a part, of a run in a folder within, as the toy's are. Catches: a run that ends, and one that
+    cannot be resumed afterwards."""
     out = tmp_path / "run"
 
     def delete(step: int) -> None:
-        if step == 3 and (out / lost).is_dir():
+        if step == 5 and (out / lost).is_dir():
             shutil.rmtree(out / lost)
-        elif step == 3:
+        elif step == 5:
             (out / lost).unlink()
 
     with prepare_out(out, SETTINGS, resume=False) as folder:
-        run = make(out)
+        run = make(out / "seed0")
         run.before_writing = folder.keep
         history = run.train(after_step=delete)
         with pytest.raises(Taken):
             refuse_taken(out)
     assert [line["step"] for line in history] == [1, 2, 3, 4, 5, 6]
-    assert without_times(read_lines(out / "metrics.jsonl")) == without_times(history)
+    assert without_times(read_lines(out / "seed0" / "metrics.jsonl")) == without_times(history)
     assert earlier_settings(out, "train_llm.py") == SETTINGS
     with prepare_out(out, SETTINGS, resume=True):
-        assert make(out, steps=7).train(resume=True)[-1]["step"] == 7
+        assert make(out / "seed0", steps=7).train(resume=True)[-1]["step"] == 7
 
 
 def test_a_run_stops_where_its_folder_has_become_anothers(tmp_path):
@@ -403,7 +406,7 @@ def test_a_run_stops_where_its_folder_has_become_anothers(tmp_path):
     run = prepare_out(out, SETTINGS, resume=False)
     out.rename(tmp_path / "mine")
     other = prepare_out(out, SETTINGS | {"started": 2.0}, resume=False)
-    with pytest.raises(Taken):
+    with pytest.raises(Taken, match="has been moved away. --out .*: process"):
         run.keep()
     other.release()
     with pytest.raises(ValueError, match="has been moved away, and another run has been there since"):
@@ -524,19 +527,22 @@ def test_a_resumed_run_of_the_script_checks_its_files(inputs, tmp_path, capsys):
     assert len(read_lines(out / "metrics.jsonl")) == 2 and "files" in read_json(out / "settings.json")
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluation.jsonl"])
-@pytest.mark.parametrize("line", ["[1]", "3", "{}", '{"step": 1, "rew', "[" * 100_000])
-def test_a_damaged_line_is_named_on_resuming(inputs, tmp_path, capsys, name, line):
+LINES = ["[1]", "3", "{}", '{"step": 1, "rew', "[" * 100_000]
+
+
+def test_a_damaged_line_is_named_on_resuming(tmp_path, capsys):
     """Catches: a traceback, also from a line that is JSON but no object."""
-    out = tmp_path / "run"
-    arguments = ["--model", str(inputs[0]), "--data", "sums", "--out", str(out), "--eval-problems", "2"]
-    assert train_llm.main([*SHORT, *arguments, "--eval-every", "1"]) == 0
-    with open(out / name, "a") as file:
-        file.write(line + "\n")
-    number = len((out / name).read_text().splitlines())
-    assert train_llm.main([*SHORT, *arguments, "--eval-every", "1", "--resume", "--steps", "2"]) == 1
-    printed = capsys.readouterr().err
-    assert f"{out / name}, line {number} is no" in printed and "Correct or remove it" in printed
+    arguments = ["--model", str(CHAT_MODEL), "--data", "sums", "--out", str(tmp_path / "run"), "--eval-problems", "2"]
+    arguments = [*SHORT, *arguments, "--eval-every", "1"]
+    assert train_llm.main(arguments) == 0
+    for path in (tmp_path / "run" / "metrics.jsonl", tmp_path / "run" / "evaluation.jsonl"):
+        whole = path.read_text()
+        for line in LINES:
+            path.write_text(f"{whole}{line}\n")
+            assert train_llm.main([*arguments, "--resume", "--steps", "2"]) == 1
+            printed = capsys.readouterr().err
+            assert f"{path}, line {whole.count(chr(10)) + 1} is no" in printed and "Correct or remove it" in printed
+        path.write_text(whole)
 
 
 # ---- memory ----
@@ -638,7 +644,9 @@ def test_a_damaged_result_is_named_and_left_out(tmp_path, capsys, method, text):
     assert list(read_json(tmp_path / "summary.json")) == ["clipo"]
 
 
-@pytest.mark.parametrize("line", ['{"step": 2, "rew', "[1]", "2", "{}", '{"step": 2, "accuracy": "high"}'])
+@pytest.mark.parametrize(
+    "line", ['{"step": 2, "rew', "[1]", "2", "{}", '{"step": 2, "accuracy": "high", "hallucination_rate": 0}']
+)
 def test_a_damaged_line_ends_its_curve(tmp_path, capsys, line):
     """In the middle of a run that was not resumed. Catches: no curves of anything; steps that do not match."""
     toy_run(tmp_path)

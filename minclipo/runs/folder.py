@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minclipo.checkpoint.files import PARTIAL, read_json, write_json
-from minclipo.runs.lock import NAME, Lock, refuse_taken
+from minclipo.runs.lock import NAME, Lock, Taken, refuse_taken
 
 SETTINGS = "settings.json"
 BEGUN = {NAME, SETTINGS + PARTIAL}  # what a process leaves that was killed before the run began
@@ -28,7 +28,10 @@ class RunFolder:
         finds the run. ValueError if the folder has become another run's by now: it is not ours to write to."""
         marker = self.folder / SETTINGS
         if not self.lock.in_place():
-            lock = Lock(self.folder)
+            try:
+                lock = Lock(self.folder)
+            except Taken as error:
+                raise Taken(f"{self.folder} has been moved away. {error}") from error
             if marker.is_file() and read_json(marker) != json.loads(json.dumps(self.settings)):
                 lock.release()
                 raise ValueError(f"{self.folder} has been moved away, and another run has been there since")
