@@ -28,12 +28,14 @@ import torch
 from minclipo.checkpoint import Checkpoint, Tokenizer
 from minclipo.config import TrainConfig
 from minclipo.model import GPT, GPTConfig
+from minclipo.runs.available import advice_on
 from minclipo.runs.changes import may_change, say_if_done
-from minclipo.runs.command_line import Parser, add_options, add_run_options, expanded_path, whole_number
+from minclipo.runs.command_line import Parser, add_options, add_run_options, whole_number
 from minclipo.runs.config_file import read_arguments
 from minclipo.runs.console import prepare_console, say
 from minclipo.runs.evaluator import Evaluator, evaluation_line, evaluation_size
-from minclipo.runs.folder import check_out, earlier_settings, prepare_out
+from minclipo.runs.folder import check_out, earlier_settings, out_path, prepare_out
+from minclipo.runs.inputs import refuse_inside, same_revision, what_was_read
 from minclipo.runs.llm_config import LLMConfig, make_configs, say_repeats, say_settings, say_unread_variables
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import (
@@ -100,7 +102,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--eval-only", action="store_true", help="measure the model; trains and writes nothing")
     parser.add_argument(
-        "--out", type=expanded_path, default=Path("runs/llm"), help="where everything goes (default: runs/llm)"
+        "--out", type=out_path, default=Path("runs/llm"), help="where everything goes (default: runs/llm)"
     )
     add_run_options(parser)
     parser.add_argument(
@@ -148,15 +150,15 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     """Check everything that can be checked, cheapest checks first; then train."""
     out, resume, device = arguments.out, arguments.resume, pick_device(config.device)
     dtype, may_differ = pick_dtype(config.dtype, device), may_change(train_config)
-    if Path(config.model).exists() and Path(config.model).resolve().is_relative_to(out.resolve()):
-        raise ValueError(f"--model {config.model} is inside --out {out}, which is written to: choose another --out")
     settings = run_settings(arguments, config, train_config)
     check_out(out, settings, resume, may_differ)
+    refuse_inside(out, {"--model": config.model, "--data": config.data, "--eval-data": config.eval_data})
     if resume:
         say_if_done(out, train_config)
     if arguments.algorithm and train_config.num_mini_batches == 1:
         print("with --num-mini-batches 1 every ratio is 1: ratio and clip of the algorithm do nothing")
-    checkpoint = Checkpoint(config.model)
+    earlier = earlier_settings(out, "train_llm.py") if resume else None
+    checkpoint = Checkpoint(same_revision(config.model, earlier))
     shape, tokenizer = checkpoint.config, tokenizer_of(checkpoint, config)
     check_room(out, bytes_on_disk(shape, dtype, train_config.keep_states), resume)
     estimate = estimate_memory(
@@ -184,17 +186,21 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     model.gradient_checkpointing = config.gradient_checkpointing
     model.compiled = config.compile == "on" or config.compile == "auto" and device.type == "cuda"
 
-    prepare_out(out, settings, resume, may_differ)
-    run = Run(Trainer(model, tokenizer, task, train_config), out, "train")
-    if eval_task is not None:
-        evaluator = make_evaluator(config, train_config, model, tokenizer, eval_task)
-        after_step = partial(
-            evaluator.after_step, every=config.eval_every, last=train_config.steps, out=out, show=config.show
-        )
-    else:
-        print("no --eval-data: only the training rollouts will be measured")
-        after_step = lambda step: config.eval_every and step % config.eval_every == 0 and run.show_rollouts(config.show)
-    run.train(resume=resume, after_step=after_step)
+    settings |= what_was_read(
+        out, checkpoint.directory, config.data, eval_source, earlier, bool(train_config.kl_weight)
+    )
+    with prepare_out(out, settings, resume, may_differ) as folder:
+        run = Run(Trainer(model, tokenizer, task, train_config), out, "train")
+        run.before_writing = folder.keep
+        if eval_task is not None:
+            evaluator = make_evaluator(config, train_config, model, tokenizer, eval_task)
+            after_step = partial(
+                evaluator.after_step, every=config.eval_every, last=train_config.steps, out=out, show=config.show
+            )
+        else:
+            print("no --eval-data: only the training rollouts will be measured")
+            after_step = lambda at: config.eval_every and at % config.eval_every == 0 and run.show_rollouts(config.show)
+        run.train(resume=resume, after_step=after_step)
 
 
 @stop_signals()
@@ -214,23 +220,14 @@ def main(argv: list[str] | None = None) -> int:
         can_go_on = getattr(stop, "can_go_on", True) and not arguments.eval_only
         say(f"{stop or 'interrupted'}." + " The same command with --resume goes on." * can_go_on)
         return exit_code(stop)
-    except torch.OutOfMemoryError as error:
-        print(
-            f"train_llm.py: {error}\nTry smaller --sampling-rows (for the rollouts) and --micro-batch-tokens (for the "
-            "update), or --gradient-checkpointing; with --resume they go on from the last training state.",
-            file=sys.stderr,
-        )
-        return 1
     except (ValueError, OSError, FloatingPointError) as error:  # it may quote what a stranger wrote
         print(without_commands(f"train_llm.py: {error}", but="\n"), file=sys.stderr)
         return 1
     except Exception as error:
-        if not type(error).__module__.startswith("torch._dynamo"):
+        advice = advice_on(error)
+        if advice is None:
             raise
-        print(
-            f"train_llm.py: {error}\nCompiling failed: try --compile off, with --resume if steps are done.",
-            file=sys.stderr,
-        )
+        print(f"train_llm.py: {error}\n{advice}", file=sys.stderr)
         return 1
     print(f"{time.perf_counter() - started:.0f} s, at most {peak_memory_mib():.0f} MiB")
     if torch.cuda.is_available():

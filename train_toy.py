@@ -17,6 +17,7 @@ import platform
 import random
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,6 @@ from minclipo.runs.command_line import (
     add_options,
     add_run_options,
     changeable_later,
-    expanded_path,
     flag,
     given_options,
     made,
@@ -41,7 +41,7 @@ from minclipo.runs.command_line import (
 )
 from minclipo.runs.config_file import read_arguments
 from minclipo.runs.console import prepare_console, say
-from minclipo.runs.folder import earlier_settings, prepare_out
+from minclipo.runs.folder import earlier_settings, out_path, prepare_out
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import peak_memory_mib
 from minclipo.runs.measure import evaluate
@@ -115,10 +115,17 @@ def measure(trained, tokenizer, config: TrainConfig, toy: ToyConfig, started: fl
 
 
 def run_seed(
-    seed: int, methods: list[str], given: dict, algorithm: str, toy: ToyConfig, out: Path, resume: bool
+    seed: int,
+    methods: list[str],
+    given: dict,
+    algorithm: str,
+    toy: ToyConfig,
+    out: Path,
+    resume: bool,
+    keep: Callable[[], None],
 ) -> None:
     """Pretrain, then train every method from that start. What an earlier run has finished is not repeated; with
-    `resume` a method that was interrupted goes on from its last training state."""
+    `resume` a method that was interrupted goes on from its last training state. `keep`: RunFolder.keep of `out`."""
     tokenizer, folder = toy_tokenizer(), out / f"seed{seed}"
     if not (folder / "pretrained" / "result.json").is_file():
         print(f"\nseed {seed}: pretraining on the careless textbook, {toy.pretrain_steps} steps")
@@ -138,7 +145,9 @@ def run_seed(
         print(f"\nseed {seed}: {method}")
         started, config = time.perf_counter(), method_config(method, given, seed, algorithm)
         trainer = Trainer(copy.deepcopy(start), tokenizer, TASK, config)
-        Run(trainer, folder / method, method).train(resume=resume)
+        run = Run(trainer, folder / method, method)
+        run.before_writing = keep
+        run.train(resume=resume)
         measure(trainer.model, tokenizer, config, toy, started, folder / method)
 
 
@@ -184,7 +193,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
         help="seeds of pretraining, problems and sampling (default: 0)",
     )
     parser.add_argument(
-        "--out", type=expanded_path, default=Path("runs/toy"), help="where everything goes (default: runs/toy)"
+        "--out", type=out_path, default=Path("runs/toy"), help="where everything goes (default: runs/toy)"
     )
     add_run_options(parser)
     parser.add_argument(
@@ -232,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         settings = run_settings(arguments, methods, seeds, toy)
         # The number of steps stays: what a method's evaluation has found is about its last one.
-        prepare_out(arguments.out, settings, arguments.resume, changeable_later(TrainConfig) - {"steps"})
+        folder = prepare_out(arguments.out, settings, arguments.resume, changeable_later(TrainConfig) - {"steps"})
     except (ValueError, OSError) as error:
         parser.error(str(error))
     say_if_done(methods, seeds, arguments.out)
@@ -240,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
     started, status = time.perf_counter(), 0
     try:
         for seed in seeds:
-            run_seed(seed, methods, given, arguments.algorithm, toy, arguments.out, arguments.resume)
+            run_seed(seed, methods, given, arguments.algorithm, toy, arguments.out, arguments.resume, folder.keep)
     except KeyboardInterrupt as stop:
         on = "The same command with --resume goes on." if getattr(stop, "can_go_on", True) else "It cannot go on."
         say(f"\n{stop or 'interrupted'}. {on} This is what is finished:")
@@ -256,6 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         say(f"\n{stop or 'interrupted'}. The report is not complete; the same command with --resume makes it.")
         status = exit_code(stop)
+    folder.release()
     print(f"{time.perf_counter() - started:.0f} s")
     return status
 

@@ -434,15 +434,15 @@ def test_steps_that_the_log_has_lost_are_said(copied, capsys):
     assert f"{log} lacks 2 of these steps, the first is step 2\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", ["[]", "3", '{"reward": 1}', '{"step": "1"}', "{", "\x00\x00", "[" * 100_000])
+@pytest.mark.parametrize("line", ["[]", "3", '{"reward": 1}', "{", "\x00\x00", "[" * 100_000])
 def test_a_damaged_line_of_a_log_is_named(tmp_path, line):
     """Catches: tracebacks from what is no object or has no step."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + line + "\n")
-    with pytest.raises(ValueError, match=f"^line 2 of {tmp_path / 'metrics.jsonl'} .*Remove that line$"):
-        read_lines(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match=f"^{tmp_path / 'metrics.jsonl'}, line 2 is .*remove it$"):
+        read_lines(tmp_path / "metrics.jsonl", "step")
 
 
 def test_a_log_that_is_no_text_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe{}\n')
-    with pytest.raises(ValueError, match="line 2 of .*metrics.jsonl is not JSON"):
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2 is not JSON"):
         read_lines(tmp_path / "metrics.jsonl")

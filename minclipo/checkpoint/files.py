@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -123,20 +124,26 @@ def write_lines(path: Path, records: list[dict]) -> None:
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def read_lines(path: Path) -> list[dict]:
-    """The objects of a log with one JSON object per line, each with its step; [] if there is none. A last line that was
-    cut off is left out. ValueError naming file and line if another is damaged."""
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [_log_line(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
+def read_lines(path: Path, *needed: str) -> list[dict]:
+    """The objects of a JSONL file, [] if there is none. A last line that was cut off is left out.
+
+    ValueError naming the line that is no object, or lacks one of the keys that are `needed`.
+    """
+    return list(lines_of(path, *needed)) if path.is_file() else []
 
 
-def _log_line(line: bytes, where: str) -> dict:
+def lines_of(path: Path, *needed: str) -> Iterator[dict]:
+    """The same one by one, of a file that is there."""
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        yield _line(f"{path}, line {number}", line, needed)
+
+
+def _line(place: str, line: bytes, needed: tuple[str, ...]) -> dict:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON: {error}. Remove that line") from error
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
-        raise ValueError(f'{where} must be an object with a whole "step", found {line[:80]!r}. Remove that line')
+        raise ValueError(f"{place} is not JSON: {error}. Correct or remove it") from error
+    missing = [key for key in needed if not isinstance(record, dict) or key not in record]
+    if not isinstance(record, dict) or missing:
+        raise ValueError(f"{place} is no object with {', '.join(missing) or 'keys'}. Correct or remove it")
     return record

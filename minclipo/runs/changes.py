@@ -10,6 +10,8 @@ from minclipo.runs.recipes import ALGORITHMS, METHODS, SWITCHES, TOY
 from minclipo.runs.state import saved_states, step_of
 from minclipo.toy import ToyConfig
 
+FILES = "files"  # the section of what was read: minclipo/runs/inputs.py compares it
+
 
 def may_change(config: TrainConfig) -> set[str]:
     """Options of train_llm.py that may be other than before. The number of steps only where no schedule ends with it."""
@@ -41,7 +43,8 @@ def differences(earlier: dict, settings: dict) -> dict[str, tuple]:
     """
     algorithm = (earlier.get("training") or {}).get("algorithm", "grpo")  # the toy's
     defaults, found = defaults_of(settings["script"], algorithm), {}
-    for section in [name for name, value in settings.items() if isinstance(value, dict)]:
+    sections = [name for name, value in settings.items() if isinstance(value, dict) and name != FILES]
+    for section in sections:
         old, new = earlier.get(section) or {}, settings[section]
         for name in sorted(old.keys() | new.keys()):
             then, now = (options.get(name, defaults.get(name)) for options in (old, new))

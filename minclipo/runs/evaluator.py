@@ -58,7 +58,7 @@ class Evaluator:
         """Measure every `every` steps (0: never) and after the `last`, unless that has been done; write and show it."""
         path = out / "evaluation.jsonl"
         if self.lines is None:  # a resumed run forgets what was measured after the state that it goes on from
-            self.lines = [line for line in read_lines(path) if line["step"] <= step]
+            self.lines = [line for line in read_lines(path, "step", "greedy") if line["step"] <= step]
         due = every and (step % every == 0 or step == last)
         if not due or step in [line["step"] for line in self.lines]:
             return

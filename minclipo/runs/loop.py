@@ -25,6 +25,7 @@ class Run:
     def __init__(self, trainer: Trainer, out: str | Path, description: str = "training"):
         self.trainer, self.config, self.out, self.description = trainer, trainer.config, Path(out), description
         self.saved_step, self.log_is_whole, self.history = 0, True, []
+        self.before_writing: Callable[[], None] = lambda: None
         self.doing = "starting"  # or "step", "evaluation", "saving": the screen shows it, and a signal depends on it
         self.before: dict = {}  # what the sampling of the step that is running uses up, as it was before
 
@@ -130,7 +131,7 @@ class Run:
             self.load()
         else:  # what is not from before this step is an earlier run's; its model goes, too
             remove_states([state for state in saved_states(self.out / "states") if step_of(state) >= self.step])
-        lines = read_lines(self.out / "metrics.jsonl") if self.step else []
+        lines = read_lines(self.out / "metrics.jsonl", "step") if self.step else []
         history = [line for line in lines if line["step"] <= self.step]
         write_lines(self.out / "metrics.jsonl", history)
         self.history = history
@@ -140,7 +141,7 @@ class Run:
     def load(self) -> None:
         """Load the newest training state in OUT/states, if there are any. Raises ValueError if it is damaged or another
         run's, and if there are steps but no state: to start anew would overwrite what they led to."""
-        history, paths = read_lines(self.out / "metrics.jsonl"), saved_states(self.out / "states")
+        history, paths = read_lines(self.out / "metrics.jsonl", "step"), saved_states(self.out / "states")
         if not paths and history:
             raise ValueError(
                 f"{self.out} holds {len(history)} steps, but no training state to go on from (keep_states was 0, or "
@@ -186,11 +187,12 @@ class Run:
 
     def log(self, history: list[dict[str, float]]) -> None:
         """Append the newest metrics to OUT/metrics.jsonl; after a write that failed half-way, write all of them."""
-        if self.log_is_whole:
+        if self.log_is_whole and (self.out / "metrics.jsonl").is_file():
             self.log_is_whole = False
             with writing(self.out / "metrics.jsonl"), open(self.out / "metrics.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps(history[-1]) + "\n")
         else:
+            self.out.mkdir(parents=True, exist_ok=True)
             write_lines(self.out / "metrics.jsonl", history)
         self.log_is_whole = True
 
@@ -206,6 +208,7 @@ class Run:
     def or_warn(self, write: Callable, *arguments) -> None:
         """Write something, but a full disk or a lost folder does not end a run that may have taken hours."""
         try:
+            self.before_writing()
             write(*arguments)
         except OSError as error:
             say(f"step {self.step}: {error}; training goes on")

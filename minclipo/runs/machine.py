@@ -15,6 +15,7 @@ import torch
 from minclipo.config import TrainConfig
 from minclipo.logprobs import CHUNK_LOGITS
 from minclipo.model import GPT, GPTConfig
+from minclipo.runs.available import available_memory
 from minclipo.runs.console import WIDTH, wrapped
 from minclipo.sampler import SLOTS
 
@@ -200,6 +201,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def check_memory(estimate: Memory, device: torch.device) -> None:
     """Say what a step will take if prompts and completions are as long as they may be; ValueError if it cannot fit."""
     print(f"{ESTIMATED}{estimate}")
+    if device.type == "cpu":
+        warn_of_little_memory(estimate, available_memory())
     if device.type != "cuda":
         return
     available = torch.cuda.get_device_properties(device).total_memory
@@ -210,6 +213,17 @@ def check_memory(estimate: Memory, device: torch.device) -> None:
         )
     if estimate.peak > available:
         print("that is more than this GPU has: try --micro-batch-tokens, --sampling-rows, --gradient-checkpointing")
+
+
+def warn_of_little_memory(estimate: Memory, available: int | None) -> None:
+    """On a CPU a step may still fit: others end, there may be room to swap, completions are seldom all full."""
+    if available is None or estimate.peak <= available:
+        return
+    print(f"WARNING: that is more than the {available / GIB:.1f} GiB of memory that this process can get")
+    if estimate.fixed > available:
+        print(f"Weights, optimizer and gradients alone take {estimate.fixed / GIB:.1f} GiB: choose a smaller --model")
+    else:
+        print("Lower it with --micro-batch-tokens, --sampling-rows, --gradient-checkpointing")
 
 
 def bytes_on_disk(shape: GPTConfig, dtype: torch.dtype, keep_states: int) -> int:

@@ -5,28 +5,30 @@ import os
 import sys
 from pathlib import Path
 
-from minclipo.checkpoint.files import read_json, read_lines, write_json
+from minclipo.checkpoint.files import lines_of, read_json, write_json
 from minclipo.runs.intervals import Interval, seeds_interval, share_interval
 from minclipo.runs.measure import number
 from minclipo.runs.plots import STYLES, plot_training
 from minclipo.runs.recipes import NAMES
 from minclipo.tasks.chain import ChainProblem, check_steps
 
+DRAWN = ("step", "accuracy", "accuracy_sampled", "hallucination_rate")
 MEASURES = ("accuracy", "hallucination_rate", "faithful_accuracy")
 Results = dict[str, dict[int, dict]]  # results[method][seed]: what result.json says
 
 
 def report(out: Path, algorithm: str) -> None:
-    """Table, examples, summary.json and curves.png of all that has been finished."""
+    """Table, examples, summary.json and curves.png of all that has been finished. A damaged file is named and left
+    out, so that hours of work do not end in a traceback."""
     results = finished(out)
     summary = summarize(results)
     if not summary:
         print("nothing has been finished yet")
         return
     print("\n" + table(summary))
-    several = len(results["pretrained"]) > 1
+    several = max(map(len, results.values())) > 1
     print("(mean and 95% interval over seeds)" if several else "(95% interval of the evaluation's sample: one seed)")
-    show_solutions(results, next(iter(results["pretrained"])))
+    show_solutions(results, min(min(by_seed) for by_seed in results.values() if by_seed))
     write_json(out / "summary.json", summary)
     curves = histories(out)
     if curves:
@@ -36,21 +38,63 @@ def report(out: Path, algorithm: str) -> None:
 
 def finished(out: Path) -> Results:
     """Everything that `out` has finished, of this call and of earlier ones."""
-    seeds = sorted(int(path.name.removeprefix("seed")) for path in out.glob("seed*"))
-    return {
-        method: {
-            seed: read_json(path) for seed in seeds if (path := out / f"seed{seed}" / method / "result.json").is_file()
-        }
+    names = (path.name.removeprefix("seed") for path in out.glob("seed*"))
+    seeds = sorted(int(name) for name in names if name.isdecimal())
+    found = {
+        method: {seed: read_result(out / f"seed{seed}" / method / "result.json") for seed in seeds}
         for method in ["pretrained", *STYLES]
     }
+    return {method: {seed: run for seed, run in by_seed.items() if run} for method, by_seed in found.items()}
+
+
+def read_result(path: Path) -> dict | None:
+    """What a result.json says; None if there is none or if it is damaged, which is said."""
+    if not path.is_file():
+        return None
+    try:
+        result = read_json(path)
+        check_result(result)
+        return result
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        print(
+            f"\n{path} is damaged and left out: {type(error).__name__}: {error}. Remove it and --resume, to measure anew"
+        )
+        return None
+
+
+def check_result(result: dict) -> None:
+    """An error unless everything that is shown is there and of the right type."""
+    for name in ("problems", "correct", "faithful", "seconds", "peak_memory_mib", *MEASURES):
+        if not is_number(result[name]) and not (name in MEASURES and result[name] is None):
+            raise ValueError(f"{name} is {result[name]!r}")
+    if not 0 <= result["faithful"] <= result["correct"] <= result["problems"] != 0:
+        raise ValueError("problems, correct and faithful contradict each other")
+    for fields, text in result["examples"]:
+        marked(ChainProblem(fields["start"], tuple(fields["operands"])), text, colour=False)
+
+
+def is_number(value) -> bool:
+    return isinstance(value, int | float)
 
 
 def histories(out: Path) -> dict[str, list[list[dict]]]:
     """The metrics that runs have written so far, finished or not: for each method a list of runs."""
-    found = {
-        method: [read_lines(path) for path in sorted(out.glob(f"seed*/{method}/metrics.jsonl"))] for method in STYLES
-    }
+    found = {method: [history(path) for path in sorted(out.glob(f"seed*/{method}/metrics.jsonl"))] for method in STYLES}
     return {method: [run for run in runs if run] for method, runs in found.items() if any(runs)}
+
+
+def history(path: Path) -> list[dict]:
+    """The metrics of a run, up to the first damaged line, which is named."""
+    run = []
+    try:
+        for number, line in enumerate(lines_of(path, "step", "accuracy", "hallucination_rate"), 1):
+            wrong = [name for name in DRAWN if not is_number(line.get(name)) and line.get(name) is not None]
+            if wrong:
+                raise ValueError(f"{path}, line {number}: {', '.join(wrong)} must be a number")
+            run.append(line)
+    except ValueError as error:
+        print(f"\n{error}. The curve of this run ends before it")
+    return run
 
 
 def summarize(results: Results) -> dict[str, dict]:
@@ -101,11 +145,12 @@ def show_solutions(results: Results, seed: int) -> None:
     how = "in red" if colour else "in [brackets]"
     print(f"\nthe first problems of seed {seed}'s evaluation, wrong steps {how}:")
     runs = {method: by_seed[seed] for method, by_seed in results.items() if seed in by_seed}
-    for i, (fields, _) in enumerate(runs["pretrained"]["examples"]):
+    for i, (fields, _) in enumerate(next(iter(runs.values()))["examples"]):
         problem = ChainProblem(fields["start"], tuple(fields["operands"]))
         print(f"\n  {problem.prompt}")
         for method, run in runs.items():
-            print(f"    {method:15} {marked(problem, run['examples'][i][1], colour)}")
+            if i < len(run["examples"]):
+                print(f"    {method:15} {marked(problem, run['examples'][i][1], colour)}")
 
 
 def marked(problem: ChainProblem, text: str, colour: bool) -> str:

@@ -1,0 +1,131 @@
+"""The files that a run reads, checkpoint and data: remembered by size and checksum, so that it resumes with the same.
+
+settings.json holds {"files": {"model": {name: {"bytes", "sha256"}}, "data": ..., "eval_data": ...}}.
+"""
+
+import glob
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from minclipo.checkpoint.files import read_object
+from minclipo.checkpoint.hub import HUB_ID, dataset_files
+from minclipo.runs.changes import FILES
+from minclipo.runs.folder import way_out
+from minclipo.runs.problems import BUILT_IN
+
+Files = dict[str, dict[str, dict]]
+TEXTS = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "chat_template.jinja",
+)  # fmt: skip
+INDEX = "model.safetensors.index.json"
+LARGE = 2 * 10**9  # bytes: a second or two
+
+
+def refuse_inside(out: Path, sources: dict[str, str]) -> None:
+    """ValueError naming the option whose file is in `out`: a run writes there, and the next one renames it."""
+    home = Path(os.path.realpath(out))
+    for option, source in sources.items():
+        path = os.path.expanduser(source)
+        for found in [path] if os.path.exists(path) else glob.glob(path, recursive=True):
+            if Path(os.path.realpath(found)).is_relative_to(home):
+                raise ValueError(f"{option} {source} is inside --out {out}, which is written to: choose another --out")
+
+
+def what_was_read(out: Path, directory: Path, data: str, eval_data: str, earlier: dict | None, reference: bool) -> dict:
+    """For settings.json: the files that a run reads, and the revision of a model from the hub.
+
+    directory: the checkpoint's. earlier: the settings of the run in `out` that is resumed, else None. reference: is
+    there a KL penalty to the checkpoint's weights? ValueError naming the files if training would go on with others.
+    """
+    files = remember(directory, data, eval_data)
+    if earlier is not None:
+        files = same_files(out, earlier.get(FILES), files, reference)
+    revision = directory.name if directory.parent.name == "snapshots" else None  # how the hub's cache is built
+    return {FILES: files} | ({"model_revision": revision} if revision else {})
+
+
+def model_files(directory: Path) -> dict[str, Path]:
+    """The files of a checkpoint that are read, by name."""
+    weights = ["model.safetensors"]
+    if not (directory / weights[0]).is_file():
+        weights = [INDEX, *sorted(set(read_object(directory / INDEX)["weight_map"].values()))]
+    return {name: directory / name for name in (*TEXTS, *weights) if (directory / name).is_file()}
+
+
+def data_files_by_name(source: str) -> dict[str, Path]:
+    """The files that --data or --eval-data names, by the part of their paths in which they differ."""
+    files = [] if not source or source in BUILT_IN else dataset_files(source)
+    if not files:
+        return {}
+    folder = os.path.commonpath([path.parent for path in files])
+    return {Path(os.path.relpath(path, folder)).as_posix(): path for path in files}
+
+
+def remember(directory: Path, data: str, eval_data: str) -> Files:
+    """Size and checksum of every file of a run, for settings.json."""
+    groups = {
+        "model": model_files(directory),
+        "data": data_files_by_name(data),
+        "eval_data": data_files_by_name(eval_data),
+    }
+    size = sum(path.stat().st_size for files in groups.values() for path in files.values())
+    if size > LARGE:
+        print(f"checksums of {size / 1e9:.1f} GB of model and data, so that --resume knows them again")
+    with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
+        return {group: dict(zip(files, pool.map(fingerprint, files.values()))) for group, files in groups.items()}
+
+
+def fingerprint(path: Path) -> dict:
+    """{"bytes", "sha256"} of a file; {} of a pipe, which can be read only once."""
+    if not path.is_file():
+        return {}
+    digest, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(2**20))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            size += count
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def same_files(out: Path, earlier: Files | None, now: Files, reference: bool) -> Files:
+    """What to remember of a resumed run: the files it began with, and today's evaluation set.
+
+    earlier: what it began with; None, of a version that did not remember it. Weights matter only as the `reference` of
+    a KL penalty: the policy's own are in the training state.
+    """
+    if earlier is None:
+        print(f"{out} was begun by a version that did not remember its files: whether they are the same is not known")
+        return now
+    changed = {group: changes(earlier.get(group, {}), now[group]) for group in now}
+    weights = [] if reference else [text for text in changed["model"] if ".safetensors" in text]
+    refused = {
+        "--model": [text for text in changed["model"] if text not in weights],
+        "--data": changed["data"],
+    }
+    if any(refused.values()):
+        texts = "; ".join(f"{option}: {', '.join(said)}" for option, said in refused.items() if said)
+        raise ValueError(f"--resume: since {out} was begun, {texts}. Put the earlier files back, or {way_out(out)}")
+    if weights:
+        print(f"since {out} was begun, --model: {', '.join(weights)}. The run goes on from its own weights")
+    if changed["eval_data"]:
+        texts = ", ".join(changed["eval_data"])
+        print(f"since {out} was begun, --eval-data: {texts}. Evaluations before and after are not comparable")
+    return now | {group: earlier.get(group, now[group]) for group in ("model", "data")}
+
+
+def changes(earlier: dict[str, dict], now: dict[str, dict]) -> list[str]:
+    """What has changed, by name."""
+    names = [*earlier, *(name for name in now if name not in earlier)]
+    said = {
+        name: "is gone" if name not in now else "is new" if name not in earlier else "has changed" for name in names
+    }
+    return [f"{name} {said[name]}" for name in names if earlier.get(name) != now.get(name)]
+
+
+def same_revision(model: str, earlier: dict | None) -> str:
+    """The hub id at the revision that a resumed run began with: the hub may have a newer one by now."""
+    revision = (earlier or {}).get("model_revision")
+    return f"{model}@{revision}" if revision and HUB_ID.fullmatch(model) and "@" not in model else model
