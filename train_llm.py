@@ -27,10 +27,13 @@ from pathlib import Path
 import torch
 
 from minclipo.checkpoint import Checkpoint, Tokenizer
+from minclipo.checkpoint.files import write_json
 from minclipo.config import TrainConfig, check, option
 from minclipo.model import GPT, GPTConfig
+from minclipo.runs.best import METRICS, KeepBest, check_keep_best
+from minclipo.runs.callbacks import TensorBoard
 from minclipo.runs.command_line import add_options, changeable_later, given_options, refuse_idle
-from minclipo.runs.evaluator import Evaluator, evaluation_line, evaluation_size
+from minclipo.runs.evaluator import Evaluator, evaluation_size, scores, show_evaluation, write_answers
 from minclipo.runs.folder import check_out, earlier_settings, prepare_out
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import (
@@ -42,7 +45,7 @@ from minclipo.runs.machine import (
     pick_device,
     pick_dtype,
 )
-from minclipo.runs.measure import show_examples
+from minclipo.runs.plots import Curves
 from minclipo.runs.problems import BUILT_IN, make_task
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
 from minclipo.tasks import Task
@@ -92,6 +95,9 @@ class LLMConfig:
     eval_temperature: float = _evaluation(0.6, "sampling temperature of those", above=0, at_least=1e-6)
     eval_top_p: float = _evaluation(0.95, "their top-p", above=0, at_most=1)
     show: int = _evaluation(2, "completions shown at each evaluation", at_least=0)
+    keep_best: str = _evaluation(
+        "off", "keep the model that is best by this, held out, in OUT/best, too", choices=("off", *METRICS)
+    )
 
     def __post_init__(self):
         check(self)
@@ -157,13 +163,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--algorithm", choices=list(ALGORITHMS), help="ratio, clip, means and KL (default: the preset's GRPO)"
     )
-    parser.add_argument("--eval-only", action="store_true", help="measure the model; trains and writes nothing")
-    parser.add_argument("--out", type=Path, default=Path("runs/llm"), help="where everything goes (default: runs/llm)")
+    parser.add_argument("--eval-only", action="store_true", help="measure the model; trains nothing")
+    parser.add_argument(
+        "--out", type=Path, help="where everything goes (default: runs/llm; with --eval-only: runs/eval)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last training state in OUT")
+    parser.add_argument("--tensorboard", action="store_true", help="scalars for TensorBoard, in OUT/tensorboard")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: 0, as many as PyTorch takes)")
     add_options(parser, LLMConfig)
     add_options(parser, TrainConfig, skip=("process_penalty",), other_defaults=LLM)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    arguments.out = arguments.out or Path("runs/eval" if arguments.eval_only else "runs/llm")
+    return arguments
 
 
 def make_configs(arguments: argparse.Namespace) -> tuple[LLMConfig, TrainConfig]:
@@ -181,15 +192,25 @@ def make_configs(arguments: argparse.Namespace) -> tuple[LLMConfig, TrainConfig]
     return LLMConfig(**llm), TrainConfig(**{name: value for name, value in chosen.items() if name not in fields})
 
 
-def evaluate_only(config: LLMConfig, train_config: TrainConfig) -> None:
+def evaluate_only(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainConfig) -> None:
+    """Measure the model; its numbers and answers go to a folder of their own."""
+    out, settings = arguments.out, run_settings(arguments, config, train_config)
+    settings["script"] += " --eval-only"
+    if earlier_settings(out, "train_llm.py") is not None:
+        raise ValueError(f"--out {out} is a training run; an evaluation needs a folder of its own")
+    check_out(out, settings, resume=False)
     device, checkpoint = pick_device(config.device), Checkpoint(config.model)
     limit = prompt_limit(checkpoint.config, config, train_config)
     tokenizer = tokenizer_of(checkpoint, config)
     task = make_task(config.eval_data or config.data, config, tokenizer, limit)
     model = checkpoint.model(pick_dtype(config.dtype, device), device)
-    found = make_evaluator(config, train_config, model, tokenizer, task).measure()
-    print(evaluation_line(found))
-    show_examples(found["greedy"]["examples"][: config.show])
+    prepare_out(out, settings, resume=False)
+    answers = make_evaluator(config, train_config, model, tokenizer, task).measure()
+    found = scores(answers)
+    show_evaluation(found, answers, config.show)
+    write_answers(answers, out / "answers.jsonl")
+    write_json(out / "evaluation.json", found)
+    print(f"in {out}: evaluation.json (these numbers), answers.jsonl (every completion with its verdict)")
 
 
 def run_settings(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainConfig) -> dict:
@@ -212,13 +233,16 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     dtype, may_differ = pick_dtype(config.dtype, device), changeable_later(LLMConfig, TrainConfig)
     if Path(config.model).exists() and Path(config.model).resolve().is_relative_to(out.resolve()):
         raise ValueError(f"--model {config.model} is inside --out {out}, which is written to: choose another --out")
+    check_keep_best(config, held_out=bool(config.eval_data or config.data in BUILT_IN))
+    board = TensorBoard(out / "tensorboard") if arguments.tensorboard else None
     settings = run_settings(arguments, config, train_config)
     check_out(out, settings, resume, may_differ)
     if arguments.algorithm and train_config.num_mini_batches == 1:
         print("with --num-mini-batches 1 every ratio is 1: ratio and clip of the algorithm do nothing")
     checkpoint = Checkpoint(config.model)
     shape, tokenizer = checkpoint.config, tokenizer_of(checkpoint, config)
-    check_room(out, bytes_on_disk(shape, dtype, train_config.keep_states), resume)
+    best = bytes_on_disk(shape, dtype, keep_states=0) // 2 if config.keep_best != "off" else 0  # one more model
+    check_room(out, bytes_on_disk(shape, dtype, train_config.keep_states) + best, resume)
     estimate = estimate_memory(
         shape,
         train_config,
@@ -244,12 +268,26 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     model.compiled = config.compile == "on" or config.compile == "auto" and device.type == "cuda"
 
     prepare_out(out, settings, resume, may_differ)
-    run = Run(Trainer(model, tokenizer, task, train_config), out, "train")
+    run_training(Trainer(model, tokenizer, task, train_config), eval_task, config, out, board, resume)
+
+
+def run_training(
+    trainer: Trainer, eval_task: Task | None, config: LLMConfig, out: Path, board: TensorBoard | None, resume: bool
+) -> None:
+    """Train, with all that watches: evaluations on held-out problems if there are any, pictures, TensorBoard."""
+    model, tokenizer, train_config = trainer.model, trainer.tokenizer, trainer.config
+    steps, longest = train_config.steps, train_config.max_new_tokens
+    curves = Curves(out, every=train_config.save_every, last=steps, max_new_tokens=longest)
+    draws_itself = eval_task is not None and config.eval_every  # after each evaluation
+    callbacks = ([board] if board else []) + ([] if draws_itself else [curves])
+    run = Run(trainer, out, "train", callbacks)
     if eval_task is not None:
         evaluator = make_evaluator(config, train_config, model, tokenizer, eval_task)
-        after_step = partial(
-            evaluator.after_step, every=config.eval_every, last=train_config.steps, out=out, show=config.show
-        )
+        if board is not None:
+            evaluator.listeners.append(board.after_evaluation)
+        if config.keep_best != "off":
+            evaluator.listeners.append(KeepBest(model, tokenizer, out / "best", config.keep_best).after_evaluation)
+        after_step = partial(evaluator.after_step, every=config.eval_every, last=steps, out=out, show=config.show)
     else:
         print("no --eval-data: only the training rollouts will be measured")
         after_step = lambda step: config.eval_every and step % config.eval_every == 0 and run.show_rollouts(config.show)
@@ -264,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     try:
         configs = make_configs(arguments)
-        evaluate_only(*configs) if arguments.eval_only else train(arguments, *configs)
+        (evaluate_only if arguments.eval_only else train)(arguments, *configs)
     except KeyboardInterrupt:
         on = "" if arguments.eval_only else " The same command with --resume goes on from the last training state."
         print("\ninterrupted." + on)

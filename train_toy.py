@@ -26,6 +26,7 @@ from tqdm import tqdm
 from minclipo.checkpoint import load_model, save_model
 from minclipo.checkpoint.files import write_json
 from minclipo.config import TrainConfig
+from minclipo.runs.callbacks import TensorBoard
 from minclipo.runs.command_line import add_options, flag, given_options, needed_by, refuse_idle
 from minclipo.runs.folder import prepare_out
 from minclipo.runs.loop import Run
@@ -72,10 +73,10 @@ def measure(trained, tokenizer, config: TrainConfig, toy: ToyConfig, started: fl
 
 
 def run_seed(
-    seed: int, methods: list[str], given: dict, algorithm: str, toy: ToyConfig, out: Path, resume: bool
+    seed: int, methods: list[str], given: dict, algorithm: str, toy: ToyConfig, out: Path, resume: bool, board: bool
 ) -> None:
     """Pretrain, then train every method from that start. What an earlier run has finished is not repeated; with
-    `resume` a method that was interrupted goes on from its last training state."""
+    `resume` a method that was interrupted goes on from its last training state. board: scalars for TensorBoard?"""
     tokenizer, folder = toy_tokenizer(), out / f"seed{seed}"
     if not (folder / "pretrained" / "result.json").is_file():
         print(f"\nseed {seed}: pretraining on the careless textbook, {toy.pretrain_steps} steps")
@@ -91,7 +92,8 @@ def run_seed(
         print(f"\nseed {seed}: {method}")
         started, config = time.perf_counter(), method_config(method, given, seed, algorithm)
         trainer = Trainer(copy.deepcopy(start), tokenizer, TASK, config)
-        Run(trainer, folder / method, method).train(resume=resume)
+        callbacks = [TensorBoard(folder / method / "tensorboard")] if board else []
+        Run(trainer, folder / method, method, callbacks).train(resume=resume)
         measure(trainer.model, tokenizer, config, toy, started, folder / method)
 
 
@@ -131,6 +133,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
     parser.add_argument(
         "--resume", action="store_true", help="keep what OUT has finished with these settings, do the rest"
     )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="scalars for TensorBoard, in the tensorboard folder of each method"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     add_options(parser, ToyConfig)
     methods_own = {switch: f"{METHODS[method][switch]} for {method}" for method, switch in SWITCHES.items()}
@@ -150,6 +155,8 @@ def main(argv: list[str] | None = None) -> int:
         machine = f"{platform.machine()}, torch {torch.__version__}"
         settings = {"script": "train_toy.py", "machine": machine, "toy": dataclasses.asdict(toy)}
         settings["training"] = {"algorithm": arguments.algorithm} | given
+        if arguments.tensorboard:
+            TensorBoard(arguments.out)  # fails if the package is missing
         prepare_out(arguments.out, settings, arguments.resume)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -158,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
     started, status = time.perf_counter(), 0
     try:
         for seed in seeds:
-            run_seed(seed, methods, given, arguments.algorithm, toy, arguments.out, arguments.resume)
+            options = (arguments.algorithm, toy, arguments.out, arguments.resume, arguments.tensorboard)
+            run_seed(seed, methods, given, *options)
     except KeyboardInterrupt:
         print("\ninterrupted; this is what there is. The same command with --resume goes on from here.")
         status = 130

@@ -1,7 +1,7 @@
 """A training run: a Trainer's steps with a log, copies on disk, and a way to go on after an interruption."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,17 +10,23 @@ from tqdm import tqdm
 
 from minclipo.checkpoint import save_model, save_tensors
 from minclipo.checkpoint.files import read_lines, write_lines
-from minclipo.runs.measure import log_line, show_examples, timed_step
+from minclipo.runs.callbacks import Callback, call
+from minclipo.runs.measure import log_line, timed_step
+from minclipo.runs.rollouts import RolloutLog, show_examples
 from minclipo.runs.state import newest_state, remove_states, save_state, saved_states, step_of
 from minclipo.trainer import Step, Trainer
 
 
 class Run:
-    """A trainer and its folder: OUT/metrics.jsonl, OUT/model, OUT/states."""
+    """A trainer and its folder: OUT/metrics.jsonl, OUT/rollouts.jsonl, OUT/model, OUT/states."""
 
-    def __init__(self, trainer: Trainer, out: str | Path, description: str = "training"):
+    def __init__(
+        self, trainer: Trainer, out: str | Path, description: str = "training", callbacks: Sequence[Callback] = ()
+    ):
         self.trainer, self.config, self.out, self.description = trainer, trainer.config, Path(out), description
         self.saved_step, self.log_is_whole = 0, True
+        self.rollouts = RolloutLog(self.out / "rollouts.jsonl", self.config.keep_rollouts)
+        self.callbacks = (self.rollouts, *callbacks)
         trainer.progress = lambda parts: tqdm(parts, "sampling", leave=False, disable=None if len(parts) > 1 else True)
 
     def train(self, *, resume: bool = False, after_step: Callable[[int], None] | None = None) -> list[dict[str, float]]:
@@ -43,6 +49,8 @@ class Run:
                     self.show(history[-1])
                     bar.update()
                     self.or_warn(self.log, history)
+                    for callback in self.callbacks:
+                        self.or_warn(call, callback, self.trainer.last, history[-1])
                     if self.step % self.config.save_every == 0 and self.step < self.config.steps:
                         self.or_warn(self.save)
                     self.or_warn(after_step, self.step)
@@ -66,6 +74,7 @@ class Run:
         lines = read_lines(self.out / "metrics.jsonl") if self.step else []
         history = [line for line in lines if line["step"] <= self.step]
         write_lines(self.out / "metrics.jsonl", history)
+        self.rollouts.start(self.step)
         self.save()  # after resuming, too: the process may have died between saving the state and saving the model
         return history
 
