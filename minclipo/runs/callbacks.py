@@ -21,9 +21,10 @@ def call(callback: Callback, step: Step, metrics: dict[str, float | None]) -> No
     try:
         callback.after_step(step, metrics)
     except Exception as error:
-        kind = OSError if isinstance(error, OSError) else RuntimeError
-        name = type(callback).__name__
-        raise kind(f"callback {name}, step {step.number}: {type(error).__name__}: {error}") from error
+        message = f"callback {type(callback).__name__}: {type(error).__name__}: {error}"
+        if isinstance(error, OSError):
+            raise OSError(message) from error
+        raise RuntimeError(f"step {step.number}: {message}") from error
 
 
 class TensorBoard:

@@ -80,6 +80,9 @@ def plot_evaluation(
     reward_lines(reward, history)
     for axis in axes.flat:
         axis.set_xlabel("training step")
+        if not any(y == y for line in axis.lines for y in line.get_ydata()):  # NaN is not equal to itself
+            axis.text(0.5, 0.5, "no value so far", ha="center", transform=axis.transAxes)
+            axis.set_ylim(-0.05, 1.05)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_xlim(*step_range(history, evaluations))
         axis.grid(alpha=0.3)
@@ -97,7 +100,9 @@ def both(axis, history: list[dict], evaluations: list[dict], metric: str) -> Non
     if evaluations:
         steps, greedy = [line["step"] for line in evaluations], [line["greedy"] for line in evaluations]
         style = dict(color=STYLES[method_of(history)]["color"], markersize=5, linewidth=1.8, clip_on=False, zorder=3)
-        axis.plot(steps, np.array([found.get(metric) for found in greedy], float), "o-", label="held out", **style)
+        axis.plot(
+            steps, np.array([found.get(metric) for found in greedy], float), "o-", label="held out, greedy", **style
+        )
         bounds = [vars(share_interval(*counts_of(found, metric))) for found in greedy]
         low, high = (np.array([bound[end] for bound in bounds], float) for end in ("low", "high"))
         axis.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
@@ -124,24 +129,24 @@ def reward_lines(axis, history: list[dict]) -> None:
     for name in ["outcome", *drawn] if drawn else []:
         axis.plot(steps, [part[name] for part in parts], label=name, linewidth=1.5, **REWARD_PARTS[name])
     if drawn:
-        axis.legend(frameon=False, fontsize=9)
+        axis.set_title(axis.get_title(), pad=22)
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=4, frameon=False, fontsize=9)
 
 
 def limit_line(axis, max_new_tokens: int | None) -> None:
     """Lengths from 0, with air above a constant one, and the longest that a completion may be. A limit that is far
     above all lengths is told instead of drawn: it would press the curves to the ground."""
     longest = max([1.0, *(y for line in axis.lines for y in line.get_ydata() if y == y)])
+    label = f"--max-new-tokens {max_new_tokens}"
     if max_new_tokens and max_new_tokens <= 3 * longest:
-        axis.axhline(max_new_tokens, color="black", linestyle="--", linewidth=1)
+        axis.axhline(max_new_tokens, color="black", linestyle="--", linewidth=1, zorder=1)
+        place = axis.get_yaxis_transform()  # x as a share of the width, y in tokens
+        axis.text(1, 1.01 * max_new_tokens, label, ha="right", va="bottom", transform=place)
         longest = max(longest, max_new_tokens)
     elif max_new_tokens:
-        axis.text(1, 1, f"--max-new-tokens {max_new_tokens} is above ", ha="right", va="top", transform=axis.transAxes)
+        axis.text(1, 1, f"{label} is above ", ha="right", va="top", transform=axis.transAxes)
     axis.set_ylim(0, 1.15 * longest)
-    if max_new_tokens and max_new_tokens <= longest:
-        end = axis.get_yaxis_transform()
-        axis.text(
-            1, 1.01 * max_new_tokens, f"--max-new-tokens {max_new_tokens}", ha="right", va="bottom", transform=end
-        )
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def step_range(history: list[dict], evaluations: list[dict]) -> tuple[float, float]:
@@ -153,9 +158,11 @@ def step_range(history: list[dict], evaluations: list[dict]) -> tuple[float, flo
 
 def save(figure, path: str | Path) -> None:
     """Write the picture, whole or not at all: a run draws over it again and again."""
-    with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    plt.close(figure)
+    try:
+        with replacing(Path(path)) as temporary:
+            figure.savefig(temporary, dpi=150, format="png")
+    finally:
+        plt.close(figure)
 
 
 class Curves:
