@@ -159,7 +159,9 @@ def test_without_the_package_the_door_says_what_to_install(tmp_path, monkeypatch
     assert llm("--data", "sums", "--tensorboard", "--out", str(tmp_path / "llm")) == 1
     assert "pip install tensorboard" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        train_toy.main(["--tensorboard", "--out", str(tmp_path / "toy")])
+        train_toy.main(
+            "--tensorboard --pretrain-steps 1 --steps 1 --eval-problems 1 --out".split() + [str(tmp_path / "toy")]
+        )
     assert "pip install tensorboard" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 

@@ -105,6 +105,8 @@ def test_a_resumed_run_has_the_rollouts_of_an_uninterrupted_one(tmp_path):
         file.write(b'{"step": 6, "group": 0, "prompt": "1 , +1 =", "compl')
     make(parts.out).train(resume=True)
     assert (parts.out / "rollouts.jsonl").read_bytes() == (tmp_path / "whole" / "rollouts.jsonl").read_bytes()
+    RolloutLog(parts.out / "rollouts.jsonl", every=50).start(2)  # what is not kept from now on goes, too
+    assert steps_in(parts.out / "rollouts.jsonl") == [1, 2]
 
 
 def test_a_new_run_forgets_the_rollouts_of_an_old_one(tmp_path):
