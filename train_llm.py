@@ -26,15 +26,18 @@ from pathlib import Path
 import torch
 
 from minclipo.checkpoint import Checkpoint, Tokenizer
+from minclipo.checkpoint.files import write_json
 from minclipo.config import TrainConfig
 from minclipo.model import GPT, GPTConfig
 from minclipo.runs.available import advice_on
+from minclipo.runs.best import KeepBest, check_keep_best
+from minclipo.runs.callbacks import TensorBoard
 from minclipo.runs.changes import may_change, say_if_done
 from minclipo.runs.command_line import Parser, add_options, add_run_options, whole_number
 from minclipo.runs.config_file import read_arguments
 from minclipo.runs.console import prepare_console, say
-from minclipo.runs.evaluator import Evaluator, evaluation_line, evaluation_size
-from minclipo.runs.folder import check_out, earlier_settings, out_path, prepare_out
+from minclipo.runs.evaluator import Evaluator, evaluation_size, scores, show_evaluation, write_answers
+from minclipo.runs.folder import RunFolder, check_out, earlier_settings, out_path, prepare_out
 from minclipo.runs.inputs import refuse_inside, same_revision, what_was_read
 from minclipo.runs.llm_config import LLMConfig, make_configs, say_repeats, say_settings, say_unread_variables
 from minclipo.runs.loop import Run
@@ -47,9 +50,10 @@ from minclipo.runs.machine import (
     pick_device,
     pick_dtype,
 )
-from minclipo.runs.measure import show_examples
+from minclipo.runs.plots import Curves
 from minclipo.runs.problems import brings_evaluation, make_task
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
+from minclipo.runs.settings import asked_for
 from minclipo.runs.signals import exit_code, stop_signals
 from minclipo.tasks import Task
 from minclipo.tasks.data_files import without_commands
@@ -100,11 +104,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--algorithm", choices=list(ALGORITHMS), help="ratio, clip, means and KL (default: the preset's GRPO)"
     )
-    parser.add_argument("--eval-only", action="store_true", help="measure the model; trains and writes nothing")
+    parser.add_argument("--eval-only", action="store_true", help="measure the model; trains nothing")
     parser.add_argument(
-        "--out", type=out_path, default=Path("runs/llm"), help="where everything goes (default: runs/llm)"
+        "--out",
+        type=out_path,
+        default=Path("runs/llm"),
+        help="where everything goes (default: runs/llm; with --eval-only: runs/eval)",
     )
     add_run_options(parser)
+    parser.add_argument("--tensorboard", action="store_true", help="scalars for TensorBoard, in OUT/tensorboard")
     parser.add_argument(
         "--threads",
         type=whole_number(0, 1024),
@@ -115,18 +123,31 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--task", dest="data", metavar="FILE.py:NAME", help="a task of your own; the same as --data")
     add_options(parser, LLMConfig)
     add_options(parser, TrainConfig, skip=("process_penalty",), other_defaults=LLM)
-    return read_arguments(parser, argv)
+    arguments = read_arguments(parser, argv)
+    if arguments.eval_only and "out" not in asked_for(arguments.layers):
+        arguments.out = Path("runs/eval")
+    return arguments
 
 
-def evaluate_only(config: LLMConfig, train_config: TrainConfig) -> None:
+def evaluate_only(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainConfig) -> None:
+    """Measure the model; its numbers and answers go to a folder of their own."""
+    out, settings = arguments.out, run_settings(arguments, config, train_config)
+    settings["script"] += " --eval-only"
+    if earlier_settings(out, "train_llm.py") is not None:
+        raise ValueError(f"--out {out} is a training run; an evaluation needs a folder of its own")
+    check_out(out, settings, resume=False)
     device, checkpoint = pick_device(config.device), Checkpoint(config.model)
     limit = prompt_limit(checkpoint.config, config, train_config)
     tokenizer = tokenizer_of(checkpoint, config)
     task = make_task(config.eval_data or config.data, config, tokenizer, limit)
     model = checkpoint.model(pick_dtype(config.dtype, device), device)
-    found = make_evaluator(config, train_config, model, tokenizer, task).measure()
-    print(evaluation_line(found))
-    show_examples(found["greedy"]["examples"][: config.show])
+    with prepare_out(out, settings, resume=False):
+        answers = make_evaluator(config, train_config, model, tokenizer, task).measure()
+        found = scores(answers)
+        show_evaluation(found, answers, config.show)
+        write_answers(answers, out / "answers.jsonl")
+        write_json(out / "evaluation.json", found)
+    print(f"in {out}: evaluation.json (these numbers), answers.jsonl (every completion with its verdict)")
 
 
 def run_settings(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainConfig) -> dict:
@@ -141,6 +162,7 @@ def run_settings(arguments: argparse.Namespace, config: LLMConfig, train_config:
         "command_lines": [*(earlier or {}).get("command_lines", []), arguments.command_line],
         "preset": arguments.preset,
         "algorithm": arguments.algorithm,
+        "tensorboard": arguments.tensorboard,
         "llm": dataclasses.asdict(config) | {"device": device.type, "dtype": dtype},
         "training": dataclasses.asdict(train_config),
     }
@@ -150,6 +172,8 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     """Check everything that can be checked, cheapest checks first; then train."""
     out, resume, device = arguments.out, arguments.resume, pick_device(config.device)
     dtype, may_differ = pick_dtype(config.dtype, device), may_change(train_config)
+    check_keep_best(config, held_out=bool(config.eval_data or brings_evaluation(config.data)))
+    board = TensorBoard(out / "tensorboard") if arguments.tensorboard else None
     settings = run_settings(arguments, config, train_config)
     check_out(out, settings, resume, may_differ)
     refuse_inside(out, {"--model": config.model, "--data": config.data, "--eval-data": config.eval_data})
@@ -160,7 +184,8 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     earlier = earlier_settings(out, "train_llm.py") if resume else None
     checkpoint = Checkpoint(same_revision(config.model, earlier))
     shape, tokenizer = checkpoint.config, tokenizer_of(checkpoint, config)
-    check_room(out, bytes_on_disk(shape, dtype, train_config.keep_states), resume)
+    best = bytes_on_disk(shape, dtype, keep_states=0) // 2 if config.keep_best != "off" else 0  # one more model
+    check_room(out, bytes_on_disk(shape, dtype, train_config.keep_states) + best, resume)
     estimate = estimate_memory(
         shape,
         train_config,
@@ -190,17 +215,36 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         out, checkpoint.directory, config.data, eval_source, earlier, bool(train_config.kl_weight)
     )
     with prepare_out(out, settings, resume, may_differ) as folder:
-        run = Run(Trainer(model, tokenizer, task, train_config), out, "train")
-        run.before_writing = folder.keep
-        if eval_task is not None:
-            evaluator = make_evaluator(config, train_config, model, tokenizer, eval_task)
-            after_step = partial(
-                evaluator.after_step, every=config.eval_every, last=train_config.steps, out=out, show=config.show
-            )
-        else:
-            print("no --eval-data: only the training rollouts will be measured")
-            after_step = lambda at: config.eval_every and at % config.eval_every == 0 and run.show_rollouts(config.show)
-        run.train(resume=resume, after_step=after_step)
+        run_training(Trainer(model, tokenizer, task, train_config), eval_task, config, folder, board, resume)
+
+
+def run_training(
+    trainer: Trainer,
+    eval_task: Task | None,
+    config: LLMConfig,
+    folder: RunFolder,
+    board: TensorBoard | None,
+    resume: bool,
+) -> None:
+    """Train, with all that watches: evaluations on held-out problems if there are any, pictures, TensorBoard."""
+    model, tokenizer, train_config, out = trainer.model, trainer.tokenizer, trainer.config, folder.folder
+    steps, longest = train_config.steps, train_config.max_new_tokens
+    curves = Curves(out, every=train_config.save_every, last=steps, max_new_tokens=longest)
+    draws_itself = eval_task is not None and config.eval_every  # after each evaluation
+    callbacks = ([board] if board else []) + ([] if draws_itself else [curves])
+    run = Run(trainer, out, "train", callbacks)
+    run.before_writing = folder.keep
+    if eval_task is not None:
+        evaluator = make_evaluator(config, train_config, model, tokenizer, eval_task)
+        if board is not None:
+            evaluator.listeners.append(board.after_evaluation)
+        if config.keep_best != "off":
+            evaluator.listeners.append(KeepBest(model, tokenizer, out / "best", config.keep_best).after_evaluation)
+        after_step = partial(evaluator.after_step, every=config.eval_every, last=steps, out=out, show=config.show)
+    else:
+        print("no --eval-data: only the training rollouts will be measured")
+        after_step = lambda step: config.eval_every and step % config.eval_every == 0 and run.show_rollouts(config.show)
+    run.train(resume=resume, after_step=after_step)
 
 
 @stop_signals()
@@ -215,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
         say_settings(arguments)
         if arguments.show_settings:
             return 0
-        evaluate_only(*configs) if arguments.eval_only else train(arguments, *configs)
+        (evaluate_only if arguments.eval_only else train)(arguments, *configs)
     except KeyboardInterrupt as stop:
         can_go_on = getattr(stop, "can_go_on", True) and not arguments.eval_only
         say(f"{stop or 'interrupted'}." + " The same command with --resume goes on." * can_go_on)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from minclipo.checkpoint import load_model, save_model
 from minclipo.checkpoint.files import write_json
 from minclipo.config import TrainConfig
+from minclipo.runs.callbacks import TensorBoard
 from minclipo.runs.command_line import (
     Parser,
     add_options,
@@ -122,10 +123,12 @@ def run_seed(
     toy: ToyConfig,
     out: Path,
     resume: bool,
+    board: bool,
     keep: Callable[[], None],
 ) -> None:
     """Pretrain, then train every method from that start. What an earlier run has finished is not repeated; with
-    `resume` a method that was interrupted goes on from its last training state. `keep`: RunFolder.keep of `out`."""
+    `resume` a method that was interrupted goes on from its last training state. board: scalars for TensorBoard?
+    keep: RunFolder.keep of `out`."""
     tokenizer, folder = toy_tokenizer(), out / f"seed{seed}"
     if not (folder / "pretrained" / "result.json").is_file():
         print(f"\nseed {seed}: pretraining on the careless textbook, {toy.pretrain_steps} steps")
@@ -145,7 +148,8 @@ def run_seed(
         print(f"\nseed {seed}: {method}")
         started, config = time.perf_counter(), method_config(method, given, seed, algorithm)
         trainer = Trainer(copy.deepcopy(start), tokenizer, TASK, config)
-        run = Run(trainer, folder / method, method)
+        callbacks = [TensorBoard(folder / method / "tensorboard")] if board else []
+        run = Run(trainer, folder / method, method, callbacks)
         run.before_writing = keep
         run.train(resume=resume)
         measure(trainer.model, tokenizer, config, toy, started, folder / method)
@@ -199,6 +203,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
     parser.add_argument(
         "--threads", type=whole_number(1, 1024), default=2, metavar="N", help="CPU threads (default: 2)"
     )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="scalars for TensorBoard, in the tensorboard folder of each method"
+    )
     add_options(parser, ToyConfig)
     methods_own = {switch: f"{METHODS[method][switch]} for {method}" for method, switch in SWITCHES.items()}
     add_options(parser, TrainConfig, skip=("seed",), other_defaults=TOY | methods_own)
@@ -214,6 +221,7 @@ def run_settings(arguments: argparse.Namespace, methods: list[str], seeds: list[
         "command_lines": [*earlier.get("command_lines", []), arguments.command_line],
         "method": list(dict.fromkeys([*earlier.get("method", []), *methods])),
         "seeds": list(dict.fromkeys([*earlier.get("seeds", []), *seeds])),
+        "tensorboard": arguments.tensorboard,
         "toy": dataclasses.asdict(toy),
         "training": {"algorithm": arguments.algorithm} | given_options(arguments, TrainConfig),
     }
@@ -239,6 +247,8 @@ def main(argv: list[str] | None = None) -> int:
         say_settings(arguments, methods)
         if arguments.show_settings:
             return 0
+        if arguments.tensorboard:
+            TensorBoard(arguments.out)  # fails if the package is missing
         settings = run_settings(arguments, methods, seeds, toy)
         # The number of steps stays: what a method's evaluation has found is about its last one.
         folder = prepare_out(arguments.out, settings, arguments.resume, changeable_later(TrainConfig) - {"steps"})
@@ -249,7 +259,8 @@ def main(argv: list[str] | None = None) -> int:
     started, status = time.perf_counter(), 0
     try:
         for seed in seeds:
-            run_seed(seed, methods, given, arguments.algorithm, toy, arguments.out, arguments.resume, folder.keep)
+            options = (arguments.algorithm, toy, arguments.out, arguments.resume, arguments.tensorboard)
+            run_seed(seed, methods, given, *options, folder.keep)
     except KeyboardInterrupt as stop:
         on = "The same command with --resume goes on." if getattr(stop, "can_go_on", True) else "It cannot go on."
         say(f"\n{stop or 'interrupted'}. {on} This is what is finished:")

@@ -78,6 +78,11 @@ class TrainConfig:
     )
     save_every: int = _run(20, "steps between two copies of model and training state on disk", at_least=1)
     keep_states: int = _run(2, "training states kept on disk for --resume; 0: none, earlier ones go", at_least=0)
+    # As save_every: beside each model that is saved stand the rollouts of its step. A line is one or two kilobytes; at
+    # 20, the rollouts of Track I (8192 a step) take less than a single training state.
+    keep_rollouts: int = _run(
+        20, "the rollouts of step 1 and of every n-th step are kept in rollouts.jsonl; 0: none", at_least=0
+    )
 
     prompts_per_step: int = _rollouts(32, "prompts per step (B)", at_least=1, at_most=100_000, common=True)
     group_size: int = _rollouts(

@@ -37,7 +37,7 @@ class Step:
     rollouts: Rollouts | None = None  # N rows
     texts: list[str] = field(default_factory=list)  # N decoded completions
     correct: Tensor | None = None  # [N] bool, the outcome check's verdicts
-    step_verdicts: list[list[bool] | None] | None = None  # the step check's, if the oracle has asked for them
+    step_verdicts: list[list[bool] | None] | None = None  # the step check's, once oracle or measurement have asked
     contrastive_rewards: Tensor | None = None  # [N]
     rewards: Tensor | None = None  # [N], everything added up
     advantages: Tensor | None = None  # [N]

@@ -23,7 +23,7 @@ from minclipo.extensions.micro_batches import micro_batches
 from minclipo.model import GPT
 from minclipo.runs.llm_config import LLMConfig, make_configs
 from minclipo.runs.machine import check_room
-from minclipo.runs.measure import evaluate, pass_at_k, timed_step
+from minclipo.runs.measure import Answers, evaluate, pass_at_k, score, timed_step
 from minclipo.tasks import Task
 from minclipo.tasks.sums import check_outcome, is_held_out, sums_task
 from minclipo.tasks.word_problems import WordProblem, read_problems, word_problem_task
@@ -202,7 +202,7 @@ def test_evaluation_never_grows_more_rows_than_it_may(monkeypatch):
 def test_evaluation_options_arrive(tmp_path, monkeypatch):
     """Catches: an evaluation that takes more memory than training may; sampling at another temperature."""
     asked = []
-    monkeypatch.setattr(evaluator_module, "evaluate", lambda *_, **options: asked.append(options) or {})
+    monkeypatch.setattr(evaluator_module, "answer", lambda *_, **options: asked.append(options) or {})
     config = LLMConfig(model="m", data="d", eval_samples=2, eval_temperature=0.9, eval_top_p=0.8)
     task = Task(TASK.draw, lambda *_: True, size=5)
     train_llm.make_evaluator(config, TrainConfig(sampling_rows=7), None, None, task).measure()
@@ -214,14 +214,17 @@ def test_evaluation_options_arrive(tmp_path, monkeypatch):
 
 def test_a_resumed_run_forgets_later_evaluations(tmp_path, monkeypatch):
     """Evaluated at step 4, but the last state is of step 2. Catches: a result of a model that no longer exists."""
-    write_lines(tmp_path / "evaluation.jsonl", [{"step": step, "greedy": {}} for step in (0, 2, 4)])
     evaluator = train_llm.make_evaluator(LLMConfig(model="m", data="d"), TrainConfig(), None, None, TASK)
     options = dict(every=2, last=8, out=tmp_path, show=2)
-    found = dict(correct=1, problems=2, accuracy=0.5, completion_length=3.0, finished=1.0, examples=[])
+    problems, right = [TASK.draw("evaluation", index) for index in range(2)], [True, False]
+    found = Answers(1, problems, ["", ""], right, [True, True], [3, 3], step_verdicts=[[], None])
+    write_lines(tmp_path / "evaluation.jsonl", [{"step": step, "greedy": score(found)} for step in (0, 2, 4)])
+    (tmp_path / "evaluations").mkdir()
+    later = tmp_path / "evaluations" / "step_000004.jsonl"
+    later.write_text("answers of a model that no longer exists")
     monkeypatch.setattr(evaluator, "measure", lambda: {"greedy": found})
-    monkeypatch.setattr(evaluator_module, "plot_evaluation", lambda *_: None)
     evaluator.after_step(2, **options)
-    assert [line["step"] for line in evaluator.lines] == [0, 2]
+    assert [line["step"] for line in evaluator.lines] == [0, 2] and not later.exists()
     evaluator.after_step(4, **options)
     assert read_lines(tmp_path / "evaluation.jsonl")[2]["greedy"]["accuracy"] == 0.5
 
@@ -284,8 +287,9 @@ def test_train_llm_from_end_to_end(tmp_path, capsys):
     assert tokenizer.chat([{"role": "user", "content": "x"}]) == load_tokenizer(CHAT_MODEL).chat(
         [{"role": "user", "content": "x"}]
     )
-    assert run("--model", str(out / "model"), "--eval-data", data, "--eval-only") == 0
+    assert run("--model", str(out / "model"), "--eval-data", data, "--eval-only", "--out", str(tmp_path / "eval")) == 0
     assert "greedy accuracy" in capsys.readouterr().out
+    assert json.loads((tmp_path / "eval" / "evaluation.json").read_text())["greedy"]["problems"] == 3
     assert run("--model", str(out / "model"), "--data", "sums", "--out", str(tmp_path / "more")) == 0
 
 
@@ -363,7 +367,7 @@ def test_without_eval_data_rollouts_are_shown(tmp_path, capsys):
     """Catches: a run of which nobody ever sees a completion."""
     data = jsonl(tmp_path / "data.jsonl", PROBLEMS)
     assert run("--model", CHAT_MODEL, "--data", data, "--out", str(tmp_path / "run"), "--show", "3") == 0
-    assert capsys.readouterr().out.count("wrong: ") == 6  # 3 after each of two steps
+    assert capsys.readouterr().out.count("verdict    wrong") == 6  # 3 after each of two steps
 
 
 def test_template_variables_and_the_date_reach_the_prompt(monkeypatch):

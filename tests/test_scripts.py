@@ -49,7 +49,7 @@ def test_an_option_says_what_it_needs_and_whether_it_may_change():
     assert all(METHODS[method][switch] > 0 for method, switch in SWITCHES.items())
     assert changeable_later(Sample) == {"on"}
     assert changeable_later(TrainConfig) == {
-        "steps", "save_every", "keep_states", "sampling_rows", "micro_batch_tokens"
+        "steps", "save_every", "keep_states", "keep_rollouts", "sampling_rows", "micro_batch_tokens"
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
         installed = Path(sys.argv[0]).name  # minclipo-toy, say
         name = installed if installed.startswith("minclipo") else script
         super().__init__(prog=name, usage="%(prog)s [options]", description=description, formatter_class=layout)
-        self.everything = False
+        self.script, self.everything = script, False
         self.add_argument(
             "--help-all", action=HelpAll, nargs=0, help="every option, not only the common ones, and exit"
         )

@@ -40,7 +40,7 @@ def read_arguments(parser: Parser, argv: list[str] | None) -> argparse.Namespace
             content = read_json(found.out / "settings.json")
         except ValueError as error:
             parser.error(str(error))
-        if isinstance(content, dict) and content.get("script") == parser.prog:
+        if isinstance(content, dict) and content.get("script") == parser.script:
             found.earlier = content
     return found
 
@@ -52,7 +52,7 @@ def file_layers(parser: Parser, command: dict) -> list[Layer]:
         if command.get("out", resume) != resume:
             raise ValueError(f"--resume {resume} and --out {command['out']} name two folders; leave --out out")
         if not (resume / "settings.json").is_file():
-            raise ValueError(f"--resume {resume}: there is no earlier run of {parser.prog} (no settings.json)")
+            raise ValueError(f"--resume {resume}: there is no earlier run of {parser.script} (no settings.json)")
         layer = read_layer(parser, resume / "settings.json")
         layers.append(layer._replace(values=layer.values | {"out": resume}))
     if path is not None:
@@ -82,8 +82,8 @@ def read_layer(parser: Parser, path: Path) -> Layer:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold options and their values, found {type(content).__name__}")
     script = content.get("script")
-    if script not in (None, parser.prog):
-        raise ValueError(f"{path} is of {script}, not of {parser.prog}")
+    if script is not None and str(script).partition(" ")[0] != parser.script:
+        raise ValueError(f"{path} is of {script}, not of {parser.script}")
     values = options_of(content, parser, path)
     try:
         values = values_of(parser, values)

@@ -1,5 +1,6 @@
-"""A real model on held-out problems as training goes on: OUT/evaluation.jsonl, curves.png, a line, examples."""
+"""A real model on held-out problems as training goes on: numbers, answers and a picture in OUT, a line, examples."""
 
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from minclipo.checkpoint.files import read_lines, write_lines
 from minclipo.model import GPT
 from minclipo.runs.console import WIDTH, say, wrapped
 from minclipo.runs.intervals import share_interval
-from minclipo.runs.measure import evaluate, number, show_examples
-from minclipo.runs.plots import plot_evaluation
+from minclipo.runs.measure import Answers, answer, number, score
+from minclipo.runs.plots import Curves
+from minclipo.runs.rollouts import answer_records, show_examples, write_records
 from minclipo.tasks import Task
 
 
@@ -33,8 +35,9 @@ class Evaluator:
         top_p: float,
         sampling_rows: int,
     ):
-        self.evaluate = partial(
-            evaluate,
+        self.max_new_tokens = max_new_tokens
+        self.answer = partial(
+            answer,
             model,
             tokenizer,
             task,
@@ -46,29 +49,73 @@ class Evaluator:
         )
         self.samples, self.temperature, self.top_p = samples, temperature, top_p
         self.lines: list[dict] | None = None  # of evaluation.jsonl; None: not read yet
+        self.listeners: list[Callable[[dict], None]] = []  # called with each new line
 
-    def measure(self) -> dict[str, dict]:
-        """{"greedy": found, "sampled": found}, what `evaluate` returns each."""
-        found = {"greedy": self.evaluate(temperature=0.0)}
+    def measure(self) -> dict[str, Answers]:
+        """{"greedy": answers}, and {"sampled": answers} if samples are asked for."""
+        answers = {"greedy": self.answer(temperature=0.0)}
         if self.samples:
-            found["sampled"] = self.evaluate(samples=self.samples, temperature=self.temperature, top_p=self.top_p)
-        return found
+            answers["sampled"] = self.answer(samples=self.samples, temperature=self.temperature, top_p=self.top_p)
+        return answers
 
     def after_step(self, step: int, *, every: int, last: int, out: Path, show: int) -> None:
-        """Measure every `every` steps (0: never) and after the `last`, unless that has been done; write and show it."""
-        path = out / "evaluation.jsonl"
-        if self.lines is None:  # a resumed run forgets what was measured after the state that it goes on from
-            self.lines = [line for line in read_lines(path, "step", "greedy") if line["step"] <= step]
+        """Measure every `every` steps (0: never) and after the `last`, unless that has been done; write and show it.
+
+        OSError if something could not be written; the rest is."""
+        if self.lines is None:
+            self.lines = lines_until(step, out)
         due = every and (step % every == 0 or step == last)
         if not due or step in [line["step"] for line in self.lines]:
             return
-        found = self.measure()
-        say(f"step {step}: {evaluation_line(found)}")
-        show_examples(found["greedy"]["examples"][:show])
-        without = lambda result: {name: value for name, value in result.items() if name != "examples"}
-        self.lines.append({"step": step} | {name: without(result) for name, result in found.items()})
-        write_lines(path, self.lines)
-        plot_evaluation(read_lines(out / "metrics.jsonl"), self.lines, out / "curves.png")
+        answers = self.measure()
+        line = {"step": step} | scores(answers)
+        show_evaluation(line, answers, show, f"step {step}: ")
+        self.lines.append(line)
+        writes = [
+            partial(write_answers, answers, answers_path(out, step)),
+            *(partial(listener, line) for listener in self.listeners),
+            partial(write_lines, out / "evaluation.jsonl", self.lines),  # later: a line means that all this is done
+            Curves(out, every=every, last=last, max_new_tokens=self.max_new_tokens).draw,
+        ]
+        try_all(writes)
+
+
+def lines_until(step: int, out: Path) -> list[dict]:
+    """The evaluations up to this step. A resumed run forgets what was measured after the state that it goes on from."""
+    for path in (out / "evaluations").glob("step_*.jsonl"):
+        if path.stem[5:].isdigit() and int(path.stem[5:]) > step:
+            path.unlink()
+    return [line for line in read_lines(out / "evaluation.jsonl", "step", "greedy") if line["step"] <= step]
+
+
+def try_all(writes: Iterable[Callable[[], None]]) -> None:
+    """Do them all: what cannot be written does not keep the others from it. The first OSError is raised at the end."""
+    failed = None
+    for write in writes:
+        try:
+            write()
+        except OSError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+def answers_path(out: Path, step: int) -> Path:
+    return out / "evaluations" / f"step_{step:06}.jsonl"
+
+
+def write_answers(answers: dict[str, Answers], path: Path) -> None:
+    write_records(path, (record for decoding, some in answers.items() for record in answer_records(some, decoding)))
+
+
+def scores(answers: dict[str, Answers]) -> dict[str, dict]:
+    return {decoding: score(some) for decoding, some in answers.items()}
+
+
+def show_evaluation(found: dict[str, dict], answers: dict[str, Answers], show: int, before: str = "") -> None:
+    """An evaluation on the screen, with the first `show` greedy answers."""
+    say(before + evaluation_line(found))
+    show_examples(answers["greedy"].examples()[:show])
 
 
 def evaluation_size(problems: int, task: Task) -> int:

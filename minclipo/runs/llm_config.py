@@ -9,6 +9,7 @@ from functools import partial
 
 from minclipo.checkpoint import Tokenizer
 from minclipo.config import TrainConfig, check, option
+from minclipo.runs.best import METRICS
 from minclipo.runs.command_line import flag, made, refuse_idle
 from minclipo.runs.problems import brings_evaluation
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS, scaled_warmup
@@ -77,6 +78,9 @@ class LLMConfig:
     )
     eval_top_p: float = _evaluation(0.95, "their top-p", above=0, at_most=1, needs="eval_samples")
     show: int = _evaluation(2, "completions shown at each evaluation", at_least=0)
+    keep_best: str = _evaluation(
+        "off", "keep the model that is best by this, held out, in OUT/best, too", choices=("off", *METRICS)
+    )
 
     def __post_init__(self):
         check(self)

@@ -1,7 +1,7 @@
 """A training run: a Trainer's steps with a log, copies on disk, and a way to go on after an interruption."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,9 +10,11 @@ from tqdm import tqdm
 
 from minclipo.checkpoint import save_model, save_tensors
 from minclipo.checkpoint.files import read_lines, remove_partial, sync_file, write_lines, writing
+from minclipo.runs.callbacks import Callback, call
 from minclipo.runs.console import say
-from minclipo.runs.measure import log_line, show_examples, timed_step
+from minclipo.runs.measure import log_line, timed_step
 from minclipo.runs.progress import Progress
+from minclipo.runs.rollouts import RolloutLog, show_examples
 from minclipo.runs.signals import Listener, Stopped, name_of, signal_of, stop_signals
 from minclipo.runs.state import read_state, remove_states, save_state, saved_states, step_of, way_out
 from minclipo.runs.state_check import misfit
@@ -20,11 +22,15 @@ from minclipo.trainer import Step, Trainer
 
 
 class Run:
-    """A trainer and its folder: OUT/metrics.jsonl, OUT/model, OUT/states."""
+    """A trainer and its folder: OUT/metrics.jsonl, OUT/rollouts.jsonl, OUT/model, OUT/states."""
 
-    def __init__(self, trainer: Trainer, out: str | Path, description: str = "training"):
+    def __init__(
+        self, trainer: Trainer, out: str | Path, description: str = "training", callbacks: Sequence[Callback] = ()
+    ):
         self.trainer, self.config, self.out, self.description = trainer, trainer.config, Path(out), description
         self.saved_step, self.log_is_whole, self.history = 0, True, []
+        self.rollouts = RolloutLog(self.out / "rollouts.jsonl", self.config.keep_rollouts)
+        self.callbacks = (self.rollouts, *callbacks)
         self.before_writing: Callable[[], None] = lambda: None
         self.doing = "starting"  # or "step", "evaluation", "saving": the screen shows it, and a signal depends on it
         self.before: dict = {}  # what the sampling of the step that is running uses up, as it was before
@@ -53,6 +59,8 @@ class Run:
                             bar.update()
                             progress.step_done()
                             self.or_warn(self.log, history)
+                            for callback in self.callbacks:
+                                self.or_warn(call, callback, self.trainer.last, history[-1])
                             if self.step % self.config.save_every == 0 and self.step < self.config.steps:
                                 self.or_warn(self.save)
                             self.evaluate(signals, self.or_warn, after_step, self.step)
@@ -135,6 +143,7 @@ class Run:
         history = [line for line in lines if line["step"] <= self.step]
         write_lines(self.out / "metrics.jsonl", history)
         self.history = history
+        self.rollouts.start(self.step)
         self.save()  # after resuming, too: the process may have died between saving the state and saving the model
         return history
 

@@ -6,6 +6,7 @@ which is null in JSON and "-" on the screen. B prompts, G rollouts per prompt, N
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from math import comb, isnan
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor
 from minclipo.config import TrainConfig
 from minclipo.grpo import masked_mean
 from minclipo.model import GPT
-from minclipo.runs.console import WIDTH, say
+from minclipo.runs.console import WIDTH
 from minclipo.sampler import sample
-from minclipo.tasks import Task
+from minclipo.tasks import Problem, Task
 from minclipo.trainer import Step, Trainer
 
 # ---- a training step ----
@@ -29,6 +30,7 @@ def timed_step(trainer: Trainer) -> dict[str, float | None]:
     metrics = {"step": step.number} | rollout_metrics(step)
     if trainer.task.check_steps is not None:
         verdicts = step.step_verdicts or trainer.task.steps(step.problems, step.texts, step.correct.tolist())
+        step.step_verdicts = verdicts  # for rollouts.jsonl
         metrics |= faithfulness(verdicts)
     metrics |= step.metrics | {"seconds": time.perf_counter() - started}
     return {name: None if value is not None and isnan(value) else value for name, value in metrics.items()}
@@ -50,6 +52,13 @@ def rollout_metrics(step: Step) -> dict[str, float]:
         metrics["contrastive_signal"] = (differences > 1e-6).float().mean().item()
         metrics["contrastive_penalty"] = masked_mean(-step.contrastive_rewards, correct).item()
     return metrics
+
+
+def reward_parts(metrics: dict[str, float | None]) -> dict[str, float]:
+    """The mean reward of a step's metrics in its parts: outcome, contrastive, and the extra of penalties and oracle."""
+    outcome = metrics["accuracy"]
+    contrastive = -(metrics.get("contrastive_penalty") or 0) * outcome  # the penalty is a mean over the right ones
+    return {"outcome": outcome, "contrastive": contrastive, "extra": metrics["reward"] - outcome - contrastive}
 
 
 def spread(values: Tensor, chosen: Tensor) -> Tensor:
@@ -132,8 +141,25 @@ def number(value: float | None, form: str) -> str:
 # ---- a model ----
 
 
+@dataclass
+class Answers:
+    """Completions of held-out problems, `samples` of each problem one after another: a list has an entry for each."""
+
+    samples: int
+    problems: list[Problem]
+    texts: list[str]
+    correct: list[bool]
+    finished: list[bool]
+    tokens: list[int]  # eos included
+    step_verdicts: list[list[bool] | None] | None  # None: the task has no step check
+
+    def examples(self) -> list[tuple[Problem, str, bool]]:
+        """(problem, completion, is it right?) of all."""
+        return list(zip(self.problems, self.texts, self.correct))
+
+
 @torch.no_grad()
-def evaluate(
+def answer(
     model: GPT,
     tokenizer,
     task: Task,
@@ -146,13 +172,11 @@ def evaluate(
     samples: int = 1,
     sampling_rows: int = 2048,
     progress: Callable[[Iterable], Iterable] = iter,
-) -> dict:
-    """Shares and counts of right completions, `samples` for each of `problems` held-out problems.
+) -> Answers:
+    """`samples` completions of each of `problems` held-out problems, with the verdicts on them.
 
-    Temperature 0 is greedy. accuracy: mean over all completions (avg@k); pass_at: {k: estimate} for k = 1, 2, 4 ...
-    samples; with a step check also what `faithfulness` says. examples: (problem, completion, is it right?) of all. At
-    most `sampling_rows` completions are sampled at a time, which bounds the memory for keys and values; tokens and
-    pooled states of all stay until the end. `progress` may wrap those parts in a progress bar.
+    Temperature 0 is greedy. At most `sampling_rows` completions are sampled at a time, which bounds the memory for keys
+    and values; tokens and pooled states of all stay until the end. `progress` may wrap those parts in a progress bar.
     """
     drawn = [task.draw(f"evaluation {seed}", index) for index in range(problems)]
     rollouts = sample(
@@ -167,25 +191,43 @@ def evaluate(
         sampling_rows=sampling_rows,
         progress=progress,
     )
-    texts = tokenizer.decode_batch(rollouts.completion_ids())
-    correct = task.outcomes(drawn, texts, rollouts.finished.tolist())
-    by_problem = [sum(correct[i : i + samples]) for i in range(0, len(correct), samples)]
+    texts, finished = tokenizer.decode_batch(rollouts.completion_ids()), rollouts.finished.tolist()
+    correct = task.outcomes(drawn, texts, finished)
+    return Answers(
+        samples,
+        [problem for problem in drawn for _ in range(samples)],
+        texts,
+        correct,
+        finished,
+        rollouts.mask.sum(1).tolist(),
+        task.steps(drawn, texts, correct) if task.check_steps is not None else None,
+    )
+
+
+def score(answers: Answers) -> dict:
+    """Shares and counts of right completions. accuracy: mean over all completions (avg@k); pass_at: {k: estimate} for
+    k = 1, 2, 4 ... samples; with a step check also what `faithfulness` says."""
+    samples, correct, completions = answers.samples, answers.correct, len(answers.correct)
+    by_problem = [sum(correct[i : i + samples]) for i in range(0, completions, samples)]
     found = {
-        "problems": problems,
+        "problems": len(by_problem),
         "samples": samples,
         "correct": sum(correct),
-        "accuracy": sum(correct) / len(correct),
+        "accuracy": sum(correct) / completions,
         "pass_at": {
-            k: sum(pass_at_k(samples, count, k) for count in by_problem) / problems
+            k: sum(pass_at_k(samples, count, k) for count in by_problem) / len(by_problem)
             for k in (2**i for i in range(samples.bit_length()))
         },
-        "completion_length": rollouts.mask.sum().item() / len(correct),
-        "finished": rollouts.finished.sum().item() / len(correct),
+        "completion_length": sum(answers.tokens) / completions,
+        "finished": sum(answers.finished) / completions,
     }
-    if task.check_steps is not None:
-        found |= faithfulness(task.steps(drawn, texts, correct))
-    rows = [problem for problem in drawn for _ in range(samples)]
-    return found | {"examples": list(zip(rows, texts, correct))}
+    return found | (faithfulness(answers.step_verdicts) if answers.step_verdicts is not None else {})
+
+
+def evaluate(model: GPT, tokenizer, task: Task, **options) -> dict:
+    """`score` of what `answer` finds with these options; examples: (problem, completion, is it right?) of all."""
+    answers = answer(model, tokenizer, task, **options)
+    return score(answers) | {"examples": answers.examples()}
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -198,9 +240,3 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     """
     assert 1 <= k <= samples and 0 <= correct <= samples, f"impossible: {k=}, {samples=}, {correct=}"
     return 1 - comb(samples - correct, k) / comb(samples, k)
-
-
-def show_examples(examples: list) -> None:
-    """Print (problem, completion, is it right?) examples: numbers hide what a model has really learnt to do."""
-    for problem, text, right in examples:
-        say(f"  {'right' if right else 'wrong'}: {problem.prompt!r}\n      -> {text!r}")

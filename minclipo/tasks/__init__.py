@@ -9,7 +9,11 @@ from typing import Protocol
 
 
 class Problem(Protocol):
-    """Anything with a prompt; what else it holds is between the task and its verifier."""
+    """Anything with a prompt; what else it holds is between the task and its verifier.
+
+    Two more are shown to people where a problem has them, as field or property: `truth`, the expected answer, and
+    `question`, the prompt without the tokens of a chat template. Nothing is trained on them.
+    """
 
     prompt: str
 

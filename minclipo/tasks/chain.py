@@ -46,6 +46,10 @@ class ChainProblem:
     def prompt(self) -> str:
         return f"{self.start} " + " ".join(f", {operand:+d}" for operand in self.operands) + " ="
 
+    @property
+    def truth(self) -> str:
+        return str(self.totals[-1])
+
 
 def random_problem(
     rng: random.Random, operations: tuple[int, int] = (4, 4), choices: tuple[int, ...] = OPERANDS
@@ -99,7 +103,7 @@ class CarelessAuthor:
 def check_outcome(problem: ChainProblem, completion: str, finished: bool) -> bool:
     """True if the completion ends with "# ANSWER", the answer is right, and eos followed (`finished`)."""
     words = completion.split()
-    return finished and words[-2:] == ["#", str(problem.totals[-1])]
+    return finished and words[-2:] == ["#", problem.truth]
 
 
 def check_steps(problem: ChainProblem, completion: str) -> list[bool]:

@@ -36,6 +36,11 @@ class StoryProblem:
     chain: ChainProblem
     name: str
     verbs: tuple[int, ...]
+    question: str = ""  # the prompt without the chat template
+
+    @property
+    def truth(self) -> str:
+        return self.chain.truth
 
 
 def random_story(
@@ -46,7 +51,7 @@ def random_story(
     verbs = tuple(rng.randrange(len(GAINS)) for _ in chain.operands)
     events = [f"{name} {event(operand, verb)}." for operand, verb in zip(chain.operands, verbs)]
     question = f"{name} has {chain.start} {thing}. {' '.join(events)} How many {thing} does {name} have now?"
-    return StoryProblem(render(question), chain, name, verbs)
+    return StoryProblem(render(question), chain, name, verbs, question)
 
 
 def event(operand: int, verb: int, past: bool = False) -> str:
@@ -77,7 +82,7 @@ def in_words(problem: StoryProblem, solution: str, result_first: bool) -> str:
 def check_outcome(problem: StoryProblem, completion: str, finished: bool) -> bool:
     """True if the completion is finished and ends with the right number in a box."""
     answer = ANSWER.search(completion)
-    return finished and answer is not None and answer[1] == str(problem.chain.totals[-1])
+    return finished and answer is not None and answer[1] == problem.truth
 
 
 def check_steps(problem: StoryProblem, completion: str) -> list[bool]:

@@ -23,6 +23,18 @@ class SumProblem:
     a: int
     b: int
 
+    @property
+    def question(self) -> str:
+        return question(self.a, self.b)
+
+    @property
+    def truth(self) -> str:
+        return str(self.a + self.b)
+
+
+def question(a: int, b: int) -> str:
+    return f"What is {a} + {b}? Answer with the number only."
+
 
 def is_held_out(a: int, b: int) -> bool:
     """True for a fifth of all pairs, chosen by a checksum that knows no arithmetic; a + b is treated as b + a."""
@@ -40,7 +52,7 @@ def random_pair(rng: random.Random, held_out: bool, digits: int = 2) -> tuple[in
 def check_outcome(problem: SumProblem, completion: str, finished: bool) -> bool:
     """True if the completion is finished and the last number in it is the sum."""
     numbers = NUMBER.findall(completion)
-    return finished and numbers[-1:] == [str(problem.a + problem.b)]
+    return finished and numbers[-1:] == [problem.truth]
 
 
 def check_steps(problem: SumProblem, completion: str) -> list[bool]:
@@ -53,6 +65,6 @@ def sums_task(render: Callable[[str], str]) -> Task:
 
     def draw(stream: str, index: int) -> SumProblem:
         a, b = random_pair(random.Random(f"{stream} {index}"), held_out=stream.startswith("evaluation"))
-        return SumProblem(render(f"What is {a} + {b}? Answer with the number only."), a, b)
+        return SumProblem(render(question(a, b)), a, b)
 
     return Task(draw, check_outcome, check_steps)
