@@ -4,11 +4,10 @@ import os
 import shutil
 from pathlib import Path
 
-from tqdm import tqdm
-
 from minclipo.checkpoint import Tokenizer, save_model
 from minclipo.checkpoint.files import PARTIAL, read_json, write_json
 from minclipo.model import GPT
+from minclipo.runs.console import say
 
 METRICS = {"accuracy": 1, "faithful_accuracy": 1, "hallucination_rate": -1}  # is more better, or less?
 
@@ -37,7 +36,7 @@ class KeepBest:
         value, best = self.value(line), self.value(self.kept())
         if value is None or best is not None and value <= best:  # the same: the earlier one stays
             if self.kept().get("step", 0) > line["step"]:  # of a course that a resumed run has gone back from
-                tqdm.write(f"{self.folder} still holds the model of step {self.kept()['step']}, until one beats it")
+                say(f"{self.folder} still holds the model of step {self.kept()['step']}, until one beats it")
             return
         self.tidy()
         try:
@@ -48,7 +47,7 @@ class KeepBest:
             os.replace(self.partial, self.folder)
         finally:
             self.tidy()
-        tqdm.write(f"step {line['step']}: the best {self.metric} so far; the model is in {self.folder}")
+        say(f"step {line['step']}: the best {self.metric} so far; the model is in {self.folder}")
 
     def kept(self) -> dict:
         """The evaluation of the model in the folder, {} if there is none."""

@@ -7,9 +7,8 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from minclipo.checkpoint.files import replacing
+from minclipo.runs.console import say
 from minclipo.runs.measure import Answers
 from minclipo.tasks import Problem
 from minclipo.trainer import Step
@@ -130,7 +129,7 @@ def show_examples(examples: list[tuple[Problem, str, bool]]) -> None:
             f"  {name:10} " + (readable(value) or "(empty)").replace("\n", "\n" + 13 * " ")
             for name, value in fields.items()
         ]
-        tqdm.write("\n".join(shown) + "\n")
+        say("\n".join(shown) + "\n")
 
 
 def readable(text: str) -> str:
