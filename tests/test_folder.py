@@ -307,7 +307,7 @@ def test_home_is_expanded_and_nothing_is_refused(monkeypatch, tmp_path, capsys):
         assert parse(["--out=~/x"]).out == tmp_path / "x"
         with pytest.raises(SystemExit):
             parse(["--out", ""])
-        assert "argument --out: it is empty: name a folder" in capsys.readouterr().err
+        assert "--out: it is empty: name a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [".", "../here"])
@@ -595,7 +595,7 @@ def test_a_real_limit_on_memory_is_warned_of_and_ends_with_advice(tmp_path):
     """512 MiB more than there is, in a process of its own. Catches: "DefaultCPUAllocator: can't allocate memory" in a
     traceback, and no word of it before."""
     arguments = [*SHORT, "--model", str(CHAT_MODEL), "--data", "sums", "--out", str(tmp_path / "run")]
-    arguments += "--prompts-per-step 8 --group-size 20000 --max-new-tokens 60 --threads 1".split()
+    arguments += "--prompts-per-step 16 --group-size 10000 --max-new-tokens 60 --threads 1".split()
     with second_process(train_with_little_memory, arguments, tmp_path / "printed"):
         printed = (tmp_path / "printed").read_text()
     assert "room 1.0" in printed and "WARNING: that is more than the 0." in printed

@@ -40,7 +40,11 @@ def test_the_example_on_the_page_trains(tmp_path, capsys):
     task = example(tmp_path)
     assert train(task, tmp_path / "run") == 0
     printed = capsys.readouterr().out
-    assert "<|im_start|>user\\nWrite " in printed and "held-out problems" in printed and "held out" not in printed
+    assert (
+        re.search(r"<\|im_start\|>user\n +Write ", printed)
+        and "held-out problems" in printed
+        and "held out" not in printed
+    )
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["accuracy"] for line in lines] == [0]
 

@@ -256,7 +256,7 @@ def test_a_run_killed_in_its_very_first_file_can_be_started_again(tmp_path):
     """Catches: "exists and is no earlier run of this script" about a folder that holds nothing else."""
     (tmp_path / "out" / "settings.json.partial").mkdir(parents=True)
     prepare_out(tmp_path / "out", {"script": "x"}, resume=True)
-    assert names_in(tmp_path / "out") == ["settings.json"]
+    assert names_in(tmp_path / "out") == ["lock", "settings.json"]
 
 
 @posix

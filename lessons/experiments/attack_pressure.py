@@ -24,7 +24,7 @@ def pressed_folder(weight: float, seed: int, out: Path) -> Path:
 
 def press(weight: float, seed: int, count: int, problems: int, out: Path) -> dict:
     """Train the pretrained toy for `count` steps with this weight and with room to cheat, and measure it."""
-    own = dict(steps=count, save_every=count, keep_states=0, seed=seed, max_new_tokens=ROOM)
+    own = dict(steps=count, save_every=count, keep_states=0, keep_rollouts=0, seed=seed, max_new_tokens=ROOM)
     config = TrainConfig(**TOY | own, prompt_contrast_weight=weight, prompt_contrast_others=OTHERS)
     trainer = Trainer(start("toy", seed, out), toy_tokenizer(), TASK, config)
     run = Run(trainer, pressed_folder(weight, seed, out), f"weight {weight:g}, seed {seed}")

@@ -47,7 +47,7 @@ SIGNALS = (
 
 def train_config(variant: Variant, seed: int) -> TrainConfig:
     """The toy's settings, then the variant's own, and no copies on the way: a run takes seconds."""
-    common = dict(steps=variant.steps, save_every=variant.steps, keep_states=0, seed=seed)
+    common = dict(steps=variant.steps, save_every=variant.steps, keep_states=0, keep_rollouts=0, seed=seed)
     room = dict(max_new_tokens=TEXTBOOKS[variant.textbook].max_new_tokens)
     return TrainConfig(**TOY | common | room | variant.training)
 

@@ -92,7 +92,14 @@ class Story:
         return load_model(model, dtype=pick_dtype(self.dtype, device), device=device)
 
     def train_config(self, method: str, seed: int) -> TrainConfig:
-        common = dict(steps=self.steps, save_every=self.steps, keep_states=0, seed=seed, group_size=self.group_size)
+        common = dict(
+            steps=self.steps,
+            save_every=self.steps,
+            keep_states=0,
+            keep_rollouts=0,
+            seed=seed,
+            group_size=self.group_size,
+        )
         common |= dict(prompts_per_step=self.prompts, max_new_tokens=self.max_new_tokens)
         common |= dict(learning_rate=self.learning_rate, micro_batch_tokens=self.micro_batch_tokens)
         if method == "clipo_paper":  # a head of a quarter of the model's width that learns alone at first

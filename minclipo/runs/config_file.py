@@ -38,8 +38,8 @@ def read_arguments(parser: Parser, argv: list[str] | None) -> argparse.Namespace
     if found.resume and (found.out / "settings.json").is_file():
         try:
             content = read_json(found.out / "settings.json")
-        except ValueError as error:
-            parser.error(str(error))
+        except ValueError:  # whoever prepares the folder says so, and what to do
+            content = None
         if isinstance(content, dict) and content.get("script") == parser.script:
             found.earlier = content
     return found

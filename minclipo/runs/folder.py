@@ -105,13 +105,13 @@ def check_out(out: Path, settings: dict, resume: bool, may_differ: Collection[st
     """
     if out.is_symlink() and not out.exists():
         raise ValueError(f"--out {out} is a link to nothing: make the folder {os.readlink(out)}, or {way_out(out)}")
+    refuse_taken(out)
     earlier = earlier_settings(out, settings["script"])
     if earlier is None:
         check_free(out)
-    refuse_taken(out)
-    if earlier is not None and resume:
+    elif resume:
         check_equal(out, earlier, settings, may_differ)
-    elif earlier is not None:
+    else:
         check_renaming(real_folder(out))
 
 

@@ -14,6 +14,7 @@ from minclipo.checkpoint.hub import HUB_ID, dataset_files
 from minclipo.runs.changes import FILES
 from minclipo.runs.folder import way_out
 from minclipo.runs.problems import BUILT_IN
+from minclipo.tasks.own import is_own, own_file
 
 Files = dict[str, dict[str, dict]]
 TEXTS = (
@@ -57,6 +58,8 @@ def model_files(directory: Path) -> dict[str, Path]:
 
 def data_files_by_name(source: str) -> dict[str, Path]:
     """The files that --data or --eval-data names, by the part of their paths in which they differ."""
+    if is_own(source):
+        return {own_file(source).name: own_file(source)}
     files = [] if not source or source in BUILT_IN else dataset_files(source)
     if not files:
         return {}
@@ -94,22 +97,25 @@ def same_files(out: Path, earlier: Files | None, now: Files, reference: bool) ->
     """What to remember of a resumed run: the files it began with, and today's evaluation set.
 
     earlier: what it began with; None, of a version that did not remember it. Weights matter only as the `reference` of
-    a KL penalty: the policy's own are in the training state.
+    a KL penalty: the policy's own are in the training state. A task of one's own may be repaired on the way.
     """
     if earlier is None:
         print(f"{out} was begun by a version that did not remember its files: whether they are the same is not known")
         return now
     changed = {group: changes(earlier.get(group, {}), now[group]) for group in now}
     weights = [] if reference else [text for text in changed["model"] if ".safetensors" in text]
+    programs = [text for text in changed["data"] if ".py " in text]
     refused = {
         "--model": [text for text in changed["model"] if text not in weights],
-        "--data": changed["data"],
+        "--data": [text for text in changed["data"] if text not in programs],
     }
     if any(refused.values()):
         texts = "; ".join(f"{option}: {', '.join(said)}" for option, said in refused.items() if said)
         raise ValueError(f"--resume: since {out} was begun, {texts}. Put the earlier files back, or {way_out(out)}")
     if weights:
         print(f"since {out} was begun, --model: {', '.join(weights)}. The run goes on from its own weights")
+    if programs:
+        print(f"since {out} was begun, --data: {', '.join(programs)}. The run goes on with what it says now")
     if changed["eval_data"]:
         texts = ", ".join(changed["eval_data"])
         print(f"since {out} was begun, --eval-data: {texts}. Evaluations before and after are not comparable")

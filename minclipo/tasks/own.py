@@ -20,12 +20,16 @@ def is_own(source: str) -> bool:
     return OWN.fullmatch(source) is not None
 
 
+def own_file(source: str) -> Path:
+    return Path(OWN.fullmatch(source)[1]).expanduser()
+
+
 def own_task(source: str, write: Callable[[str], str]) -> Task:
     """The Task NAME of FILE.py, or the one that the function NAME makes of `write`, which writes a question as the model
     expects it. What fails in that file, now or later, is a ValueError that names its line; FileNotFoundError without
     a file."""
     file, name = OWN.fullmatch(source).groups()
-    path = Path(file).expanduser().absolute()
+    path = own_file(source).absolute()
     if not path.is_file():
         raise FileNotFoundError(f"{file} does not exist, or is no file")
     module = load(path)

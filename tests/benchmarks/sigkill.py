@@ -233,10 +233,10 @@ def in_bytes(value):
 
 
 def content(path: Path):
-    """What must be equal in two runs of the same command. Of settings and pictures, that they are there."""
+    """What must be equal in two runs of the same command. Of settings, lock and pictures, that they are there."""
     if path.suffix == ".jsonl":
         return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
-    if path.name == "settings.json" or path.suffix == ".png":
+    if path.name in ("settings.json", "lock") or path.suffix == ".png":
         return None
     if path.suffix == ".json":
         return without_times(json.loads(path.read_text()))
