@@ -133,6 +133,9 @@ def evaluate_only(arguments: argparse.Namespace, config: LLMConfig, train_config
     """Measure the model; its numbers and answers go to a folder of their own."""
     out, settings = arguments.out, run_settings(arguments, config, train_config)
     settings["script"] += " --eval-only"
+    settings["training"] = {name: settings["training"][name] for name in ("max_new_tokens", "sampling_rows")}
+    if arguments.resume:
+        raise ValueError("--eval-only resumes nothing: measure what a run has trained with --model OUT/model")
     if earlier_settings(out, "train_llm.py") is not None:
         raise ValueError(f"--out {out} is a training run; an evaluation needs a folder of its own")
     check_out(out, settings, resume=False)
@@ -163,6 +166,7 @@ def run_settings(arguments: argparse.Namespace, config: LLMConfig, train_config:
         "preset": arguments.preset,
         "algorithm": arguments.algorithm,
         "tensorboard": arguments.tensorboard,
+        "threads": arguments.threads,
         "llm": dataclasses.asdict(config) | {"device": device.type, "dtype": dtype},
         "training": dataclasses.asdict(train_config),
     }
@@ -172,8 +176,8 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     """Check everything that can be checked, cheapest checks first; then train."""
     out, resume, device = arguments.out, arguments.resume, pick_device(config.device)
     dtype, may_differ = pick_dtype(config.dtype, device), may_change(train_config)
-    check_keep_best(config, held_out=bool(config.eval_data or brings_evaluation(config.data)))
-    board = TensorBoard(out / "tensorboard") if arguments.tensorboard else None
+    if arguments.tensorboard:
+        TensorBoard(out)  # fails if the package is missing
     settings = run_settings(arguments, config, train_config)
     check_out(out, settings, resume, may_differ)
     refuse_inside(out, {"--model": config.model, "--data": config.data, "--eval-data": config.eval_data})
@@ -207,15 +211,18 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         shared = shared_prompts(task, eval_task) if task.size and eval_task.size else 0
         if shared:
             print(f"{shared} of {eval_task.size} problems of --eval-data are in --data, too: they are not held out")
+    check_keep_best(config, eval_task)
+    settings |= what_was_read(
+        out, checkpoint.directory, config.data, eval_source, earlier, bool(train_config.kl_weight)
+    )
     model = checkpoint.model(dtype, device)
     model.gradient_checkpointing = config.gradient_checkpointing
     model.compiled = config.compile == "on" or config.compile == "auto" and device.type == "cuda"
 
-    settings |= what_was_read(
-        out, checkpoint.directory, config.data, eval_source, earlier, bool(train_config.kl_weight)
-    )
     with prepare_out(out, settings, resume, may_differ) as folder:
-        run_training(Trainer(model, tokenizer, task, train_config), eval_task, config, folder, board, resume)
+        run_training(
+            Trainer(model, tokenizer, task, train_config), eval_task, config, folder, arguments.tensorboard, resume
+        )
 
 
 def run_training(
@@ -223,7 +230,7 @@ def run_training(
     eval_task: Task | None,
     config: LLMConfig,
     folder: RunFolder,
-    board: TensorBoard | None,
+    board: bool,
     resume: bool,
 ) -> None:
     """Train, with all that watches: evaluations on held-out problems if there are any, pictures, TensorBoard."""
@@ -231,13 +238,13 @@ def run_training(
     steps, longest = train_config.steps, train_config.max_new_tokens
     curves = Curves(out, every=train_config.save_every, last=steps, max_new_tokens=longest)
     draws_itself = eval_task is not None and config.eval_every  # after each evaluation
-    callbacks = ([board] if board else []) + ([] if draws_itself else [curves])
+    boards = [TensorBoard(out / "tensorboard")] if board else []
+    callbacks = boards + ([] if draws_itself else [curves])
     run = Run(trainer, out, "train", callbacks)
     run.before_writing = folder.keep
     if eval_task is not None:
         evaluator = make_evaluator(config, train_config, model, tokenizer, eval_task)
-        if board is not None:
-            evaluator.listeners.append(board.after_evaluation)
+        evaluator.listeners += [board.after_evaluation for board in boards]
         if config.keep_best != "off":
             evaluator.listeners.append(KeepBest(model, tokenizer, out / "best", config.keep_best).after_evaluation)
         after_step = partial(evaluator.after_step, every=config.eval_every, last=steps, out=out, show=config.show)
@@ -250,19 +257,19 @@ def run_training(
 @stop_signals()
 def main(argv: list[str] | None = None) -> int:
     prepare_console()
-    arguments = parse_arguments(argv)
-    if arguments.threads > 0:
-        torch.set_num_threads(arguments.threads)
     started = time.perf_counter()
     try:
+        arguments = parse_arguments(argv)
+        if arguments.threads > 0:
+            torch.set_num_threads(arguments.threads)
         configs = make_configs(arguments)
         say_settings(arguments)
         if arguments.show_settings:
             return 0
         (evaluate_only if arguments.eval_only else train)(arguments, *configs)
     except KeyboardInterrupt as stop:
-        can_go_on = getattr(stop, "can_go_on", True) and not arguments.eval_only
-        say(f"{stop or 'interrupted'}." + " The same command with --resume goes on." * can_go_on)
+        can_go_on = getattr(stop, "can_go_on", False)
+        say(f"{stop or 'interrupted'}." + " The same command with --resume goes on." * bool(can_go_on))
         return exit_code(stop)
     except (ValueError, OSError, FloatingPointError) as error:  # it may quote what a stranger wrote
         print(without_commands(f"train_llm.py: {error}", but="\n"), file=sys.stderr)

@@ -17,7 +17,6 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +41,8 @@ from minclipo.runs.command_line import (
 )
 from minclipo.runs.config_file import read_arguments
 from minclipo.runs.console import prepare_console, say
-from minclipo.runs.folder import earlier_settings, out_path, prepare_out
+from minclipo.runs.folder import RunFolder, earlier_settings, out_path, prepare_out
+from minclipo.runs.lock import Taken
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import peak_memory_mib
 from minclipo.runs.measure import evaluate
@@ -121,20 +121,19 @@ def run_seed(
     given: dict,
     algorithm: str,
     toy: ToyConfig,
-    out: Path,
+    run_folder: RunFolder,
     resume: bool,
     board: bool,
-    keep: Callable[[], None],
 ) -> None:
     """Pretrain, then train every method from that start. What an earlier run has finished is not repeated; with
-    `resume` a method that was interrupted goes on from its last training state. board: scalars for TensorBoard?
-    keep: RunFolder.keep of `out`."""
-    tokenizer, folder = toy_tokenizer(), out / f"seed{seed}"
+    `resume` a method that was interrupted goes on from its last training state. board: scalars for TensorBoard?"""
+    tokenizer, folder = toy_tokenizer(), run_folder.folder / f"seed{seed}"
     if not (folder / "pretrained" / "result.json").is_file():
         print(f"\nseed {seed}: pretraining on the careless textbook, {toy.pretrain_steps} steps")
         started = time.perf_counter()
         try:
             start = pretrained_toy(toy, tokenizer, seed)
+            run_folder.keep()
             save_model(start, tokenizer, folder / "pretrained" / "model")
             measure(start, tokenizer, method_config("baseline", given, seed), toy, started, folder / "pretrained")
         except KeyboardInterrupt as stop:
@@ -150,8 +149,9 @@ def run_seed(
         trainer = Trainer(copy.deepcopy(start), tokenizer, TASK, config)
         callbacks = [TensorBoard(folder / method / "tensorboard")] if board else []
         run = Run(trainer, folder / method, method, callbacks)
-        run.before_writing = keep
+        run.before_writing = run_folder.keep
         run.train(resume=resume)
+        run_folder.keep()
         measure(trainer.model, tokenizer, config, toy, started, folder / method)
 
 
@@ -222,6 +222,7 @@ def run_settings(arguments: argparse.Namespace, methods: list[str], seeds: list[
         "method": list(dict.fromkeys([*earlier.get("method", []), *methods])),
         "seeds": list(dict.fromkeys([*earlier.get("seeds", []), *seeds])),
         "tensorboard": arguments.tensorboard,
+        "threads": arguments.threads,
         "toy": dataclasses.asdict(toy),
         "training": {"algorithm": arguments.algorithm} | given_options(arguments, TrainConfig),
     }
@@ -259,17 +260,20 @@ def main(argv: list[str] | None = None) -> int:
     started, status = time.perf_counter(), 0
     try:
         for seed in seeds:
-            options = (arguments.algorithm, toy, arguments.out, arguments.resume, arguments.tensorboard)
-            run_seed(seed, methods, given, *options, folder.keep)
+            run_seed(seed, methods, given, arguments.algorithm, toy, folder, arguments.resume, arguments.tensorboard)
     except KeyboardInterrupt as stop:
-        on = "The same command with --resume goes on." if getattr(stop, "can_go_on", True) else "It cannot go on."
+        lost = getattr(stop, "can_go_on", None) is False
+        on = "It cannot go on." if lost else "The same command with --resume goes on."
         say(f"\n{stop or 'interrupted'}. {on} This is what is finished:")
         status = exit_code(stop)
+    except Taken as error:  # what lies in the folder now is not this run's
+        print(f"\nstopped: {error}", file=sys.stderr)
+        return 1
     except (FloatingPointError, ValueError, OSError) as error:  # a damaged state, a full disk, a folder that has gone
         print(f"\nstopped: {error}. What is finished is kept; the same command with --resume goes on.", file=sys.stderr)
         status = 1
     try:
-        report(arguments.out, arguments.algorithm)
+        report(folder.folder, arguments.algorithm)
     except OSError as error:
         print(f"\nthe report could not be written: {error}", file=sys.stderr)
         status = 1

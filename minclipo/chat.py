@@ -10,6 +10,7 @@ conversation: it gets each text by itself and a newline, as train_llm.py writes 
 
 import argparse
 import contextlib
+import math
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -75,7 +76,8 @@ class Chat:
         used = prompt_lengths(["the prompt"], [prompt], self.tokenizer, most)[0]
         if used >= most:
             new = ": /new begins anew" if self.said else ""
-            raise ValueError(f"this is too long: {used} tokens, and the model has {most} for prompt and answer{new}")
+            found = f"{used} tokens" if used < math.inf else "far more tokens than that"
+            raise ValueError(f"this is too long: {found}, and the model has {most} for prompt and answer{new}")
         ids, room = self.tokenizer.encode(prompt), min(self.config.max_new_tokens, most - used)
         ask = dict(model=self.model, tokenizer=self.tokenizer, ids=ids, room=room) | self.settings
         if self.config.samples:

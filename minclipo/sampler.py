@@ -279,7 +279,7 @@ class Decoder:
     def leave(self, alive: int) -> None:
         """Rows that have ended leave; where rounds are long, only once half of the rows can: each number of rows takes
         a graph of its own."""
-        rows = self.cache.alive = alive  # for those who watch
+        rows = self.cache.alive = alive  # runs/progress.py shows it
         if self.round_tokens > 1:
             rows = len(self.rows) >> (len(self.rows) // alive).bit_length() - 1  # halved as often as it can be
         if rows < len(self.rows):

@@ -8,7 +8,6 @@ B prompts, G rollouts per prompt, N = B * G rows, T completion tokens.
 """
 
 import copy
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -66,7 +65,6 @@ class Trainer:
         self.stateful = {name: part for name, part in parts.items() if part is not None}
         self.last = Step(0)  # the step that is running, or that was the last to run
         self.problems_drawn = 0  # from the task, so far
-        self.progress: Callable[[Iterable], Iterable] = iter  # sees the parts of a large batch go by while sampling
 
     def step(self) -> Step:
         """One training step. Should it raise FloatingPointError, `self.last` has what there was."""
@@ -121,7 +119,6 @@ class Trainer:
             eos_ids=self.tokenizer.eos_ids,
             generator=self.generator,
             sampling_rows=config.sampling_rows,
-            progress=self.progress,
         )
 
     def verify(self, problems: list[Problem], rollouts: Rollouts) -> tuple[list[str], Tensor]:

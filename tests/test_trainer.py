@@ -152,14 +152,6 @@ def test_a_trainer_leaves_the_global_random_numbers_alone(start):
     assert torch.equal(drawn, torch.rand(3))
 
 
-def test_the_parts_of_a_large_batch_can_be_watched(start):
-    """Catches: a progress bar that is set and never called."""
-    trainer, seen = make(start, sampling_rows=16), []
-    trainer.progress = lambda parts: seen.append(len(parts)) or parts
-    trainer.step()
-    assert seen == [3]
-
-
 def test_the_step_check_is_asked_once_about_each_right_answer(start):
     """By the oracle, and then for the metrics. Catches: an expensive check done twice, or for wrong answers."""
     asked = []

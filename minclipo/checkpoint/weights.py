@@ -65,7 +65,7 @@ class Checkpoint:
         directory = model_directory(self.source)
         if directory != self.directory:
             raise ValueError(f"{self.source} has changed on the hub since {self.directory} was downloaded: start again")
-        weights_path = _weights_path(directory)
+        weights_path = weights_file(directory)
         stored = _stored_tensors(weights_path)
         model = _empty_model(config, len(stored), path)
         _check_tensors(stored, model, weights_path)
@@ -156,7 +156,7 @@ def _empty_model(config: GPTConfig, num_tensors: int, path: Path) -> GPT:
         raise ValueError(f"{path} asks for a model that cannot be built: {error}") from error
 
 
-def _weights_path(directory: Path) -> Path:
+def weights_file(directory: Path) -> Path:
     """model.safetensors, or the index of its shards."""
     for name in ("model.safetensors", "model.safetensors.index.json"):
         if (directory / name).is_file():

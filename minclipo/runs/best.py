@@ -8,6 +8,7 @@ from minclipo.checkpoint import Tokenizer, save_model
 from minclipo.checkpoint.files import PARTIAL, read_json, write_json
 from minclipo.model import GPT
 from minclipo.runs.console import say
+from minclipo.tasks import Task
 
 METRICS = {"accuracy": 1, "faithful_accuracy": 1, "hallucination_rate": -1}  # is more better, or less?
 
@@ -60,9 +61,11 @@ class KeepBest:
         return None if found is None else METRICS[self.metric] * found
 
 
-def check_keep_best(config, held_out: bool) -> None:
-    """ValueError if --keep-best has nothing to go by. config: an LLMConfig; held_out: are there held-out problems?"""
-    if config.keep_best != "off" and not held_out:
+def check_keep_best(config, task: Task | None) -> None:
+    """ValueError if --keep-best has nothing to go by. config: an LLMConfig; task: the held-out problems, if any."""
+    if config.keep_best != "off" and task is None:
         raise ValueError(f"--keep-best {config.keep_best} needs held-out problems: give --eval-data")
+    if config.keep_best not in ("off", "accuracy") and task.check_steps is None:
+        raise ValueError(f"--keep-best {config.keep_best} needs a step check, which this task has not")
     if config.keep_best != "off" and not config.eval_every:
         raise ValueError(f"--keep-best {config.keep_best} needs evaluations: --eval-every is 0")

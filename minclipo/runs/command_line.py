@@ -14,7 +14,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, script: str, description: str):
         layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=29)
-        installed = Path(sys.argv[0]).name  # minclipo-toy, say
+        installed = Path(sys.argv[0]).stem  # minclipo-toy, say
         name = installed if installed.startswith("minclipo") else script
         super().__init__(prog=name, usage="%(prog)s [options]", description=description, formatter_class=layout)
         self.script, self.everything = script, False

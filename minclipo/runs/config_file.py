@@ -6,10 +6,12 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from minclipo.checkpoint.files import read_json
 from minclipo.runs.command_line import Parser, flag
+from minclipo.runs.folder import earlier_settings
 from minclipo.runs.settings import NAMES, NOT_SETTINGS, Layer
 
 SECTIONS = ("llm", "toy", "training")  # of settings.json: a script's own options, those of every run
@@ -33,15 +35,11 @@ def read_arguments(parser: Parser, argv: list[str] | None) -> argparse.Namespace
     for layer in layers:
         vars(found).update(layer.values)
     found.resume = bool(found.resume)
-    found.layers, found.command_line = layers, shlex.join([parser.prog, *argv])
+    found.layers, found.command_line = layers, f"{parser.prog} {shlex.join(argv)}"
     found.earlier = {}
     if found.resume and (found.out / "settings.json").is_file():
-        try:
-            content = read_json(found.out / "settings.json")
-        except ValueError:  # whoever prepares the folder says so, and what to do
-            content = None
-        if isinstance(content, dict) and content.get("script") == parser.script:
-            found.earlier = content
+        with suppress(ValueError):  # whoever prepares the folder says so, and what to do
+            found.earlier = earlier_settings(found.out, parser.script) or {}
     return found
 
 
@@ -89,7 +87,7 @@ def read_layer(parser: Parser, path: Path) -> Layer:
         values = values_of(parser, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Layer(str(path), values, asked=script is None, whole=script is not None and "llm" in content)
+    return Layer(str(path), values, asked=script is None, whole=script == parser.script and "llm" in content)
 
 
 def read_toml(path: Path) -> dict:
@@ -127,7 +125,8 @@ def options_of(content: dict, parser: Parser, path: Path) -> dict:
 
 
 def name_of(key: str) -> str:
-    return key.lstrip("-").replace("-", "_")
+    name = key.lstrip("-").replace("-", "_")
+    return "data" if name == "task" else name
 
 
 def unknown_name(name: str, known: Iterable[str]) -> str:

@@ -85,7 +85,11 @@ def lines_until(step: int, out: Path) -> list[dict]:
     for path in (out / "evaluations").glob("step_*.jsonl"):
         if path.stem[5:].isdigit() and int(path.stem[5:]) > step:
             path.unlink()
-    return [line for line in read_lines(out / "evaluation.jsonl", "step", "greedy") if line["step"] <= step]
+    lines = read_lines(out / "evaluation.jsonl", "step", "greedy")
+    kept = [line for line in lines if line["step"] <= step]
+    if len(kept) < len(lines):
+        write_lines(out / "evaluation.jsonl", kept)
+    return kept
 
 
 def try_all(writes: Iterable[Callable[[], None]]) -> None:

@@ -33,7 +33,7 @@ class RunFolder:
                 raise Taken(f"{self.folder} has been moved away. {error}") from error
             if marker.is_file() and read_json(marker) != json.loads(json.dumps(self.settings)):
                 lock.release()
-                raise ValueError(f"{self.folder} has been moved away, and another run has been there since")
+                raise Taken(f"{self.folder} has been moved away, and another run has been there since")
             self.lock.release()
             self.lock = lock
         if not marker.is_file():
@@ -176,7 +176,7 @@ def start_anew(out: Path, folder: Path, lock: Lock) -> Lock:
     """Rename the earlier run; the lock of a new folder in its place. Whoever waits for the old one sees that it is
     no longer in place."""
     kept = rename(folder, lock)
-    print(f"the earlier run in {out} is now in {kept}")
+    say(f"the earlier run in {out} is now in {kept}")
     try:
         return Lock(folder)
     finally:

@@ -10,18 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from minclipo.checkpoint.files import read_object
-from minclipo.checkpoint.hub import HUB_ID, dataset_files
+from minclipo.checkpoint.hub import HUB_ID, READ, dataset_files
+from minclipo.checkpoint.weights import weights_file
 from minclipo.runs.changes import FILES
+from minclipo.runs.console import say
 from minclipo.runs.folder import way_out
 from minclipo.runs.problems import BUILT_IN
 from minclipo.tasks.own import is_own, own_file
 
 Files = dict[str, dict[str, dict]]
-TEXTS = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "chat_template.jinja",
-)  # fmt: skip
-INDEX = "model.safetensors.index.json"
 LARGE = 2 * 10**9  # bytes: a second or two
 
 
@@ -50,10 +47,9 @@ def what_was_read(out: Path, directory: Path, data: str, eval_data: str, earlier
 
 def model_files(directory: Path) -> dict[str, Path]:
     """The files of a checkpoint that are read, by name."""
-    weights = ["model.safetensors"]
-    if not (directory / weights[0]).is_file():
-        weights = [INDEX, *sorted(set(read_object(directory / INDEX)["weight_map"].values()))]
-    return {name: directory / name for name in (*TEXTS, *weights) if (directory / name).is_file()}
+    path = weights_file(directory)
+    shards = [] if path.suffix != ".json" else sorted(set(read_object(path)["weight_map"].values()))
+    return {name: directory / name for name in (*READ, path.name, *shards) if (directory / name).is_file()}
 
 
 def data_files_by_name(source: str) -> dict[str, Path]:
@@ -76,7 +72,7 @@ def remember(directory: Path, data: str, eval_data: str) -> Files:
     }
     size = sum(path.stat().st_size for files in groups.values() for path in files.values())
     if size > LARGE:
-        print(f"checksums of {size / 1e9:.1f} GB of model and data, so that --resume knows them again")
+        say(f"checksums of {size / 1e9:.1f} GB of model and data, so that --resume knows them again")
     with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
         return {group: dict(zip(files, pool.map(fingerprint, files.values()))) for group, files in groups.items()}
 
@@ -100,35 +96,35 @@ def same_files(out: Path, earlier: Files | None, now: Files, reference: bool) ->
     a KL penalty: the policy's own are in the training state. A task of one's own may be repaired on the way.
     """
     if earlier is None:
-        print(f"{out} was begun by a version that did not remember its files: whether they are the same is not known")
+        say(f"{out} was begun by a version that did not remember its files: whether they are the same is not known")
         return now
-    changed = {group: changes(earlier.get(group, {}), now[group]) for group in now}
-    weights = [] if reference else [text for text in changed["model"] if ".safetensors" in text]
-    programs = [text for text in changed["data"] if ".py " in text]
+    changed = {group: changed_files(earlier.get(group, {}), now[group]) for group in now}
+    weights = [name for name in changed["model"] if not reference and ".safetensors" in name]
+    programs = [name for name in changed["data"] if name.endswith(".py")]
     refused = {
-        "--model": [text for text in changed["model"] if text not in weights],
-        "--data": [text for text in changed["data"] if text not in programs],
+        "--model": [text for name, text in changed["model"].items() if name not in weights],
+        "--data": [text for name, text in changed["data"].items() if name not in programs],
     }
     if any(refused.values()):
         texts = "; ".join(f"{option}: {', '.join(said)}" for option, said in refused.items() if said)
         raise ValueError(f"--resume: since {out} was begun, {texts}. Put the earlier files back, or {way_out(out)}")
-    if weights:
-        print(f"since {out} was begun, --model: {', '.join(weights)}. The run goes on from its own weights")
-    if programs:
-        print(f"since {out} was begun, --data: {', '.join(programs)}. The run goes on with what it says now")
-    if changed["eval_data"]:
-        texts = ", ".join(changed["eval_data"])
-        print(f"since {out} was begun, --eval-data: {texts}. Evaluations before and after are not comparable")
+    for option, group, names, then in (
+        ("--model", "model", weights, "The run goes on from its own weights"),
+        ("--data", "data", programs, "The run goes on with what it says now"),
+        ("--eval-data", "eval_data", changed["eval_data"], "Evaluations before and after are not comparable"),
+    ):
+        if names:
+            say(f"since {out} was begun, {option}: {', '.join(changed[group][name] for name in names)}. {then}")
     return now | {group: earlier.get(group, now[group]) for group in ("model", "data")}
 
 
-def changes(earlier: dict[str, dict], now: dict[str, dict]) -> list[str]:
-    """What has changed, by name."""
-    names = [*earlier, *(name for name in now if name not in earlier)]
-    said = {
-        name: "is gone" if name not in now else "is new" if name not in earlier else "has changed" for name in names
+def changed_files(earlier: dict[str, dict], now: dict[str, dict]) -> dict[str, str]:
+    """For each file that has changed what has happened to it, in words."""
+    names = [name for name in earlier | now if earlier.get(name) != now.get(name)]
+    return {
+        name: f"{name} {'is gone' if name not in now else 'is new' if name not in earlier else 'has changed'}"
+        for name in names
     }
-    return [f"{name} {said[name]}" for name in names if earlier.get(name) != now.get(name)]
 
 
 def same_revision(model: str, earlier: dict | None) -> str:

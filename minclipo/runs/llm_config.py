@@ -13,7 +13,7 @@ from minclipo.runs.best import METRICS
 from minclipo.runs.command_line import flag, made, refuse_idle
 from minclipo.runs.problems import brings_evaluation
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS, scaled_warmup
-from minclipo.runs.settings import NAMES, Layer, announce, asked_for, merged, show
+from minclipo.runs.settings import Layer, announce, asked_for, merged, show
 from minclipo.tasks import Task
 
 ON_OFF = ("auto", "on", "off")
@@ -103,7 +103,13 @@ class LLMConfig:
 
 
 TRAINING_ONLY = {field.name for field in dataclasses.fields(TrainConfig)} - {"max_new_tokens", "sampling_rows"}
-TRAINING_ONLY |= {"gradient_checkpointing", "compile", "eval_every"}  # what --eval-only does not read
+TRAINING_ONLY |= {
+    "gradient_checkpointing",
+    "compile",
+    "eval_every",
+    "keep_best",
+    "tensorboard",
+}  # what --eval-only does not read
 
 
 def layers_of(arguments: argparse.Namespace) -> list[Layer]:
@@ -136,8 +142,9 @@ def settled(arguments: argparse.Namespace) -> dict[str, tuple]:
 def say_settings(arguments: argparse.Namespace) -> None:
     """A line for the preset and one for the algorithm; with --show-settings all of them."""
     layers, found = layers_of(arguments), settled(arguments)
-    for source in [layer.source for layer in layers if layer.source.startswith(NAMES)]:
-        announce(layers, source, found)
+    for source in (f"preset {arguments.preset}", f"algorithm {arguments.algorithm}"):
+        if source in [layer.source for layer in layers]:
+            announce(layers, source, found)
     if arguments.eval_only:
         idle = ", ".join(flag(name) for name in asked_for(arguments.layers) if name in TRAINING_ONLY)
         if idle:

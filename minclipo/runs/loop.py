@@ -70,8 +70,9 @@ class Run:
                 except FloatingPointError as error:
                     raise self.failure(error) from error
                 except KeyboardInterrupt as stop:
-                    raise self.stopped(stop, history) from None
-        return history
+                    raise self.stopped(stop) from None
+        signals.check()  # it came while the bars were being closed
+        return self.history
 
     def one_step(self, signals: Listener) -> dict[str, float]:
         """One training step; its metrics."""
@@ -99,7 +100,7 @@ class Run:
         the end of these, with dynamic sampling after the last batch. What learns, policy and head, needs them."""
         return self.step > self.before["step"] and self.trainer.last.correct is not None
 
-    def stopped(self, stop: KeyboardInterrupt, history: list[dict[str, float]]) -> Stopped:
+    def stopped(self, stop: KeyboardInterrupt) -> Stopped:
         """Save the last finished step, as if the one that is running had never begun. Returns what to raise."""
         number, steps, last = signal_of(stop), self.config.steps, self.saved_step
         try:
@@ -108,7 +109,7 @@ class Run:
             if self.doing == "step":
                 self.undo()
             self.doing = "saving"
-            write_lines(self.out / "metrics.jsonl", history)
+            self.complete_log()
             if self.saved_step < self.step:
                 self.save()
             what = f"saved after step {self.step} of {steps}"
@@ -207,6 +208,7 @@ class Run:
 
     def complete_log(self) -> None:
         """The lines of all steps are on the disk before a state is: who goes on from it never writes them again."""
+        self.before_writing()
         path = self.out / "metrics.jsonl"
         if not self.log_is_whole or not path.exists():
             self.out.mkdir(parents=True, exist_ok=True)
@@ -226,6 +228,7 @@ class Run:
     def save(self) -> None:
         """Write the model to OUT/model and the state to OUT/states, unless the model cannot compute any more: then
         the good weights stay there. A model without a state removes those before it: resuming would overwrite it."""
+        self.before_writing()
         trainer, rollouts = self.trainer, self.trainer.last.rollouts
         if self.step:  # one row will do: a weight that is not finite spoils every one
             start = torch.zeros(1, 1, dtype=torch.long, device=trainer.generator.device)
@@ -244,6 +247,7 @@ class Run:
         """The error with all that helps, and the batch on the disk."""
         path = self.out / "failed_batch.safetensors"
         try:
+            self.before_writing()
             save_tensors(step_tensors(self.trainer.last, self.trainer.tokenizer), path)
             batch = f"The batch is in {path}"
         except OSError as full:

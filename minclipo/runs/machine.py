@@ -232,10 +232,11 @@ def bytes_on_disk(shape: GPTConfig, dtype: torch.dtype, keep_states: int) -> int
 
 
 def check_room(out: Path, needed: int, resume: bool) -> None:
-    """OSError now, and not after hours, if the disk of `out` has less than `needed` bytes left. What a resumed run has
-    already written counts as available."""
+    """OSError now, and not after hours, if the disk of `out` has less than `needed` bytes left. The models and states
+    that a resumed run has already written count as available."""
     if resume:
-        needed -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        written = [path for part in ("model", "states", "best") for path in (out / part).rglob("*") if path.is_file()]
+        needed -= sum(path.stat().st_size for path in written)
     existing = next(folder for folder in [out, *out.resolve().parents] if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

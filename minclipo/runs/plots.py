@@ -55,9 +55,7 @@ def plot_training(histories: dict[str, list[list[dict]]], path: str | Path, algo
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].legend(frameon=False, fontsize=9)
-    with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 def plot_evaluation(

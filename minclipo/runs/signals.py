@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from minclipo.runs.console import say
 
@@ -13,12 +14,16 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 class Stopped(KeyboardInterrupt):
     """Somebody has stopped the program; the message says what was saved. Whoever expects Ctrl-C catches this, too.
 
-    number: of the signal; twice: Ctrl-C came while an earlier signal was being followed; can_go_on: by --resume.
+    number: of the signal; twice: Ctrl-C came while an earlier signal was being followed; can_go_on: by --resume, None
+    if no run has begun.
     """
 
-    def __init__(self, number: int, message: str = "", *, twice: bool = False, can_go_on: bool = True):
+    def __init__(self, number: int, message: str = "", *, twice: bool = False, can_go_on: bool | None = None):
         super().__init__(message or f"stopped by {name_of(number)}")
         self.number, self.twice, self.can_go_on = number, twice, can_go_on
+
+    def __reduce__(self):  # a process that works for another one sends it there
+        return partial(Stopped, twice=self.twice, can_go_on=self.can_go_on), (self.number, str(self))
 
 
 def signal_of(stop: KeyboardInterrupt) -> int:

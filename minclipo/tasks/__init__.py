@@ -45,7 +45,11 @@ class Task:
     def steps(self, problems: list[Problem], texts: list[str], correct: list[bool]) -> list[list[bool] | None]:
         """The verdicts on the steps of each completion whose answer is right, None for the others; as in `outcomes`."""
         rows = zip(self._repeated(problems, texts), texts, correct)
-        return [self.check_steps(problem, text) if right else None for problem, text, right in rows]
+        verdicts = [self.check_steps(problem, text) if right else None for problem, text, right in rows]
+        for steps, right in zip(verdicts, correct):
+            if right and not isinstance(steps, list):
+                raise ValueError(f"check_steps must return a list with a verdict per step, found {steps!r}")
+        return verdicts
 
     @staticmethod
     def _repeated(problems: list[Problem], texts: list[str]) -> list[Problem]:
