@@ -21,12 +21,14 @@ import minclipo.runs.plots as plots
 from minclipo.checkpoint import load_model, save_model
 from minclipo.checkpoint.files import read_lines
 from minclipo.config import TrainConfig
-from minclipo.runs.best import KeepBest
+from minclipo.runs.best import KeepBest, check_keep_best
 from minclipo.runs.callbacks import TensorBoard
+from minclipo.runs.llm_config import LLMConfig
 from minclipo.runs.loop import Run
 from minclipo.runs.measure import reward_parts
 from minclipo.runs.plots import plot_evaluation
 from minclipo.runs.to_csv import main as to_csv
+from minclipo.tasks import Task
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Step, Trainer
 
@@ -415,6 +417,14 @@ def test_keep_best_from_end_to_end(tmp_path, capsys):
     again = ["--model", str(out / "best"), "--data", "sums", "--eval-only", "--out", str(tmp_path / "eval")]
     assert llm(*again) == 0
     assert json.loads((tmp_path / "eval" / "evaluation.json").read_text())["greedy"] == kept["greedy"]
+
+
+def test_keep_best_needs_what_it_measures():
+    """Catches: a hallucination rate waited for from a task that cannot see steps."""
+    task = Task(TASK.draw, TASK.check_outcome)
+    check_keep_best(LLMConfig(model="m", data="d", keep_best="accuracy"), task)
+    with pytest.raises(ValueError, match="--keep-best hallucination_rate needs a step check"):
+        check_keep_best(LLMConfig(model="m", data="d", keep_best="hallucination_rate"), task)
 
 
 @pytest.mark.parametrize(

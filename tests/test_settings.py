@@ -425,3 +425,31 @@ def test_a_schedule_that_ends_cannot_be_made_longer(tmp_path, model, capsys):
     assert "steps was 2, now 3" in error_of(capsys, "--resume", str(out), "--steps", "3")
     assert train_llm.main(["--resume", str(out)]) == 0
     assert "all 2 steps are done\n" in capsys.readouterr().out
+
+
+# ---- between the parts ----
+
+
+def test_an_evaluations_settings_are_no_settings_for_training(tmp_path, model):
+    """Catches: a learning rate three hundred times the default, from a run that had none."""
+    arguments = ["--model", model, "--data", "chain", "--max-new-tokens", "5", "--eval-problems", "2", "--eval-only"]
+    assert train_llm.main([*arguments, "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "eval")]) == 0
+    llm, training = configs("--config", str(tmp_path / "eval"))
+    assert llm.eval_problems == 2 and training.max_new_tokens == 5
+    assert training.learning_rate == 1e-6 and training.prompts_per_step == 16
+
+
+def test_an_evaluation_resumes_nothing(tmp_path, capsys, model):
+    """Catches: the checkpoint that a run began with, measured in the place of what it has trained."""
+    assert train_llm.main([*SHORT.split(), "--model", model, "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert "--model OUT/model" in error_of(capsys, "--resume", str(tmp_path), "--eval-only")
+
+
+def test_a_file_may_be_called_like_a_preset(tmp_path, capsys, model):
+    """Catches: a file of options announced as a preset, or a traceback."""
+    file = written(tmp_path / "presets.json", '{"algorithm": "gspo", "task": "chain"}')
+    assert train_llm.main(["--model", model, "--config", file, "--show-settings"]) == 0
+    printed = capsys.readouterr().out
+    assert "algorithm gspo sets" in printed and "presets.json sets" not in printed
+    assert configs("--model", model, "--config", file)[0].data == "chain"

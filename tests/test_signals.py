@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import minclipo.runs.loop as loop_module
 import minclipo.sampler as sampler_module
 from minclipo.checkpoint import save_model
 from minclipo.config import TrainConfig
+from minclipo.runs.lock import Taken
 from minclipo.runs.loop import Run
 from minclipo.runs.signals import SIGNALS, Stopped, exit_code, stop_signals
 from minclipo.runs.state import newest_state
@@ -176,6 +178,27 @@ def test_an_interruption_that_is_no_signal_is_honest(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "loss_of", interrupted)
     with pytest.raises(Stopped, match="not saved: the update of step 1 is half done. The last .* is 0 of 6"):
         run.train()
+
+
+def test_a_folder_that_is_another_runs_by_now_is_left_alone(tmp_path, monkeypatch):
+    """OUT was moved away, another run began there, then Ctrl-C. Catches: that run's log cut, its model replaced."""
+
+    def refuse():
+        raise Taken("it has been moved away, and another run has been there since")
+
+    run = make(tmp_path)
+    send(signal.SIGINT, 3, Trainer, "verify", monkeypatch)
+    monkeypatch.setattr(loop_module, "log_line", lambda *_: setattr(run, "before_writing", refuse) or "")
+    monkeypatch.setattr(run, "or_warn", lambda *_: None)
+    with pytest.raises(Stopped, match="not saved: it has been moved away"):
+        run.train()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"" and os.listdir(tmp_path / "states") == ["step_000000.pt"]
+
+
+def test_a_stop_comes_whole_from_another_process():
+    """As from a pool of processes. Catches: an error about pickling in the place of what was saved."""
+    stop = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM, "saved after step 7", twice=True, can_go_on=True)))
+    assert str(stop) == "saved after step 7" and vars(stop) == dict(number=signal.SIGTERM, twice=True, can_go_on=True)
 
 
 def test_without_states_nothing_is_promised(tmp_path, monkeypatch):

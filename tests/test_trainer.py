@@ -152,6 +152,13 @@ def test_a_trainer_leaves_the_global_random_numbers_alone(start):
     assert torch.equal(drawn, torch.rand(3))
 
 
+def test_a_step_check_without_verdicts_is_named(start):
+    """Catches: a function without return, which would count every right answer as faithful."""
+    task = Task(draw, lenient, lambda problem, text: None)
+    with pytest.raises(ValueError, match="check_steps must return a list with a verdict per step, found None"):
+        timed_step(make(start, task))
+
+
 def test_the_step_check_is_asked_once_about_each_right_answer(start):
     """By the oracle, and then for the metrics. Catches: an expensive check done twice, or for wrong answers."""
     asked = []
