@@ -52,6 +52,7 @@ from minclipo.runs.machine import (
 )
 from minclipo.runs.plots import Curves
 from minclipo.runs.problems import brings_evaluation, make_task
+from minclipo.runs.progress import watched
 from minclipo.runs.recipes import ALGORITHMS, LLM, PRESETS
 from minclipo.runs.settings import asked_for
 from minclipo.runs.signals import exit_code, stop_signals
@@ -70,7 +71,7 @@ def tokenizer_of(checkpoint: Checkpoint, config: LLMConfig) -> Tokenizer:
 
 
 def make_evaluator(
-    config: LLMConfig, train_config: TrainConfig, model: GPT, tokenizer: Tokenizer, task: Task
+    config: LLMConfig, train_config: TrainConfig, model: GPT, tokenizer: Tokenizer, task: Task, **options
 ) -> Evaluator:
     return Evaluator(
         model,
@@ -82,6 +83,7 @@ def make_evaluator(
         temperature=config.eval_temperature,
         top_p=config.eval_top_p,
         sampling_rows=train_config.sampling_rows or train_config.prompts_per_step * train_config.group_size,
+        **options,
     )
 
 
@@ -144,10 +146,12 @@ def evaluate_only(arguments: argparse.Namespace, config: LLMConfig, train_config
     tokenizer = tokenizer_of(checkpoint, config)
     task = make_task(config.eval_data or config.data, config, tokenizer, limit)
     model = checkpoint.model(pick_dtype(config.dtype, device), device)
+    print(f"measuring {evaluation_size(config.eval_problems, task)} problems")
+    watch = partial(watched, what="evaluation")
+    answers = make_evaluator(config, train_config, model, tokenizer, task, progress=watch).measure()
+    found = scores(answers)
+    show_evaluation(found, answers, config.show)
     with prepare_out(out, settings, resume=False):
-        answers = make_evaluator(config, train_config, model, tokenizer, task).measure()
-        found = scores(answers)
-        show_evaluation(found, answers, config.show)
         write_answers(answers, out / "answers.jsonl")
         write_json(out / "evaluation.json", found)
     print(f"in {out}: evaluation.json (these numbers), answers.jsonl (every completion with its verdict)")
@@ -252,6 +256,7 @@ def run_training(
         print("no --eval-data: only the training rollouts will be measured")
         after_step = lambda step: config.eval_every and step % config.eval_every == 0 and run.show_rollouts(config.show)
     run.train(resume=resume, after_step=after_step)
+    print(f"in {out}: model/, metrics.jsonl, rollouts.jsonl, curves.png")
 
 
 @stop_signals()
@@ -280,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"train_llm.py: {error}\n{advice}", file=sys.stderr)
         return 1
-    print(f"{time.perf_counter() - started:.0f} s, at most {peak_memory_mib():.0f} MiB")
+    print(f"{time.perf_counter() - started:.0f} s, at most {peak_memory_mib():.0f} MiB of memory")
     if torch.cuda.is_available():
         print(f"at most {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB on the GPU")
     return 0

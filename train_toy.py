@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from minclipo.checkpoint import load_model, save_model
 from minclipo.checkpoint.files import write_json
@@ -47,6 +46,7 @@ from minclipo.runs.loop import Run
 from minclipo.runs.machine import peak_memory_mib
 from minclipo.runs.measure import evaluate
 from minclipo.runs.plots import STYLES
+from minclipo.runs.progress import watched
 from minclipo.runs.recipes import ALGORITHMS, METHODS, PAPER_WARMUP, SWITCHES, TOY
 from minclipo.runs.report import report
 from minclipo.runs.settings import Layer, announce, asked_for, merged, show, show_group
@@ -108,7 +108,7 @@ def measure(trained, tokenizer, config: TrainConfig, toy: ToyConfig, started: fl
         problems=toy.eval_problems,
         max_new_tokens=config.max_new_tokens,
         seed=config.seed,
-        progress=partial(tqdm, desc="evaluation", leave=False, disable=None),
+        progress=partial(watched, what="evaluation"),
     )
     examples = [(dataclasses.asdict(problem), text) for problem, text, _ in found.pop("examples")[:4]]
     result = found | {"seconds": seconds, "peak_memory_mib": peak_memory_mib(), "examples": examples}

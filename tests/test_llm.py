@@ -304,8 +304,12 @@ def test_the_toys_own_model_trains_on(tmp_path):
 def test_a_resumed_run_does_not_need_its_room_twice(tmp_path, monkeypatch):
     """Catches: a run that once fitted the disk and can no longer be resumed, since it is on it."""
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
-    (tmp_path / "state").write_bytes(b"x" * 900)
+    (tmp_path / "states").mkdir()
+    (tmp_path / "states" / "step_000002.pt").write_bytes(b"x" * 900)
+    (tmp_path / "rollouts.jsonl").write_bytes(b"x" * 900)  # which nothing will replace
     check_room(tmp_path, 1000, resume=True)
+    with pytest.raises(OSError, match="MiB are needed"):
+        check_room(tmp_path, 1100, resume=True)
     with pytest.raises(OSError, match="MiB are needed"):
         check_room(tmp_path, 1000, resume=False)
 
@@ -484,7 +488,7 @@ def test_resume_with_other_settings_is_refused_unless_they_do_not_matter(tmp_pat
     arguments = ["--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run")]
     assert run(*arguments) == 0
     changed = message_of(*arguments, "--resume", "--learning-rate", "1", capsys=capsys)
-    assert "--resume: learning_rate was 1e-06, now 1.0; choose another --out" in changed
+    assert "--resume: --learning-rate was 1e-06, now 1.0. Give the options of before, or --resume " in changed
     assert run(*arguments, "--resume", "--steps", "3", "--micro-batch-tokens", "300") == 0
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 

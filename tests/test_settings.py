@@ -189,7 +189,7 @@ def test_what_a_run_cannot_change_is_named_with_both_values(tmp_path, model, cap
     assert train_llm.main([*SHORT.split(), "--model", model, "--out", str(out)]) == 0
     capsys.readouterr()
     changed = error_of(capsys, "--resume", str(out), "--learning-rate", "1e-5", "--seed", "1")
-    assert "--resume: learning_rate was 0.001, now 1e-05; seed was 0, now 1; choose another --out" in changed
+    assert "--resume: --learning-rate was 0.001, now 1e-05; --seed was 0, now 1. Give the options of before" in changed
     assert "--algorithm was None, now gmpo" in error_of(capsys, "--resume", str(out), "--algorithm", "gmpo")
     assert "name two folders" in error_of(capsys, "--resume", str(out), "--out", str(tmp_path / "other"))
     assert "there is no earlier run" in error_of(capsys, "--resume", str(tmp_path / "other"))
@@ -206,7 +206,7 @@ def test_a_run_from_before_an_option_existed_goes_on(tmp_path, model, capsys):
     for name in ("command_lines", "preset", "algorithm"):
         del old[name]
     written(out / "settings.json", json.dumps(old))
-    assert "learning_rate_warmup was 0, now 2" in error_of(
+    assert "--learning-rate-warmup was 0, now 2" in error_of(
         capsys, *arguments, "--resume", "--learning-rate-warmup", "2"
     )
     assert train_llm.main([*arguments, "--resume"]) == 0
@@ -232,7 +232,7 @@ def test_the_toy_goes_on_with_its_own_settings(tmp_path, capsys):
     assert "everything that was asked for is done" in capsys.readouterr().out
     assert [path.name for path in out.glob("seed*")] == ["seed3"]
     changed = error_of(capsys, "--resume", str(out), "--steps", "4", "--num-layers", "1", script=train_toy)
-    assert "steps was 2, now 4" in changed and "num_layers was 2, now 1" in changed
+    assert "steps was 2, now 4" in changed and "--num-layers was 2, now 1" in changed
     assert train_toy.main(["--resume", str(out), "--method", "oracle"]) == 0
     lines = [json.loads(line) for line in (out / "seed3" / "oracle" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2

@@ -104,7 +104,9 @@ def read_object(path: Path, *, optional: bool = False) -> dict:
     if optional and not path.exists():
         return {}
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: {path.parent} is no model directory")
+        inner = path.parent / "model"
+        hint = f"; did you mean {inner}?" if (inner / path.name).is_file() else ""
+        raise FileNotFoundError(f"{path} does not exist: {path.parent} is no model directory{hint}")
     value = read_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold an object, found {type(value).__name__}")

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from minclipo.checkpoint.files import read_lines, write_lines
 from minclipo.model import GPT
 from minclipo.runs.console import WIDTH, say, wrapped
@@ -34,6 +32,7 @@ class Evaluator:
         temperature: float,
         top_p: float,
         sampling_rows: int,
+        progress: Callable[[Iterable], Iterable] = iter,
     ):
         self.max_new_tokens = max_new_tokens
         self.answer = partial(
@@ -45,7 +44,7 @@ class Evaluator:
             max_new_tokens=max_new_tokens,
             seed=0,  # the same problems, whatever the seed of the run
             sampling_rows=sampling_rows,
-            progress=partial(tqdm, desc="evaluation", leave=False, disable=None),
+            progress=progress,
         )
         self.samples, self.temperature, self.top_p = samples, temperature, top_p
         self.lines: list[dict] | None = None  # of evaluation.jsonl; None: not read yet

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minclipo.checkpoint.files import PARTIAL, read_json, write_json
 from minclipo.runs.changes import FILES, differences
+from minclipo.runs.command_line import flag
 from minclipo.runs.console import say
 from minclipo.runs.lock import NAME, Lock, Taken, refuse_taken
 
@@ -119,8 +120,11 @@ def check_equal(out: Path, earlier: dict, settings: dict, may_differ: Collection
     """ValueError naming the options of the run in `out` that differ and may not."""
     changed = {name: pair for name, pair in differences(earlier, settings).items() if name not in may_differ}
     if changed:
-        pairs = [f"{name} was {then!r}, now {now!r}" for name, (then, now) in changed.items()]
-        raise ValueError(f"--resume: {'; '.join(pairs)}; choose another --out")
+        pairs = [f"{flag(name)} was {then!r}, now {now!r}" for name, (then, now) in changed.items()]
+        raise ValueError(
+            f"--resume: {'; '.join(pairs)}. Give the options of before, or --resume {out}, which takes them from there; "
+            "or choose another --out"
+        )
 
 
 def check_free(out: Path) -> None:
@@ -163,6 +167,8 @@ def prepare_out(out: Path, settings: dict, resume: bool, may_differ: Collection[
             raise ValueError(f"--resume: another start has just renamed the earlier run in {out}; look beside it")
         if resume and earlier is not None:
             check_equal(out, earlier, settings, may_differ)
+        elif resume:
+            say(f"there is no earlier run in {out}: this one begins at its first step")
         elif earlier is not None:
             run.lock = start_anew(out, folder, run.lock)
         write_json(folder / SETTINGS, settings)

@@ -74,15 +74,15 @@ def faithfulness(verdicts: list[list[bool] | None]) -> dict[str, float | None]:
     faithful: number of right completions without a wrong step; hallucination_rate: share of the right ones that have
     one; faithful_accuracy: share of all that are right throughout; steps_checked: steps found in a right one, on
     average. A completion without any counts as faithful, so a rate means little where few steps are checked. Where
-    nothing is right there is no rate: 0 would be the best there is.
+    nothing is right, or no step is found in what is, there is no rate: 0 would be the best there is.
     """
     right = [steps for steps in verdicts if steps is not None]
-    faithful = sum(all(steps) for steps in right)
+    faithful, checked = sum(all(steps) for steps in right), sum(map(len, right))
     return {
         "faithful": faithful,
         "faithful_accuracy": faithful / len(verdicts),
-        "hallucination_rate": (len(right) - faithful) / len(right) if right else None,
-        "steps_checked": sum(len(steps) for steps in right) / len(right) if right else None,
+        "hallucination_rate": (len(right) - faithful) / len(right) if checked else None,
+        "steps_checked": checked / len(right) if right else None,
     }
 
 

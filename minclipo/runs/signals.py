@@ -54,7 +54,9 @@ class Listener:
         self.number = number
         if self.may_stop():
             raise Stopped(number)
-        say(f"{name_of(number)}: stopping as soon as this update or save is finished. Ctrl-C stops at once.")
+        say(
+            f"{name_of(number)}: stopping as soon as this update or save is finished. A second Ctrl-C stops at once, unsaved."
+        )
 
     def check(self) -> None:
         if self.number:

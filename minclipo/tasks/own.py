@@ -37,7 +37,8 @@ def own_task(source: str, write: Callable[[str], str]) -> Task:
     if found is None:
         local = lambda value: isinstance(value, Task) or getattr(value, "__module__", None) == module.__name__
         names = ", ".join(name for name, value in vars(module).items() if local(value))
-        raise ValueError(f"{file} has no {name!r}: name a Task in it as {file}:NAME. It has: {names or 'nothing'}")
+        what = f"{file} has no {name!r}." if name else f"{file}: which task?"
+        raise ValueError(f"{what} Name one as {file}:NAME. It has: {names or 'nothing'}")
     if not isinstance(found, Task) and callable(found):
         found = blaming(path, found)(write)
     if not isinstance(found, Task):
