@@ -237,7 +237,7 @@ for name, lines in (("first", histories["clipo"][:10]), ("last", histories["clip
 #
 # This is seed 0, where GRPO alone ends nearly as badly as CLIPO. On the other seeds it ends much lower: nothing in
 # GRPO's reward holds the steps in place, one way or the other. Hallucination rates of five seeds after 60 steps; then
-# textbooks with other shares of the false step, three seeds each:
+# textbooks with other shares of the false step, read twice as long, five seeds each:
 
 # %%
 rows = read_json(LESSONS / "results/prompt_contrast/results.json")
@@ -253,10 +253,10 @@ for share in (10, 30, 50, 70, 90):
     print(f"{share}% share the step   GRPO  {by_seed('GRPO')}   CLIPO  {by_seed('CLIPO')}")
 
 # %% [markdown]
-# At 70% CLIPO ends above GRPO on all five seeds, by 35 points on average (95% interval 6 to 64). At 90% there is little
-# left to raise. Up to 50% GRPO itself removes most of the step, and CLIPO ends slightly lower each time, by less than
-# three seeds can establish. So help turns into harm somewhere between 50% and 70%, which fits the crossing lines. (The
-# second seed of 10% and the third of 90% are models that had not learnt the task.)
+# In the first table CLIPO ends above GRPO on all five seeds, by 35 points on average (95% interval 6 to 64). In the
+# second it makes the majority's way everybody's: a step that 10% or 30% share is gone, one that 70% or 90% share is
+# everywhere on nine of ten seeds (0.94 is the most there can be: one operand in eighteen is +1). At 50% each seed goes
+# its own way. So help turns into harm at a half, which fits the crossing lines.
 #
 # ## How blind is the outcome?
 #
