@@ -255,8 +255,8 @@ for share in (10, 30, 50, 70, 90):
 # %% [markdown]
 # In the first table CLIPO ends above GRPO on all five seeds, by 35 points on average (95% interval 6 to 64). In the
 # second it makes the majority's way everybody's: a step that 10% or 30% share is gone, one that 70% or 90% share is
-# everywhere on nine of ten seeds (0.94 is the most there can be: one operand in eighteen is +1). At 50% each seed goes
-# its own way. So help turns into harm at a half, which fits the crossing lines.
+# everywhere on nine of ten seeds (not in every answer, since one operand in eighteen is +1). At 50% each seed goes its
+# own way. So help turns into harm at a half, which fits the crossing lines.
 #
 # ## How blind is the outcome?
 #
