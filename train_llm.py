@@ -1,4 +1,4 @@
-"""GRPO and CLIPO on a real checkpoint: the training step of the toy, unchanged, on Llama, Mistral and Qwen models.
+"""GRPO and CLIPO on a real checkpoint: the training step of the toy, unchanged, on Llama, Mistral, Qwen and SmolLM.
 
     python train_llm.py --model DIR --data sums --dtype float32                       # a small model on a CPU
     python train_llm.py --model Qwen/Qwen2.5-0.5B-Instruct --data "openai/gsm8k:main/train-*" \\
@@ -161,12 +161,11 @@ def run_settings(arguments: argparse.Namespace, config: LLMConfig, train_config:
     """What settings.json says. A run that is resumed keeps the time of its first start."""
     device = pick_device(config.device)
     dtype = str(pick_dtype(config.dtype, device)).removeprefix("torch.")
-    earlier = earlier_settings(arguments.out, "train_llm.py") if arguments.resume else None
     return {
         "script": "train_llm.py",
         "machine": f"{platform.machine()}, torch {torch.__version__}",
-        "started": (earlier or {}).get("started", time.time()),
-        "command_lines": [*(earlier or {}).get("command_lines", []), arguments.command_line],
+        "started": arguments.earlier.get("started", time.time()),
+        "command_lines": [*(arguments.earlier.get("command_lines") or []), arguments.command_line],
         "preset": arguments.preset,
         "algorithm": arguments.algorithm,
         "tensorboard": arguments.tensorboard,
@@ -189,8 +188,7 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         say_if_done(out, train_config)
     if arguments.algorithm and train_config.num_mini_batches == 1:
         print("with --num-mini-batches 1 every ratio is 1: ratio and clip of the algorithm do nothing")
-    earlier = earlier_settings(out, "train_llm.py") if resume else None
-    checkpoint = Checkpoint(same_revision(config.model, earlier))
+    checkpoint = Checkpoint(same_revision(config.model, arguments.earlier))
     shape, tokenizer = checkpoint.config, tokenizer_of(checkpoint, config)
     best = bytes_on_disk(shape, dtype, keep_states=0) // 2 if config.keep_best != "off" else 0  # one more model
     check_room(out, bytes_on_disk(shape, dtype, train_config.keep_states) + best, resume)
@@ -216,9 +214,8 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         if shared:
             print(f"{shared} of {eval_task.size} problems of --eval-data are in --data, too: they are not held out")
     check_keep_best(config, eval_task)
-    settings |= what_was_read(
-        out, checkpoint.directory, config.data, eval_source, earlier, bool(train_config.kl_weight)
-    )
+    earlier, reference = arguments.earlier or None, bool(train_config.kl_weight)
+    settings |= what_was_read(out, checkpoint.directory, config.data, eval_source, earlier, reference)
     model = checkpoint.model(dtype, device)
     model.gradient_checkpointing = config.gradient_checkpointing
     model.compiled = config.compile == "on" or config.compile == "auto" and device.type == "cuda"

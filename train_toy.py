@@ -40,7 +40,7 @@ from minclipo.runs.command_line import (
 )
 from minclipo.runs.config_file import read_arguments
 from minclipo.runs.console import prepare_console, say
-from minclipo.runs.folder import RunFolder, earlier_settings, out_path, prepare_out
+from minclipo.runs.folder import RunFolder, out_path, prepare_out
 from minclipo.runs.lock import Taken
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import peak_memory_mib
@@ -214,13 +214,13 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, argpars
 
 def run_settings(arguments: argparse.Namespace, methods: list[str], seeds: list[int], toy: ToyConfig) -> dict:
     """What settings.json says. A run that goes on keeps what was asked for before."""
-    earlier = (earlier_settings(arguments.out, "train_toy.py") if arguments.resume else None) or {}
+    earlier = arguments.earlier
     return {
         "script": "train_toy.py",
         "machine": f"{platform.machine()}, torch {torch.__version__}",
-        "command_lines": [*earlier.get("command_lines", []), arguments.command_line],
-        "method": list(dict.fromkeys([*earlier.get("method", []), *methods])),
-        "seeds": list(dict.fromkeys([*earlier.get("seeds", []), *seeds])),
+        "command_lines": [*(earlier.get("command_lines") or []), arguments.command_line],
+        "method": list(dict.fromkeys([*(earlier.get("method") or []), *methods])),
+        "seeds": list(dict.fromkeys([*(earlier.get("seeds") or []), *seeds])),
         "tensorboard": arguments.tensorboard,
         "threads": arguments.threads,
         "toy": dataclasses.asdict(toy),

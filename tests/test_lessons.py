@@ -291,3 +291,9 @@ def test_the_readme_says_when_it_helps_as_it_was_measured():
     pairs = zip(fresh["after pretraining"]["accuracy"], fresh["CLIPO"]["hallucination_rate"])
     worst = [rate for _, rate in sorted(pairs)[:5]]
     assert f"between {min(worst):.3f} and {max(worst):.3f}" in section
+    learnt = {row["name"]: row["values"]["hallucination_rate"] for row in load("learnt")}["CLIPO"]
+    assert f"again {min(learnt):.3f} to {max(learnt):.3f}" in section
+    rates = {(row["textbook"], row["name"]): row["values"]["hallucination_rate"] for row in load("shared_step")}
+    of = lambda share, method, places: f"{mean(rates[f'shared{share}', method]):.{places}f}"
+    assert f"share goes ({of(30, 'CLIPO', 3)}; GRPO {of(30, 'GRPO', 2)})" in " ".join(section.split())
+    assert f"share spreads ({of(70, 'CLIPO', 2)}; GRPO {of(70, 'GRPO', 2)})" in " ".join(section.split())

@@ -21,7 +21,7 @@ def read_arguments(parser: Parser, argv: list[str] | None) -> argparse.Namespace
     """The arguments, from --resume OUT, --config and the command line. Ends with one line if they are wrong.
 
     Besides the options: `layers`, where they come from; `command_line`, as one would type it; `earlier`, what the
-    settings.json says of the run that is resumed. `resume` is a bool, since its value has become `out`.
+    settings.json says of the run that is resumed, {} if there is none. `resume` is a bool, since its value has become `out`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     command = parser.given(argv)
