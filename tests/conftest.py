@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, and the fixtures that reference code produced."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from minclipo.model import GPT, GPTConfig, init_weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
 torch.set_num_threads(1)  # the models here are too small to share out
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell script, which ignores Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def golden(family: str) -> tuple[list[dict], dict[str, torch.Tensor]]:
