@@ -231,3 +231,9 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_ends(tmp_path):
         process.wait()
         os.close(screen)
         os.close(terminal)
+
+
+def test_nothing_that_a_model_says_is_a_command():
+    """Escape sequences, and what turns the direction of writing; emoji and line breaks stay. Catches: a model that
+    clears the screen, or writes a text that reads otherwise than it is."""
+    assert printable("a\x1b[2J\u202eb\u2066\n\tc👨‍👩‍👧") == "a\\x1b[2J\\u202eb\\u2066\n\tc👨‍👩‍👧"

@@ -13,8 +13,9 @@ from minclipo.sampler import Decoder, draw_token, sample
 
 
 def printable(text: str) -> str:
-    """The text as a terminal may have it: a control character could move the cursor or set the window's title."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+    """The text as a terminal may have it: a control character could move the cursor, set the window's title or turn the
+    direction of writing."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: repr(found[0])[1:-1], text)
 
 
 class Stream(Decoder):
