@@ -132,7 +132,7 @@ def run_seed(
         print(f"\nseed {seed}: pretraining on the careless textbook, {toy.pretrain_steps} steps")
         started = time.perf_counter()
         try:
-            start = pretrained_toy(toy, tokenizer, seed)
+            start = pretrained_toy(toy, tokenizer, seed, progress=partial(watched, what="pretraining"))
             run_folder.keep()
             save_model(start, tokenizer, folder / "pretrained" / "model")
             measure(start, tokenizer, method_config("baseline", given, seed), toy, started, folder / "pretrained")

@@ -1,13 +1,12 @@
 """The toy in one place: its tokenizer, its model, its task, and its pretraining on the careless textbook."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from minclipo.checkpoint import Tokenizer
 from minclipo.config import check, option
@@ -112,26 +111,38 @@ def solution_loss(model: GPT, prompts: list[list[int]], solutions: list[list[int
     return F.cross_entropy(model.logits(hidden).float(), tokens[:, 1:][mask])
 
 
-def pretrain(model: GPT, page: Callable[[], Page], *, steps: int, learning_rate: float) -> float:
-    """Train on `steps` pages; `page()` gives fresh (prompts, solutions). Returns the mean loss of the last 50 pages."""
+def pretrain(
+    model: GPT,
+    page: Callable[[], Page],
+    *,
+    steps: int,
+    learning_rate: float,
+    progress: Callable[[range], Iterable] = iter,
+) -> float:
+    """Train on `steps` pages; `page()` gives fresh (prompts, solutions). Returns the mean loss of the last 50 pages.
+    progress: sees the steps go by."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     factor = lambda done: learning_rate_factor("cosine", done + 1, steps, min(100, steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     losses = []
-    with tqdm(range(steps), desc="pretraining", disable=None) as bar:
-        for _ in bar:
-            loss = solution_loss(model, *page())
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            losses = [*losses[-49:], loss.item()]
-            bar.set_postfix(loss=f"{sum(losses) / len(losses):.3f}", refresh=False)
+    for _ in progress(range(steps)):
+        loss = solution_loss(model, *page())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses = [*losses[-49:], loss.item()]
     return sum(losses) / len(losses)
 
 
-def pretrained_toy(config: ToyConfig, tokenizer: Tokenizer, seed: int, operations: tuple[int, int] = (4, 4)) -> GPT:
+def pretrained_toy(
+    config: ToyConfig,
+    tokenizer: Tokenizer,
+    seed: int,
+    operations: tuple[int, int] = (4, 4),
+    progress: Callable[[range], Iterable] = iter,
+) -> GPT:
     """A model that has read the careless textbook, on chains of that many operations: the start that methods share."""
     model, rng = toy_model(config, seed), random.Random(f"textbook {seed}")
     pretrain(
@@ -139,5 +150,6 @@ def pretrained_toy(config: ToyConfig, tokenizer: Tokenizer, seed: int, operation
         lambda: textbook_page(config, tokenizer, rng, operations),
         steps=config.pretrain_steps,
         learning_rate=config.pretrain_learning_rate,
+        progress=progress,
     )
     return model

@@ -22,7 +22,7 @@ from minclipo.runs.evaluator import evaluation_line
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import Memory, check_memory
 from minclipo.runs.measure import COLUMNS, evaluate, log_line, number
-from minclipo.runs.progress import Progress, duration
+from minclipo.runs.progress import Progress, duration, watched
 from minclipo.runs.recipes import ALGORITHMS, METHODS
 from minclipo.sampler import Decoder
 from minclipo.toy import TASK, ToyConfig, toy_model, toy_tokenizer
@@ -332,3 +332,12 @@ def test_the_screen_does_not_hold_the_cache(tmp_path):
         run.trainer.sample([EASY.draw("x", 0)])
         assert progress.sampling.rows == 4 and progress.sampling.cache() is None
     assert not run.trainer.model._forward_pre_hooks
+
+
+def test_work_outside_a_run_tells_how_far_it_is(monkeypatch, capsys):
+    """Pretraining, or an evaluation by itself, in a pipe. Catches: minutes without a word."""
+    monkeypatch.setattr(progress_module, "EVERY", 0.0)
+    assert list(watched(range(4), "pretraining")) == [0, 1, 2, 3]
+    assert [line[:22] for line in capsys.readouterr().out.splitlines()] == [
+        f"pretraining: {done} of 4, a" for done in (1, 2, 3)
+    ]

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
@@ -135,16 +135,16 @@ class Progress:
         return f" batch {number} of at most {self.config.dynamic_sampling}"
 
 
-def watched(parts: list, what: str) -> Iterator:
+def watched(parts: Sequence, what: str) -> Iterator:
     """The parts of some work outside a `Run`, with a bar on a terminal, and elsewhere with a line now and then."""
     bar, began = tqdm(parts, what, leave=False, disable=None), time.monotonic()
     shown = began
     for done, part in enumerate(bar):
         now = time.monotonic()
-        if bar.disable and now - shown > EVERY:
+        if done and bar.disable and now - shown > EVERY:
             shown = now
             left = (now - began) / done * (len(parts) - done)
-            say(f"{what}: {done} of {len(parts)} parts are done, about {duration(left)} left")
+            say(f"{what}: {done} of {len(parts)}, about {duration(left)} left")
         yield part
 
 
