@@ -78,8 +78,8 @@ class TrainConfig:
     )
     save_every: int = _run(20, "steps between two copies of model and training state on disk", at_least=1)
     keep_states: int = _run(2, "training states kept on disk for --resume; 0: none, earlier ones go", at_least=0)
-    # As save_every: beside each model that is saved stand the rollouts of its step. A line is one or two kilobytes; at
-    # 20, the rollouts of Track I (8192 a step) take less than a single training state.
+    # As save_every. A rollout takes a kilobyte or a few, so that all those that are kept of Track I, 8192 per kept step,
+    # take less room than one of its training states.
     keep_rollouts: int = _run(
         20, "the rollouts of step 1 and of every n-th step are kept in rollouts.jsonl; 0: none", at_least=0
     )

@@ -297,7 +297,7 @@ def test_dynamic_sampling_tells_which_batch_it_is_at(monkeypatch, capsys, tmp_pa
 
 
 def test_a_quiet_log_says_little(monkeypatch, capsys, tmp_path):
-    """Catches: a line a token, or an estimate a step, in a log of thousands of steps."""
+    """Catches: a line per token, or an estimate per step, in a log of thousands of steps."""
     monkeypatch.setattr(progress_module, "LOOK", 0.002)
     config = TrainConfig(**EVERYTHING | dict(steps=5))
     Run(Trainer(small_gpt(vocab_size=122), toy_tokenizer(), EASY, config), tmp_path, "toy").train()

@@ -336,7 +336,7 @@ def test_variables_that_the_template_never_mentions_are_said(capsys):
 
 
 def test_more_prompts_than_problems_are_said(tmp_path, capsys):
-    """Catches: one problem asked twenty times a step, each time its own group, without a word."""
+    """Catches: one problem asked twenty times in a step, each time as a group of its own, without a word."""
     data = written(tmp_path / "d.jsonl", '{"question": "1 + 1?", "answer": "2"}\n')
     chat_model = str(FIXTURES / "parity" / "smollm2_like_bf16")
     small = "--steps 1 --prompts-per-step 2 --group-size 2 --max-new-tokens 2 --eval-every 0 --device cpu --threads 1"

@@ -12,7 +12,7 @@ from pathlib import Path
 from minclipo.checkpoint.files import read_json
 from minclipo.runs.command_line import Parser, flag
 from minclipo.runs.folder import earlier_settings
-from minclipo.runs.settings import NAMES, NOT_SETTINGS, Layer
+from minclipo.runs.settings import BUNDLES, NOT_SETTINGS, Layer
 
 SECTIONS = ("llm", "toy", "training")  # of settings.json: a script's own options, those of every run
 
@@ -62,7 +62,7 @@ def file_layers(parser: Parser, command: dict) -> list[Layer]:
 
 def refuse_names(layer: Layer, command: dict) -> None:
     """A preset or an algorithm would do nothing beside a file that has every option already."""
-    for name in NAMES:
+    for name in BUNDLES:
         if layer.whole and command.get(name, layer.values.get(name)) != layer.values.get(name):
             raise ValueError(
                 f"{flag(name)} was {layer.values.get(name)}, now {command[name]}; {layer.source} has a value for every "

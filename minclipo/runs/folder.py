@@ -9,12 +9,12 @@ from pathlib import Path
 
 from minclipo.checkpoint.files import PARTIAL, read_json, write_json
 from minclipo.runs.changes import FILES, differences
-from minclipo.runs.command_line import flag
+from minclipo.runs.command_line import expanded_path, flag
 from minclipo.runs.console import say
-from minclipo.runs.lock import NAME, Lock, Taken, refuse_taken
+from minclipo.runs.lock import LOCK, Lock, Taken, refuse_taken
 
 SETTINGS = "settings.json"
-BEGUN = {NAME, SETTINGS + PARTIAL}  # what a process leaves that was killed before the run began
+BEGUN = {LOCK, SETTINGS + PARTIAL}  # what a process leaves that was killed before the run began
 
 
 class RunFolder:
@@ -55,7 +55,7 @@ def out_path(text: str) -> Path:
     """What --out names; ~ is the user's home, also in --out=~/x, where the shell leaves it."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: name a folder")
-    return Path(os.path.expanduser(text))
+    return expanded_path(text)
 
 
 def earlier_settings(out: Path, script: str) -> dict | None:
@@ -143,7 +143,7 @@ def check_renaming(folder: Path) -> None:
         raise ValueError(f"--out {folder} is a mount point: the earlier run in it cannot be renamed. {instead}")
     if Path.cwd().is_relative_to(folder.resolve()):
         raise ValueError(f"--out {folder}: this process runs in it, so the earlier run keeps its name. {instead}")
-    for lock in folder.rglob(NAME):  # of runs in folders within
+    for lock in folder.rglob(LOCK):  # of runs in folders within
         refuse_taken(lock.parent)
 
 

@@ -21,7 +21,7 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
-NAME = "lock"
+LOCK = "lock"
 PATIENCE = 0.5  # seconds: a process that has been killed, or only looks whether the lock is free, is gone by then
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 FAR = 2**30  # Windows lets nobody read what is locked: a byte far behind the end of the file
@@ -38,7 +38,7 @@ class Lock:
     """
 
     def __init__(self, folder: Path):
-        self.path = folder / NAME
+        self.path = folder / LOCK
         self.file = _take(self.path, make=True)
         since = datetime.now().astimezone().isoformat(" ", "seconds")
         self.file.seek(0)
@@ -57,7 +57,7 @@ class Lock:
 def refuse_taken(folder: Path) -> None:
     """Taken if another process trains in `folder`. Changes nothing."""
     try:
-        _take(folder / NAME, make=False).close()
+        _take(folder / LOCK, make=False).close()
     except (FileNotFoundError, NotADirectoryError):
         pass
 

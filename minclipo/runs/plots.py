@@ -70,7 +70,7 @@ def plot_evaluation(
     accuracy, hallucination, reward, length = axes.flat
     for axis, (metric, title, meaning) in zip((accuracy, hallucination), PANELS):
         axis.set(title=title, ylim=(-0.05, 1.05))
-        axis.set_ylabel(meaning, fontsize=9)
+        axis.set_ylabel(meaning, fontsize=8)
         both(axis, history, evaluations, metric)
     both(length, history, evaluations, "completion_length")
     length.set(title="completion length", ylabel="tokens, eos included")

@@ -67,7 +67,7 @@ def make_task(source: str, config, tokenizer: Tokenizer, limit: int) -> Task:
     if not kept:
         raise ValueError(f"{source}: every prompt is longer than {limit} tokens; see {option}")
     long = len(problems) - len(kept)
-    say(f"{source}: {len(kept)} problems" + (f", {long} left out as too long (see {option})" if long else ""))
+    say_safely(f"{source}: {len(kept)} problems" + (f", {long} left out as too long (see {option})" if long else ""))
     return word_problem_task(kept)
 
 
@@ -89,10 +89,10 @@ def task_without_file(source: str, config, tokenizer: Tokenizer, limit: int, opt
 
 def tell(problems: list[RawProblem], of: int, what: str) -> None:
     if problems:
-        say(f"{len(problems)} of {of} problems {what} (the first: {problems[0].place})")
+        say_safely(f"{len(problems)} of {of} problems {what} (the first: {problems[0].place})")
 
 
-def say(text: str) -> None:
+def say_safely(text: str) -> None:
     print(without_commands(text))  # a stranger may have named the file
 
 

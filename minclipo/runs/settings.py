@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
-NAMES = ("preset", "algorithm")  # bundles of settings that settings.json has by name as well
+BUNDLES = ("preset", "algorithm")  # bundles of settings that settings.json has by name as well
 NOT_SETTINGS = ("config", "resume", "show_settings", "help", "help_all")
 
 
