@@ -437,6 +437,7 @@ def test_an_evaluations_settings_are_no_settings_for_training(tmp_path, model):
     llm, training = configs("--config", str(tmp_path / "eval"))
     assert llm.eval_problems == 2 and training.max_new_tokens == 5
     assert training.learning_rate == 1e-6 and training.prompts_per_step == 16
+    assert configs("--config", str(tmp_path / "eval"), "--algorithm", "gspo")[1].ratio == "sequence"
 
 
 def test_an_evaluation_resumes_nothing(tmp_path, capsys, model):

@@ -189,7 +189,7 @@ def test_a_folder_that_is_another_runs_by_now_is_left_alone(tmp_path, monkeypatc
     run = make(tmp_path)
     send(signal.SIGINT, 3, Trainer, "verify", monkeypatch)
     monkeypatch.setattr(loop_module, "log_line", lambda *_: setattr(run, "before_writing", refuse) or "")
-    monkeypatch.setattr(run, "or_warn", lambda *_: None)
+    monkeypatch.setattr(run, "or_warn", lambda *_: setattr(run, "log_is_whole", False))
     with pytest.raises(Stopped, match="not saved: it has been moved away"):
         run.train()
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"" and os.listdir(tmp_path / "states") == ["step_000000.pt"]
