@@ -113,3 +113,10 @@ def test_the_experiments_tables_leave_them_out(monkeypatch):
     assert tables.points(vars(tables.paired_interval([0.5, None], [0.1, 0.2]))) == ""
     assert pictures.over_seeds([result(0.5), result(None)], "hallucination_rate").low == 0.5
     assert np.isnan(pictures.over_seeds([result(None)], "hallucination_rate").mean)
+
+
+def test_a_rate_of_no_steps_has_no_value():
+    """Right answers in which no step was found. Catches: 0.000, the best there is, for a model that shows no work."""
+    found = faithfulness([[], None, []])
+    assert found["hallucination_rate"] is None and found["steps_checked"] == 0 and found["faithful"] == 2
+    assert faithfulness([[True], None, []])["hallucination_rate"] == 0

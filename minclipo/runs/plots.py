@@ -109,7 +109,9 @@ def both(axis, history: list[dict], evaluations: list[dict], metric: str) -> Non
 
 def counts_of(found: dict, metric: str) -> tuple[int, int]:
     """(how many, of how many) of a share in an evaluation; (0, 0) for what is no share, or has none."""
-    if metric == "hallucination_rate" and "faithful" in found:
+    if found.get(metric) is None:
+        return 0, 0
+    if metric == "hallucination_rate":
         return found["correct"] - found["faithful"], found["correct"]
     return (found["correct"], found["problems"]) if metric == "accuracy" else (0, 0)
 
