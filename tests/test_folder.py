@@ -367,6 +367,12 @@ def test_a_damaged_settings_file_ends_with_one_line(tmp_path, capsys, text, mess
     assert not (tmp_path / "lock").exists()
 
 
+def test_a_resume_without_an_earlier_run_says_so(tmp_path, capsys):
+    """Catches: a name typed wrongly, and hours of training that begin at step 0."""
+    prepare_out(tmp_path / "tpyo", SETTINGS, resume=True).release()
+    assert "there is no earlier run in" in capsys.readouterr().out
+
+
 def test_a_start_that_was_killed_at_once_is_begun_again(tmp_path):
     """Catches: a lock, or half of settings.json, taken for somebody's own files."""
     (tmp_path / "lock").write_text("")

@@ -225,6 +225,7 @@ def test_a_resumed_run_forgets_later_evaluations(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluator, "measure", lambda: {"greedy": found})
     evaluator.after_step(2, **options)
     assert [line["step"] for line in evaluator.lines] == [0, 2] and not later.exists()
+    assert [line["step"] for line in read_lines(tmp_path / "evaluation.jsonl")] == [0, 2]
     evaluator.after_step(4, **options)
     assert read_lines(tmp_path / "evaluation.jsonl")[2]["greedy"]["accuracy"] == 0.5
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -438,6 +439,19 @@ def test_an_evaluations_settings_are_no_settings_for_training(tmp_path, model):
     assert llm.eval_problems == 2 and training.max_new_tokens == 5
     assert training.learning_rate == 1e-6 and training.prompts_per_step == 16
     assert configs("--config", str(tmp_path / "eval"), "--algorithm", "gspo")[1].ratio == "sequence"
+
+
+def test_a_resumed_run_keeps_its_threads(tmp_path, model):
+    """Another number adds in another order. Catches: weights that are no longer bit-equal."""
+    assert train_llm.main([*SHORT.split(), "--model", model, "--out", str(tmp_path)]) == 0
+    assert train_llm.parse_arguments(["--resume", str(tmp_path)]).threads == 1
+
+
+def test_a_folder_of_a_run_is_not_its_model(tmp_path, model, capsys):
+    """Catches: an error that leaves the user to find out."""
+    shutil.copytree(model, tmp_path / "model")
+    message = error_of(capsys, *SHORT.split(), "--model", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert f"did you mean {tmp_path / 'model'}?" in message
 
 
 def test_an_evaluation_resumes_nothing(tmp_path, capsys, model):

@@ -195,6 +195,13 @@ def test_a_folder_that_is_another_runs_by_now_is_left_alone(tmp_path, monkeypatc
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"" and os.listdir(tmp_path / "states") == ["step_000000.pt"]
 
 
+def test_a_signal_at_the_very_end_is_not_lost(tmp_path, monkeypatch):
+    """While the bars are being closed. Catches: a toy that trains the next method to its end."""
+    send(signal.SIGTERM, 1, loop_module.Progress, "__exit__", monkeypatch)
+    with pytest.raises(Stopped, match="stopped by SIGTERM"):
+        make(tmp_path, steps=1).train()
+
+
 def test_a_stop_comes_whole_from_another_process():
     """As from a pool of processes. Catches: an error about pickling in the place of what was saved."""
     stop = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM, "saved after step 7", twice=True, can_go_on=True)))
