@@ -12,7 +12,7 @@ from minclipo.runs.evaluator import evaluation_line
 from minclipo.runs.intervals import mean_interval, seeds_interval, share_interval
 from minclipo.runs.loop import Run
 from minclipo.runs.measure import evaluate, faithfulness, log_line
-from minclipo.runs.plots import plot_training
+from minclipo.runs.plots import counts_of, plot_training
 from minclipo.runs.report import summarize, table
 from minclipo.tasks import Task
 from minclipo.toy import TASK, toy_tokenizer
@@ -120,3 +120,4 @@ def test_a_rate_of_no_steps_has_no_value():
     found = faithfulness([[], None, []])
     assert found["hallucination_rate"] is None and found["steps_checked"] == 0 and found["faithful"] == 2
     assert faithfulness([[True], None, []])["hallucination_rate"] == 0
+    assert counts_of(found | {"correct": 2, "problems": 3}, "hallucination_rate") == (0, 0)  # nor has it an interval
