@@ -98,6 +98,11 @@ class TrainConfig:
         common=True,
     )
 
+    row_seeds: bool = _rollouts(
+        False,
+        "a rollout's random numbers follow from seed, problem and row, whatever else is sampled; several processes need it",
+    )
+
     learning_rate: float = _update(3e-4, "AdamW's learning rate for the policy", above=0, common=True)
     learning_rate_schedule: str = _update(
         "constant", "how it goes on after its warm-up", choices=("constant", "linear", "cosine"), common=True

@@ -29,6 +29,7 @@ class MicroBatch:
     mask: Tensor  # [N, T] bool, true for the tokens of each row
     real: Tensor  # [M], where those tokens stand in the flattened [N * T]
     rows: Tensor  # [N], which rollouts they are
+    counts: int = 1  # 0: passed only because every process must make as many passes, see extensions/processes.py
 
     @staticmethod
     def of(prompts: list[list[int]], completions: Tensor, mask: Tensor, owner: Tensor | None = None, rows=None):

@@ -196,7 +196,7 @@ class GPT(nn.Module):
         scale = self.config.rope_scaling.attention_factor if self.config.rope_scaling else 1.0
         turned = (scale * angles.cos()).to(x.dtype), (scale * angles.sin()).to(x.dtype)
         unturned = torch.ones_like(turned[0]), torch.zeros_like(turned[1])
-        run = compiled(Block.forward) if self.compiled and layout.compiles else Block.forward
+        run = compiled(Block.forward) if self.compiled and layout.compiles else Block.__call__
         for i, block in enumerate(self.layers):
             cos, sin = unturned if i in self.config.unrotated_layers else turned
             if self.gradient_checkpointing and torch.is_grad_enabled():

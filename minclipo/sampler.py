@@ -153,13 +153,15 @@ def sample(
     top_p: float | None = None,
     eos_ids: list[int],
     generator: torch.Generator | None = None,
+    uniform: Tensor | None = None,
     sampling_rows: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Rollouts:
     """Draw `group_size` completions for each prompt (a list of token ids), of at most `max_new_tokens` tokens each.
 
     A completion ends with the first token of `eos_ids`, which belongs to it, or when it is full. The same generator
-    state gives the same rollouts. At most `sampling_rows` of them (0: all), but no fewer than a group, are sampled in
+    state gives the same rollouts. With `uniform` [N, max_new_tokens], random numbers in [0, 1) for each row, a row does
+    not depend on those beside it. At most `sampling_rows` rows (0: all), but no fewer than a group, are sampled in
     parallel, which bounds the memory for keys and values; `progress` may wrap those parts in a progress bar. Raises
     ValueError for sequences longer than the model's positions, FloatingPointError for logits that are not finite.
     """
@@ -175,7 +177,8 @@ def sample(
     parts = [prompts[start : start + at_once] for start in range(0, len(prompts), at_once)]
     draw = partial(draw_token, temperature=temperature, top_k=top_k, top_p=top_p)
     decoder = partial(Decoder, model, group_size=group_size, max_new_tokens=max_new_tokens, eos_ids=eos_ids, draw=draw)
-    made = [decoder(prompts=part).run(generator) for part in progress(parts)]
+    numbers = [None] * len(parts) if uniform is None else uniform.split(at_once * group_size)
+    made = [decoder(prompts=part).run(generator, own) for part, own in zip(progress(parts), numbers)]
     return made[0] if len(made) == 1 else Rollouts.join(made)
 
 
@@ -233,11 +236,12 @@ class Decoder:
         self.uniform = torch.zeros(self.round_tokens, N, dtype=wide, device=device)  # random numbers of a round
         self.graph, self.shapes = None, (0, 0)
 
-    def run(self, generator: torch.Generator | None) -> Rollouts:
-        """Round after round until every row has ended or is full."""
+    def run(self, generator: torch.Generator | None, numbers: Tensor | None = None) -> Rollouts:
+        """Round after round until every row has ended or is full. numbers [N, T]: see `uniform` of `sample`."""
         width = self.completions.shape[1]
         for start in range(0, width, self.round_tokens):
-            alive = self.round(min(self.round_tokens, width - start), generator)
+            own = None if numbers is None else numbers[self.rows, start : start + self.round_tokens].T  # [tokens, rows]
+            alive = self.round(min(self.round_tokens, width - start), generator, own)
             if not alive:
                 break
             self.leave(alive)
@@ -261,11 +265,13 @@ class Decoder:
         self.alive &= (token[:, None] != self.eos).all(-1)
         self.t += 1
 
-    def round(self, tokens: int, generator: torch.Generator | None) -> int:
+    def round(self, tokens: int, generator: torch.Generator | None, numbers: Tensor | None = None) -> int:
         """That many steps. Returns how many rows go on: the one thing that the host waits for."""
         self.cache.grow(tokens)
         uniform = self.uniform[:, : len(self.rows)]
-        uniform.copy_(1 - torch.rand(uniform.shape, generator=generator, device=uniform.device, dtype=uniform.dtype))
+        if numbers is None:
+            numbers = torch.rand(uniform.shape, generator=generator, device=uniform.device, dtype=uniform.dtype)
+        uniform[: len(numbers)] = 1 - numbers  # in (0, 1]
         shapes = len(self.rows), self.cache.used
         for t in range(tokens):
             if self.capture and t == 1 and shapes != self.shapes:  # at new shapes, step 0 has warmed the libraries up

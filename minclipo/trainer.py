@@ -2,12 +2,11 @@
 
 `Trainer.step` is the algorithm box of the paper: sample, verify, contrast, advantages, update. GRPO is the case
 contrastive_weight = 0; the policy update knows nothing of the contrastive part, which only changes rewards. The toy and
-real checkpoints run this same code. Files, screen and command line belong to minclipo/runs. Left out: several workers.
+real checkpoints run this same code, in one process or in several. Files, screen, command line: minclipo/runs.
 
 B prompts, G rollouts per prompt, N = B * G rows, T completion tokens.
 """
 
-import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -17,9 +16,11 @@ from minclipo.config import TrainConfig
 from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_loss, contrastive_reward
 from minclipo.extensions.dapo import Batch, dynamic_sampling
 from minclipo.extensions.float32_adamw import Float32AdamW
-from minclipo.extensions.micro_batches import micro_batches, scored
+from minclipo.extensions.micro_batches import passes, scored
+from minclipo.extensions.processes import gathered, mean_gradients, row_numbers, share, sum_gradients, summed
 from minclipo.extensions.rewards import extra_rewards, length_penalty
 from minclipo.extensions.schedule import set_learning_rate
+from minclipo.extensions.sharding import frozen_copy, whole, whole_state
 from minclipo.grpo import aggregate, group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
 from minclipo.logprobs import MicroBatch, batch_logprobs
 from minclipo.model import GPT
@@ -50,7 +51,7 @@ class Trainer:
         assert not config.process_penalty or task.check_steps, "process_penalty needs a task with a step check"
         self.model, self.tokenizer, self.task, self.config = model, tokenizer, task, config
         self.optimizer = Float32AdamW(model, config.learning_rate, config.weight_decay)
-        self.reference = copy.deepcopy(model).requires_grad_(False) if config.kl_weight else None
+        self.reference = frozen_copy(model) if config.kl_weight else None
         self.generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(config.seed)
         self.head = self.head_optimizer = None
         if config.contrastive_weight:
@@ -102,22 +103,24 @@ class Trainer:
     def collect(self) -> Batch:
         """Stages 1 and 2: the next B problems, G rollouts of each, their texts, and which of them are right [N]."""
         first, self.problems_drawn = self.problems_drawn, self.problems_drawn + self.config.prompts_per_step
-        problems = [self.task.draw(f"training {self.config.seed}", i) for i in range(first, self.problems_drawn)]
+        numbers = share(range(first, self.problems_drawn))  # this process's, if there are several
+        problems = [self.task.draw(f"training {self.config.seed}", i) for i in numbers]
         self.last.problems, self.last.rollouts = problems, None  # should the sampling fail, these are its problems
-        self.last.rollouts = rollouts = self.sample(problems)
-        return problems, rollouts, *self.verify(problems, rollouts)
+        self.last.rollouts = rollouts = self.sample(problems, row_numbers(self.config, numbers, self.generator.device))
+        return gathered((problems, rollouts, *self.verify(problems, rollouts)))
 
-    def sample(self, problems: list[Problem]) -> Rollouts:
-        """G rollouts of each problem: N rows."""
+    def sample(self, problems: list[Problem], uniform: Tensor | None = None) -> Rollouts:
+        """G rollouts of each problem: N rows. uniform [N, max_new_tokens]: their random numbers, if not `generator`'s."""
         config = self.config
         return sample(
-            self.model,
+            whole(self.model),
             self.tokenizer.encode_batch([problem.prompt for problem in problems]),
             config.group_size,
             config.max_new_tokens,
             temperature=config.temperature,
             eos_ids=self.tokenizer.eos_ids,
             generator=self.generator,
+            uniform=uniform,
             sampling_rows=config.sampling_rows,
         )
 
@@ -154,6 +157,7 @@ class Trainer:
         if self.head_optimizer is not None and found.anchors.any():
             self.head_optimizer.zero_grad()
             found.mean.backward()
+            mean_gradients(self.head.parameters())
             self.head_optimizer.step()
         return reward, found.loss.detach()[found.anchors].mean()
 
@@ -161,10 +165,10 @@ class Trainer:
         """Stage 5: one pass over the rollouts in random mini-batches, one optimizer step each; their mean metrics."""
         order = torch.randperm(len(advantages), generator=self.generator, device=advantages.device)
         chunks, tokens = order.tensor_split(self.config.num_mini_batches), self.config.micro_batch_tokens
-        mini_batches = [micro_batches(rollouts, rows, tokens) for rows in chunks]
+        mini_batches = [passes(self.model, rollouts, rows, tokens) for rows in chunks]
         # From here on the host waits for a GPU only once per optimizer step, to see whether its numbers are finite.
         old_logprobs = self.old_logprobs(rollouts, mini_batches)
-        found = [self.update_on(*part, rollouts.mask, advantages) for part in zip(mini_batches, old_logprobs)]
+        found = [self.update_on(*part, rollouts.mask, advantages) for part in zip(mini_batches, chunks, old_logprobs)]
         return {name: sum(metrics[name] for metrics in found) / len(found) for name in found[0]}
 
     def old_logprobs(self, rollouts: Rollouts, mini_batches: list[list[MicroBatch]]) -> list[Tensor | None]:
@@ -178,20 +182,21 @@ class Trainer:
         old_logprobs = scored(self.model, rollouts, later, temperature=self.config.temperature)  # [N, T]
         return [None, *[old_logprobs] * (len(mini_batches) - 1)]
 
-    def update_on(self, parts: list[MicroBatch], old: Tensor | None, mask: Tensor, advantages: Tensor) -> dict:
-        """One optimizer step on a mini-batch; FloatingPointError before a NaN touches the weights. mask [N, T]."""
-        config, rows = self.config, torch.cat([part.rows for part in parts])
+    def update_on(self, parts: list[MicroBatch], rows: Tensor, old: Tensor | None, mask: Tensor, advantages: Tensor):
+        """One optimizer step on the mini-batch `rows`; FloatingPointError before a NaN touches the weights. mask [N, T]"""
+        config = self.config
         weights = torch.zeros_like(mask, dtype=torch.float32)  # [N, T], of the whole mini-batch
         weights[rows] = token_weights(mask[rows], config.aggregation, config.max_new_tokens)
         self.optimizer.zero_grad()
         found = []
         for part in parts:
             loss, metrics = self.loss_of(part, old, weights, advantages)
-            loss.backward()
-            share = part.mask.sum() / mask[rows].sum()  # of the mini-batch's tokens
-            found.append(torch.stack([loss.detach(), *(share * value for value in metrics.values())]))
-        norm = torch.nn.utils.clip_grad_norm_(self.optimizer.masters.values(), config.max_grad_norm)
-        loss, *values = (sum(column) for column in zip(*torch.stack(found).tolist()))
+            (part.counts * loss).backward()
+            portion = part.mask.sum() / mask[rows].sum()  # of the mini-batch's tokens
+            found.append(part.counts * torch.stack([loss.detach(), *(portion * value for value in metrics.values())]))
+        sum_gradients(self.optimizer.masters.values())  # of all processes
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.optimizer.masters.values(), config.max_grad_norm))
+        loss, *values = summed([sum(column) for column in zip(*torch.stack(found).tolist())])
         if not (norm + loss).isfinite():
             raise FloatingPointError(f"the loss is {loss}, the norm of its gradient {norm.item()}")
         self.optimizer.step()
@@ -231,7 +236,7 @@ class Trainer:
     def state_dict(self) -> dict:
         """Everything that the next step depends on besides config, task and reference. Problems are drawn by number."""
         state = dict(step=self.last.number, problems_drawn=self.problems_drawn, generator=self.generator.get_state())
-        return state | {name: part.state_dict() for name, part in self.stateful.items()}
+        return state | {name: whole_state(part.state_dict()) for name, part in self.stateful.items()}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from what `state_dict` returned; ValueError, KeyError or RuntimeError if it is another run's."""

@@ -512,7 +512,7 @@ def test_no_forward_pass_is_larger_than_micro_batch_tokens(tmp_path, monkeypatch
         GPT, "forward", lambda self, tokens, *rest: seen.append(tokens.numel()) or original(self, tokens, *rest)
     )
     parts = micro_batches(rollouts, torch.arange(16), 40)
-    trainer.update_on(parts, rollouts.logprobs, rollouts.mask, torch.randn(16).double())
+    trainer.update_on(parts, torch.arange(16), rollouts.logprobs, rollouts.mask, torch.randn(16).double())
     assert len(seen) > 2 and max(seen) <= 40
 
 

@@ -420,7 +420,7 @@ def test_a_failure_in_a_second_batch_leaves_its_own_prompts(start):
     trainer = make(start, hopeless, dynamic_sampling=2)
     sample_once = trainer.sample
 
-    def breaks_on_the_second(problems):
+    def breaks_on_the_second(problems, uniform):
         if problems[0] != first:
             raise FloatingPointError("the model's logits are not finite")
         return sample_once(problems)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from minclipo.extensions.sharding import spread_like
 from minclipo.model import GPT, upcast
 
 
@@ -75,8 +76,10 @@ class Float32AdamW(torch.optim.AdamW):
         if shapes(saved) != shapes(self.masters):
             raise ValueError("the saved weights have other names or shapes than this model's")
         super().load_state_dict({"state": state["state"], "param_groups": self.state_dict()["param_groups"]})
+        for weight, moments in self.state.items():
+            self.state[weight] = {name: spread_like(moment, weight) for name, moment in moments.items()}
         for name, master in self.masters.items():
-            master.copy_(saved[name])
+            master.copy_(spread_like(saved[name], master))
         self._round_weights()
 
     def __deepcopy__(self, memo):

@@ -3,19 +3,29 @@
 N rows (completions), T completion tokens.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from minclipo.extensions.processes import added, count, several, share
+from minclipo.extensions.sharding import is_sharded
 from minclipo.logprobs import MicroBatch, batch_logprobs
 from minclipo.model import GPT
 from minclipo.sampler import Rollouts
 
 
 def micro_batches(rollouts: Rollouts, rows: Tensor, tokens: int) -> list[MicroBatch]:
-    """Some rows [any number] of the rollouts, in micro-batches of at most `tokens` tokens, padding and prompts counted;
-    0: in one. Rows of a prompt come together, since they share its computation. A row that is too long is alone."""
+    """Some rows [any number] of the rollouts, in the micro-batches that `cut` makes of them."""
+    parts = cut(rollouts, rows, tokens)
+    return [MicroBatch.some(rollouts, torch.tensor(part, device=rows.device)) for part in parts]
+
+
+def cut(rollouts: Rollouts, rows: Tensor, tokens: int) -> list[list[int]]:
+    """The rows in parts of at most `tokens` tokens, padding and prompts counted; 0: in one. Rows of a prompt come
+    together, since they share its computation. A row that is too long is alone."""
     if not tokens:
-        return [MicroBatch.some(rollouts, rows)]
+        return [rows.tolist()]
     G, lengths, parts, last = rollouts.group_size, rollouts.mask.sum(1).tolist(), [], None
     B = P = T = 0  # of the part that grows: number of prompts, longest prompt, longest completion
     for row in sorted(rows.tolist()):
@@ -26,7 +36,23 @@ def micro_batches(rollouts: Rollouts, rows: Tensor, tokens: int) -> list[MicroBa
             B, P, T = 1, prompt, length
         parts[-1].append(row)
         last = row // G
-    return [MicroBatch.some(rollouts, torch.tensor(part, device=rows.device)) for part in parts]
+    return parts
+
+
+def passes(model: GPT, rollouts: Rollouts, rows: Tensor, tokens: int) -> list[MicroBatch]:
+    """This process's share of a mini-batch, `rows` of the rollouts, in micro-batches of at most `tokens` tokens.
+
+    The processes of a sharded model fetch each block's weights together, so all must make equally many passes. Who has
+    fewer micro-batches than the others repeats the last one; who has no row passes another's; neither counts.
+    """
+    if several():  # rows of a prompt come together, since they share its computation
+        rows = rows.sort().values
+    own, most = share(rows), 0
+    parts = micro_batches(rollouts, own, tokens) if len(own) else []
+    if is_sharded(model):
+        most = max(len(cut(rollouts, share(rows, process), tokens)) for process in range(count()))
+    spare = parts[-1] if parts else MicroBatch.some(rollouts, rows[:1])
+    return parts + [replace(spare, counts=0)] * (max(1, most) - len(parts))
 
 
 def scored(model: GPT, rollouts: Rollouts, parts: list[MicroBatch], *, temperature: float = 1.0) -> Tensor:
@@ -44,6 +70,7 @@ def scored(model: GPT, rollouts: Rollouts, parts: list[MicroBatch], *, temperatu
 def rollout_logprobs(
     model: GPT, rollouts: Rollouts, *, temperature: float = 1.0, micro_batch_tokens: int = 0
 ) -> Tensor:
-    """Log-probs of all rollouts under their prompts, [N, T], without gradient; at most that many tokens per pass."""
-    rows = torch.arange(len(rollouts.mask), device=rollouts.mask.device)
-    return scored(model, rollouts, micro_batches(rollouts, rows, micro_batch_tokens), temperature=temperature)
+    """Log-probs of all rollouts under their prompts, [N, T], without gradient; at most that many tokens per pass. Each
+    process passes its share of them."""
+    rows = share(torch.arange(len(rollouts.mask), device=rollouts.mask.device))
+    return added(scored(model, rollouts, micro_batches(rollouts, rows, micro_batch_tokens), temperature=temperature))

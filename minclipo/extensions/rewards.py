@@ -5,6 +5,7 @@ from torch import Tensor
 
 from minclipo.extensions.dapo import overlong_penalty
 from minclipo.extensions.prompt_contrast import own_prompt_gain
+from minclipo.extensions.sharding import whole
 from minclipo.grpo import masked_mean
 
 
@@ -28,7 +29,7 @@ def extra_rewards(config, step, model, task, generator: torch.Generator) -> Tens
     extra = 0.0
     if config.prompt_contrast_weight:  # is a right answer likelier under its own prompt than under others?
         tokens, others = config.micro_batch_tokens, config.prompt_contrast_others
-        gain = own_prompt_gain(model, step.rollouts, others, generator, config.temperature, tokens)  # [N]
+        gain = own_prompt_gain(whole(model), step.rollouts, others, generator, config.temperature, tokens)  # [N]
         step.metrics["prompt_contrast"] = masked_mean(gain, step.correct).item()
         extra = config.prompt_contrast_weight * gain * step.correct
     if config.process_penalty:  # the oracle, and nobody else, is told which steps are wrong

@@ -27,8 +27,8 @@ class Stream(Decoder):
         self.tokenizer, self.text, self.shown = tokenizer, "", 0
         super().__init__(model, [ids], 1, room, tokenizer.eos_ids, partial(draw_token, **settings))
 
-    def round(self, tokens: int, generator: torch.Generator | None) -> int:
-        alive = super().round(tokens, generator)
+    def round(self, tokens: int, *random) -> int:
+        alive = super().round(tokens, *random)
         ids = self.completions[0][self.mask[0]].tolist()
         self.text = self.tokenizer.decode_batch([ids[:-1] if ids[-1] in self.tokenizer.eos_ids else ids])[0]
         self.print(len(self.text.rstrip(NO_TEXT)))  # half a character at the end waits for the other half

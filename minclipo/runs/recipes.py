@@ -73,6 +73,7 @@ SWITCHES = {"clipo": "contrastive_weight", "oracle": "process_penalty", "prompt_
 
 LLM = dict(
     steps=100,
+    row_seeds=True,
     prompts_per_step=16,
     group_size=8,
     max_new_tokens=256,

@@ -1,0 +1,93 @@
+"""What one of several processes does for tests/test_processes.py, and what the test does alone to compare with.
+
+    RANK=0 WORLD_SIZE=2 python tests/several_processes.py OUT       (and the same with RANK=1)
+
+trains every case and leaves OUT/processes2_rank0.pt.
+"""
+
+import dataclasses
+import os
+import sys
+import zlib
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from minclipo.config import TrainConfig
+from minclipo.extensions.sharding import shard, whole
+from minclipo.model import GPT, GPTConfig, init_weights
+from minclipo.tasks import Task
+from minclipo.toy import TASK, toy_tokenizer
+from minclipo.trainer import Trainer
+
+STEPS = 3
+GROUP = dict(contrastive_weight=0.2, contrastive_loss="infonce", contrastive_level="group", contrastive_temperature=0.5)
+CLIPO = dict(contrastive_weight=0.2)
+CASES = {
+    "grpo": {},
+    "clipo cross": CLIPO,
+    "clipo batch": CLIPO | dict(contrastive_level="batch"),
+    "clipo group": GROUP,
+    "dapo": dict(dynamic_sampling=3, clip_high=0.28, overlong_penalty=0.5),
+    "kl": dict(kl_weight=0.1, aggregation="sequence_mean"),
+    "prompt contrast": dict(prompt_contrast_weight=0.2),
+    "gspo": dict(ratio="sequence", clip_low=3e-4, clip_high=4e-4),
+    "micro-batches": dict(micro_batch_tokens=60, kl_weight=0.1),
+    "small parts": dict(sampling_rows=3, num_mini_batches=5),
+    "one step per batch": dict(num_mini_batches=1),
+    "sharded": dict(shard=True, micro_batch_tokens=60),
+    "sharded clipo, kl": dict(shard=True, kl_weight=0.1) | CLIPO,
+    "bfloat16": dict(dtype=torch.bfloat16, micro_batch_tokens=60),
+    "sharded bfloat16": dict(dtype=torch.bfloat16, micro_batch_tokens=60, shard=True),
+}
+SHARDS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+
+
+def make(name: str) -> Trainer:
+    """The trainer of a case. Rollouts are right by a checksum of their text, so that a model of random weights is right
+    half of the time."""
+    settings = dict(CASES[name])
+    dtype, sharded = settings.pop("dtype", torch.float32), settings.pop("shard", False)
+    shape = GPTConfig(
+        vocab_size=122,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        intermediate_size=24,
+        max_positions=64,
+    )
+    model = init_weights(GPT(shape), torch.Generator().manual_seed(0)).to(dtype)
+    if sharded and dist.is_initialized():
+        model = shard(model)
+    task = Task(TASK.draw, lambda problem, text, finished: zlib.crc32(text.encode()) % 2 == 0)
+    common = dict(prompts_per_step=4, group_size=4, max_new_tokens=6, learning_rate=1e-3, row_seeds=True, seed=1)
+    return Trainer(model, toy_tokenizer(), task, TrainConfig(**common | settings))
+
+
+def train(name: str) -> dict:
+    """Rollouts, metrics and weights of the first steps of a case."""
+    trainer, steps = make(name), []
+    for _ in range(STEPS if trainer.model.embed_tokens.weight.dtype == torch.float32 else 1):
+        step = trainer.step()
+        rollouts = {key: value for key, value in vars(step.rollouts).items() if key != "group_size"}
+        steps.append(rollouts | {"rewards": step.rewards, "texts": step.texts, "metrics": step.metrics})
+    head = {} if trainer.head is None else {f"head {name}": w.detach() for name, w in trainer.head.named_parameters()}
+    weights = {name: weight.detach() for name, weight in whole(trainer.model).named_parameters()}
+    return {"steps": steps, "weights": weights | head, "state": trainer.state_dict()}
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.FileStore(str(out / f"store{count}"), count)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=60))
+    found = {name: train(name) for name in CASES if SHARDS or "shard" not in CASES[name]}
+    torch.save(found, out / f"processes{count}_rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

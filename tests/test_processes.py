@@ -1,0 +1,142 @@
+"""Several processes train as one: 2 and 4 of them give the rollouts and the weights of one, for the same batch.
+
+They are real processes, which speak through gloo on this machine; several_processes.py says what they do.
+"""
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from several_processes import CASES, SHARDS, STEPS, make, train
+
+from minclipo.extensions.processes import row_numbers, share
+from minclipo.sampler import sample
+
+WORKER = Path(__file__).parent / "several_processes.py"
+FLOAT32 = [name for name in CASES if "dtype" not in CASES[name]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """{number of processes: what each of them found}; every case is trained by 2 and by 4 processes."""
+    out, found = tmp_path_factory.mktemp("processes"), {}
+    for count in (2, 4):
+        start = lambda rank: subprocess.Popen(
+            [sys.executable, WORKER, out],
+            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        workers = [start(rank) for rank in range(count)]
+        errors = [worker.communicate(timeout=240)[1] for worker in workers]
+        assert all(worker.returncode == 0 for worker in workers), "\n".join(errors)
+        load = lambda rank: torch.load(out / f"processes{count}_rank{rank}.pt", weights_only=False)
+        found[count] = [load(rank) for rank in range(count)]
+    return found
+
+
+alone = cache(train)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_every_process_holds_the_same(found, count, name):
+    """To the last bit, training states included. Catches: processes that drift apart, since each draws, rounds or
+    learns on its own."""
+    if not SHARDS and "shard" in CASES[name]:
+        pytest.skip("needs PyTorch 2.8")
+    first, *others = (of_process[name] for of_process in found[count])
+    for other in others:
+        assert_equal(first, other)
+
+
+def assert_equal(a, b, where=""):
+    """Two nested results, to the last bit, but for how long they took."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where} {key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, pair in enumerate(zip(a, b)):
+            assert_equal(*pair, f"{where} {i}")
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("name", FLOAT32)
+def test_several_processes_do_what_one_does(found, count, name):
+    """Rollouts, rewards, metrics and weights of three steps. Catches: means of means, a part that counts twice or never,
+    contrast or dynamic sampling that sees one process's rollouts only, random numbers of a process."""
+    if not SHARDS and "shard" in CASES[name]:
+        pytest.skip("needs PyTorch 2.8")
+    many, one = found[count][0][name], alone(name)
+    for ours, theirs in zip(many["steps"], one["steps"], strict=True):
+        assert ours["texts"] == theirs["texts"] and ours["prompts"] == theirs["prompts"]
+        assert torch.equal(ours["completions"], theirs["completions"])
+        assert torch.equal(ours["mask"], theirs["mask"]) and torch.equal(ours["finished"], theirs["finished"])
+        for key in ("logprobs", "pooled", "rewards"):
+            torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=3e-6)
+        assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=3e-6, nan_ok=True)
+    assert many["weights"].keys() == one["weights"].keys()
+    for key, weight in one["weights"].items():
+        torch.testing.assert_close(many["weights"][key], weight, rtol=0, atol=1e-6)
+
+
+def test_the_cases_learn():
+    """Catches: an identity between runs that do nothing."""
+    for name in FLOAT32:
+        before, after = dict(make(name).model.named_parameters()), alone(name)["weights"]
+        moved = [(after[key] - weight).abs().max() for key, weight in before.items()]
+        assert min(moved) > 1e-4, name
+
+
+@pytest.mark.skipif(not SHARDS, reason="needs PyTorch 2.8")
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_sharded_model_in_bfloat16_is_trained_by_its_float32_weights(found, count):
+    """Catches: masters that get no gradient, since a sharded weight's own hook is never called; bfloat16 sums."""
+    sharded, plain = (found[count][0][name] for name in ("sharded bfloat16", "bfloat16"))
+    ours, theirs = (of["state"]["optimizer"]["masters"] for of in (sharded, plain))
+    start = dict(make("bfloat16").model.named_parameters())
+    for key, weight in theirs.items():
+        assert ours[key].dtype == torch.float32
+        moved = (weight - start[key].float()).abs().max()
+        assert (ours[key] - weight).abs().max() < 0.2 * moved
+
+
+@pytest.mark.parametrize("length, count", [(8, 4), (7, 3), (3, 4), (0, 2)])
+def test_shares_are_even_and_in_order(monkeypatch, length, count):
+    monkeypatch.setattr("minclipo.extensions.processes.count", lambda: count)
+    shares = [share(range(length), process) for process in range(count)]
+    assert [item for part in shares for item in part] == list(range(length))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_rollout_does_not_depend_on_those_beside_it():
+    """Catches: random numbers that go by the row's place in the batch, or that change as rows leave."""
+    trainer = make("grpo")
+    config, prompts = trainer.config, [[5, 6, 7], [8, 9], [10, 11, 12, 13], [3]]
+    settings = dict(group_size=4, max_new_tokens=6, eos_ids=trainer.tokenizer.eos_ids)
+    together = sample(trainer.model, prompts, uniform=row_numbers(config, range(40, 44)), **settings)
+    later = sample(trainer.model, prompts[2:], uniform=row_numbers(config, range(42, 44)), **settings)
+    few = sample(trainer.model, prompts, uniform=row_numbers(config, range(40, 44)), sampling_rows=4, **settings)
+    assert together.completion_ids()[8:] == later.completion_ids()
+    assert together.completion_ids() == few.completion_ids()
+    assert len(set(map(tuple, together.completion_ids()))) > 8
+
+
+def test_random_numbers_differ_from_problem_to_problem_and_from_seed_to_seed():
+    config = make("grpo").config
+    numbers = row_numbers(config, range(100))
+    assert numbers.shape == (400, 6) and len(numbers.unique()) > 2390 and 0.47 < numbers.mean() < 0.53
+    config.seed += 1
+    assert not torch.isin(row_numbers(config, range(100)), numbers).any()
+
+
+def test_the_cases_run_their_three_steps():
+    assert all(len(alone(name)["steps"]) == STEPS for name in FLOAT32)
