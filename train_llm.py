@@ -28,6 +28,8 @@ import torch
 from minclipo.checkpoint import Checkpoint, Tokenizer
 from minclipo.checkpoint.files import write_json
 from minclipo.config import TrainConfig
+from minclipo.extensions.processes import count, rank
+from minclipo.extensions.sharding import shard
 from minclipo.model import GPT, GPTConfig
 from minclipo.runs.available import advice_on
 from minclipo.runs.best import KeepBest, check_keep_best
@@ -37,8 +39,9 @@ from minclipo.runs.command_line import Parser, add_options, add_run_options, who
 from minclipo.runs.config_file import read_arguments
 from minclipo.runs.console import prepare_console, say
 from minclipo.runs.evaluator import Evaluator, evaluation_size, scores, show_evaluation, write_answers
-from minclipo.runs.folder import RunFolder, check_out, earlier_settings, out_path, prepare_out
+from minclipo.runs.folder import FolderOfAnother, RunFolder, check_out, earlier_settings, out_path, prepare_out
 from minclipo.runs.inputs import refuse_inside, same_revision, what_was_read
+from minclipo.runs.launch import LOST, Launch, check_processes, is_lost
 from minclipo.runs.llm_config import LLMConfig, make_configs, say_repeats, say_settings, say_unread_variables
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import (
@@ -82,7 +85,8 @@ def make_evaluator(
         samples=config.eval_samples,
         temperature=config.eval_temperature,
         top_p=config.eval_top_p,
-        sampling_rows=train_config.sampling_rows or train_config.prompts_per_step * train_config.group_size,
+        sampling_rows=train_config.sampling_rows or train_config.prompts_per_step * train_config.group_size // count(),
+        row_seeds=train_config.row_seeds,
         **options,
     )
 
@@ -140,17 +144,22 @@ def evaluate_only(arguments: argparse.Namespace, config: LLMConfig, train_config
         raise ValueError("--eval-only resumes nothing: measure what a run has trained with --model OUT/model")
     if earlier_settings(out, "train_llm.py") is not None:
         raise ValueError(f"--out {out} is a training run; an evaluation needs a folder of its own")
-    check_out(out, settings, resume=False)
+    if rank() == 0:
+        check_out(out, settings, resume=False)
     device, checkpoint = pick_device(config.device), Checkpoint(config.model)
     limit = prompt_limit(checkpoint.config, config, train_config)
     tokenizer = tokenizer_of(checkpoint, config)
     task = make_task(config.eval_data or config.data, config, tokenizer, limit)
     model = checkpoint.model(pick_dtype(config.dtype, device), device)
+    if config.shard:
+        shard(model)
     print(f"measuring {evaluation_size(config.eval_problems, task)} problems")
     watch = partial(watched, what="evaluation")
     answers = make_evaluator(config, train_config, model, tokenizer, task, progress=watch).measure()
     found = scores(answers)
     show_evaluation(found, answers, config.show)
+    if rank() > 0:
+        return
     with prepare_out(out, settings, resume=False):
         write_answers(answers, out / "answers.jsonl")
         write_json(out / "evaluation.json", found)
@@ -182,7 +191,8 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     if arguments.tensorboard:
         TensorBoard(out)  # fails if the package is missing
     settings = run_settings(arguments, config, train_config)
-    check_out(out, settings, resume, may_differ)
+    if rank() == 0:  # it alone writes there
+        check_out(out, settings, resume, may_differ)
     refuse_inside(out, {"--model": config.model, "--data": config.data, "--eval-data": config.eval_data})
     if resume:
         say_if_done(out, train_config)
@@ -215,12 +225,16 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
             print(f"{shared} of {eval_task.size} problems of --eval-data are in --data, too: they are not held out")
     check_keep_best(config, eval_task)
     earlier, reference = arguments.earlier or None, bool(train_config.kl_weight)
-    settings |= what_was_read(out, checkpoint.directory, config.data, eval_source, earlier, reference)
+    if rank() == 0:
+        settings |= what_was_read(out, checkpoint.directory, config.data, eval_source, earlier, reference)
     model = checkpoint.model(dtype, device)
     model.gradient_checkpointing = config.gradient_checkpointing
     model.compiled = config.compile == "on" or config.compile == "auto" and device.type == "cuda"
+    if config.shard:
+        shard(model)
 
-    with prepare_out(out, settings, resume, may_differ) as folder:
+    folder = prepare_out(out, settings, resume, may_differ) if rank() == 0 else FolderOfAnother(out)
+    with folder:
         run_training(
             Trainer(model, tokenizer, task, train_config), eval_task, config, folder, arguments.tensorboard, resume
         )
@@ -239,7 +253,7 @@ def run_training(
     steps, longest = train_config.steps, train_config.max_new_tokens
     curves = Curves(out, every=train_config.save_every, last=steps, max_new_tokens=longest)
     draws_itself = eval_task is not None and config.eval_every  # after each evaluation
-    boards = [TensorBoard(out / "tensorboard")] if board else []
+    boards = [TensorBoard(out / "tensorboard")] if board and rank() == 0 else []
     callbacks = boards + ([] if draws_itself else [curves])
     run = Run(trainer, out, "train", callbacks)
     run.before_writing = folder.keep
@@ -259,6 +273,15 @@ def run_training(
 @stop_signals()
 def main(argv: list[str] | None = None) -> int:
     prepare_console()
+    launch = Launch()
+    code = run(argv, launch)
+    if code == 0:
+        launch.leave()
+    return code
+
+
+def run(argv: list[str] | None, launch: Launch) -> int:
+    """Train or measure as the command line says; the exit code."""
     started = time.perf_counter()
     try:
         arguments = parse_arguments(argv)
@@ -268,19 +291,22 @@ def main(argv: list[str] | None = None) -> int:
         say_settings(arguments)
         if arguments.show_settings:
             return 0
+        launch.join(pick_device(configs[0].device))
+        check_processes(configs[1], configs[0].shard)
         (evaluate_only if arguments.eval_only else train)(arguments, *configs)
     except KeyboardInterrupt as stop:
         can_go_on = getattr(stop, "can_go_on", False)
         say(f"{stop or 'interrupted'}." + " The same command with --resume goes on." * bool(can_go_on))
         return exit_code(stop)
     except (ValueError, OSError, FloatingPointError) as error:  # it may quote what a stranger wrote
-        print(without_commands(f"train_llm.py: {error}", but="\n"), file=sys.stderr)
+        launch.says(without_commands(f"train_llm.py: {error}", but="\n"))
         return 1
     except Exception as error:
-        advice = advice_on(error)
+        advice = LOST if is_lost(error) else advice_on(error)
         if advice is None:
+            launch.let_it_show()
             raise
-        print(f"train_llm.py: {error}\n{advice}", file=sys.stderr)
+        launch.says(f"train_llm.py: {error}\n{advice}")
         return 1
     print(f"{time.perf_counter() - started:.0f} s, at most {peak_memory_mib():.0f} MiB of memory")
     if torch.cuda.is_available():

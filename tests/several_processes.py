@@ -5,7 +5,6 @@
 trains every case and leaves OUT/processes2_rank0.pt.
 """
 
-import dataclasses
 import os
 import sys
 import zlib

@@ -194,8 +194,8 @@ def test_each_size_of_a_round_is_captured_once(monkeypatch):
         captures.append((len(step.__self__.rows), step.__self__.cache.used)) or Replay(step, earlier)
     )
 
-    def watched(decoder, tokens, generator):
-        alive = original(decoder, tokens, generator)
+    def watched(decoder, tokens, *random):
+        alive = original(decoder, tokens, *random)
         sizes.append((len(decoder.rows), decoder.cache.used))
         return alive
 
@@ -267,7 +267,7 @@ def test_the_host_does_not_wait_for_micro_batches(monkeypatch, dtype, options):
 def test_half_precision_scores_only_what_the_policy_will_have_moved_away_from(monkeypatch, num_mini_batches, passes):
     """Catches: a scoring pass over rollouts whose old log-probs are those of the update itself."""
     calls = []
-    for module in (trainer_module, trainer_module.micro_batches.__globals__):
+    for module in (trainer_module, vars(micro_batches_module)):
         scope = module if isinstance(module, dict) else vars(module)
         original = scope["batch_logprobs"]
         monkeypatch.setitem(scope, "batch_logprobs", lambda *a, f=original, **k: calls.append(1) or f(*a, **k))

@@ -605,7 +605,7 @@ DESTINATIONS = [
     ("dual_clip", 4.0, "policy_loss", "dual_clip"),
     ("aggregation", "constant", "token_weights", 1),
     ("max_new_tokens", 13, "token_weights", 2),
-    ("micro_batch_tokens", 77, "micro_batches", 2),
+    ("micro_batch_tokens", 77, "passes", 3),
     ("kl_kind", "k2", "kl_penalty", 2),
     ("contrastive_weight", 0.37, "contrastive_reward", "weight"),
     ("contrastive_loss", "supcon_in", "contrastive_loss", "loss"),

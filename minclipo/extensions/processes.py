@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from minclipo.extensions.dapo import Batch, joined
-from minclipo.extensions.sharding import is_sharded
 from minclipo.sampler import Rollouts
 
 
@@ -47,18 +46,31 @@ def share(items, process: int | None = None):
     return items[start : start + size + (process < more)]
 
 
+def every(thing) -> list:
+    """Each process's thing (anything that can be pickled), in their order. Every process must call it."""
+    if not several():
+        return [thing]
+    things = [None] * count()
+    dist.all_gather_object(things, thing)
+    return things
+
+
 def row_numbers(config, numbers: Iterable[int], device=None) -> Tensor | None:
-    """Random numbers in [0, 1) for the rollouts of these problems of a training, [B * G, T], if its TrainConfig asks for
-    row_seeds. They follow from its seed, the problem's number and the row: so a rollout is the same whichever process
-    samples it, and beside whatever others."""
+    """Random numbers for the rollouts of these problems of a training, if its TrainConfig asks for row_seeds."""
     if not config.row_seeds:
         return None
+    return numbered(f"rollouts {config.seed}", numbers, (config.group_size, config.max_new_tokens)).to(device)
+
+
+def numbered(stream: str, numbers: Iterable[int], shape: tuple[int, int]) -> Tensor:
+    """Random numbers in [0, 1), [B * G, T] for B problems and a shape (G, T). They follow from the stream's name, the
+    problem's number and the row: so a rollout is the same whichever process samples it, and beside whatever others."""
 
     def of_problem(number: int) -> Tensor:
-        seed = random.Random(f"rollouts {config.seed} {number}").getrandbits(63)
-        return torch.rand(config.group_size, config.max_new_tokens, generator=torch.Generator().manual_seed(seed))
+        seed = random.Random(f"{stream} {number}").getrandbits(63)
+        return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
-    return torch.cat([of_problem(number) for number in numbers]).to(device)
+    return torch.cat([of_problem(number) for number in numbers])
 
 
 def gathered(batch: Batch) -> Batch:
@@ -66,9 +78,8 @@ def gathered(batch: Batch) -> Batch:
     if not several():
         return batch
     problems, rollouts, texts, correct = batch
-    device, parts = correct.device, [None] * count()
-    dist.all_gather_object(parts, (problems, moved(rollouts, "cpu"), texts, correct.cpu()))
-    problems, rollouts, texts, correct = joined(parts)
+    device = correct.device
+    problems, rollouts, texts, correct = joined(every((problems, moved(rollouts, "cpu"), texts, correct.cpu())))
     return problems, moved(rollouts, device), texts, correct.to(device)
 
 
@@ -82,7 +93,7 @@ def sum_gradients(weights: Iterable[Tensor]) -> None:
     if not several():
         return
     for weight in weights:
-        if is_sharded(weight):
+        if hasattr(weight, "full_tensor"):
             weight.grad *= count()
         else:
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
@@ -101,11 +112,7 @@ def mean_gradients(weights: Iterable[Tensor]) -> None:
 
 def summed(numbers: list[float]) -> list[float]:
     """Sums over all processes, of each number on its own."""
-    if not several():
-        return numbers
-    parts = [None] * count()
-    dist.all_gather_object(parts, numbers)
-    return [sum(column) for column in zip(*parts)]
+    return [sum(column) for column in zip(*every(numbers))] if several() else numbers
 
 
 def added(values: Tensor) -> Tensor:

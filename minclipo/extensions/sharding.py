@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from minclipo.extensions.processes import rank
 from minclipo.model import GPT
 
 
@@ -53,8 +54,10 @@ def frozen_copy(model: GPT) -> GPT:
 
 
 def whole_state(state: dict) -> dict:
-    """A state dict with ordinary tensors. Every process must call it."""
-    return tree_map(lambda value: whole(value) if isinstance(value, Tensor) else value, state)
+    """A state dict without tensors that are spread. Every process must call it. The first one gets them whole, on the
+    CPU; the others, which write nothing, get their shapes."""
+    device = "cpu" if rank() == 0 else "meta"
+    return tree_map(lambda value: whole(value).to(device) if is_sharded(value) else value, state)
 
 
 def spread_like(value: Tensor, weight: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from minclipo.checkpoint import Tokenizer, save_model
 from minclipo.checkpoint.files import PARTIAL, read_json, write_json
+from minclipo.extensions.processes import rank
+from minclipo.extensions.sharding import whole
 from minclipo.model import GPT
 from minclipo.runs.console import say
 from minclipo.tasks import Task
@@ -23,7 +25,8 @@ class KeepBest:
     def __init__(self, model: GPT, tokenizer: Tokenizer, folder: Path, metric: str):
         self.model, self.tokenizer, self.folder, self.metric = model, tokenizer, folder, metric
         self.partial, self.old = (folder.with_name(folder.name + end) for end in (PARTIAL, ".old"))
-        self.tidy()
+        if rank() == 0:
+            self.tidy()
 
     def tidy(self) -> None:
         """Undo what a killed process had begun."""
@@ -34,6 +37,9 @@ class KeepBest:
 
     def after_evaluation(self, line: dict) -> None:
         """line: one of evaluation.jsonl, of the model as it is now. Greedy completions decide."""
+        model = whole(self.model)
+        if rank() > 0:  # the first process writes
+            return
         value, best = self.value(line), self.value(self.kept())
         if value is None or best is not None and value <= best:  # the same: the earlier one stays
             if self.kept().get("step", 0) > line["step"]:  # of a course that a resumed run has gone back from
@@ -41,7 +47,7 @@ class KeepBest:
             return
         self.tidy()
         try:
-            save_model(self.model, self.tokenizer, self.partial)
+            save_model(model, self.tokenizer, self.partial)
             write_json(self.partial / "evaluation.json", line | {"kept_for": self.metric})
             if self.folder.exists():
                 os.replace(self.folder, self.old)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from minclipo.checkpoint.files import read_lines, write_lines
+from minclipo.extensions.processes import rank
 from minclipo.model import GPT
 from minclipo.runs.console import WIDTH, say, wrapped
 from minclipo.runs.intervals import share_interval
@@ -32,6 +33,7 @@ class Evaluator:
         temperature: float,
         top_p: float,
         sampling_rows: int,
+        row_seeds: bool = True,
         progress: Callable[[Iterable], Iterable] = iter,
     ):
         self.max_new_tokens = max_new_tokens
@@ -44,6 +46,7 @@ class Evaluator:
             max_new_tokens=max_new_tokens,
             seed=0,  # the same problems, whatever the seed of the run
             sampling_rows=sampling_rows,
+            row_seeds=row_seeds,
             progress=progress,
         )
         self.samples, self.temperature, self.top_p = samples, temperature, top_p
@@ -70,22 +73,25 @@ class Evaluator:
         line = {"step": step} | scores(answers)
         show_evaluation(line, answers, show, f"step {step}: ")
         self.lines.append(line)
-        writes = [
+        listeners = [partial(listener, line) for listener in self.listeners]
+        files = [
             partial(write_answers, answers, answers_path(out, step)),
-            *(partial(listener, line) for listener in self.listeners),
+            *listeners,
             partial(write_lines, out / "evaluation.jsonl", self.lines),  # later: a line means that all this is done
             Curves(out, every=every, last=last, max_new_tokens=self.max_new_tokens).draw,
         ]
-        try_all(writes)
+        try_all(files if rank() == 0 else listeners)
 
 
 def lines_until(step: int, out: Path) -> list[dict]:
     """The evaluations up to this step. A resumed run forgets what was measured after the state that it goes on from."""
+    lines = read_lines(out / "evaluation.jsonl", "step", "greedy")
+    kept = [line for line in lines if line["step"] <= step]
+    if rank() > 0:  # the first process writes
+        return kept
     for path in (out / "evaluations").glob("step_*.jsonl"):
         if path.stem[5:].isdigit() and int(path.stem[5:]) > step:
             path.unlink()
-    lines = read_lines(out / "evaluation.jsonl", "step", "greedy")
-    kept = [line for line in lines if line["step"] <= step]
     if len(kept) < len(lines):
         write_lines(out / "evaluation.jsonl", kept)
     return kept

@@ -51,6 +51,22 @@ class RunFolder:
         self.release()
 
 
+class FolderOfAnother:
+    """The folder as the processes see it that do not write: the first one has it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def keep(self) -> None:
+        pass
+
+    def __enter__(self) -> "FolderOfAnother":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+
 def out_path(text: str) -> Path:
     """What --out names; ~ is the user's home, also in --out=~/x, where the shell leaves it."""
     if not text:

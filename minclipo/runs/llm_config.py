@@ -53,6 +53,11 @@ class LLMConfig:
     gradient_checkpointing: bool = _input(
         False, "less memory for activations, a third more time for the update", later=True, common=True
     )
+    shard: bool = _input(
+        False,
+        "spread weights, gradients and optimizer over the processes of torchrun: slower, for models that one GPU cannot hold",
+        later=True,
+    )
     compile: str = _input(
         "auto",
         "fuse the update's kernels: a slower first step, faster others; auto: on cuda",

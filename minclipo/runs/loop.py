@@ -10,6 +10,9 @@ from tqdm import tqdm
 
 from minclipo.checkpoint import save_model, save_tensors
 from minclipo.checkpoint.files import read_lines, remove_partial, sync_file, write_lines, writing
+from minclipo.extensions.processes import rank, several
+from minclipo.extensions.sharding import whole
+from minclipo.model import GPT
 from minclipo.runs.callbacks import Callback, call
 from minclipo.runs.console import say
 from minclipo.runs.measure import log_line, timed_step
@@ -22,7 +25,10 @@ from minclipo.trainer import Step, Trainer
 
 
 class Run:
-    """A trainer and its folder: OUT/metrics.jsonl, OUT/rollouts.jsonl, OUT/model, OUT/states."""
+    """A trainer and its folder: OUT/metrics.jsonl, OUT/rollouts.jsonl, OUT/model, OUT/states.
+
+    Of several processes the first one writes; the others do the same without a trace.
+    """
 
     def __init__(
         self, trainer: Trainer, out: str | Path, description: str = "training", callbacks: Sequence[Callback] = ()
@@ -30,7 +36,8 @@ class Run:
         self.trainer, self.config, self.out, self.description = trainer, trainer.config, Path(out), description
         self.saved_step, self.log_is_whole, self.history = 0, True, []
         self.rollouts = RolloutLog(self.out / "rollouts.jsonl", self.config.keep_rollouts)
-        self.callbacks = (self.rollouts, *callbacks)
+        self.writes = rank() == 0
+        self.callbacks = (self.rollouts, *callbacks) if self.writes else ()
         self.before_writing: Callable[[], None] = lambda: None
         self.doing = "starting"  # or "step", "evaluation", "saving": the screen shows it, and a signal depends on it
         self.before: dict = {}  # what the sampling of the step that is running uses up, as it was before
@@ -93,6 +100,8 @@ class Run:
 
     def may_stop(self) -> bool:
         """Whether a signal may end what is running: an evaluation, or a step that has changed no weights yet."""
+        if several():  # they stop together
+            return False
         return self.doing == "evaluation" or self.doing == "step" and not self.may_have_learnt()
 
     def may_have_learnt(self) -> bool:
@@ -109,7 +118,8 @@ class Run:
             if self.doing == "step":
                 self.undo()
             self.doing = "saving"
-            self.complete_log()
+            if self.writes:
+                self.complete_log()
             if self.saved_step < self.step:
                 self.save()
             what = f"saved after step {self.step} of {steps}"
@@ -133,20 +143,24 @@ class Run:
 
     def start(self, resume: bool) -> list[dict[str, float]]:
         """Make the folder ready; returns the metrics of the steps that are already done."""
+        if resume:
+            self.load()
+        if self.writes:
+            self.tidy(resume)
+        self.save()  # after resuming, too: the process may have died between saving the state and saving the model
+        return self.history
+
+    def tidy(self, resume: bool) -> None:
+        """The folder without what is not from before this step."""
         self.out.mkdir(parents=True, exist_ok=True)
         for file in ("failed_batch.safetensors", "model/model.safetensors"):
             remove_partial(self.out / file)  # what a killed process had begun to write may take the room that is needed
-        if resume:
-            self.load()
-        else:  # what is not from before this step is an earlier run's; its model goes, too
+        if not resume:  # what is not from before this step is an earlier run's; its model goes, too
             remove_states([state for state in saved_states(self.out / "states") if step_of(state) >= self.step])
         lines = read_lines(self.out / "metrics.jsonl", "step") if self.step else []
-        history = [line for line in lines if line["step"] <= self.step]
-        write_lines(self.out / "metrics.jsonl", history)
-        self.history = history
+        self.history = [line for line in lines if line["step"] <= self.step]
+        write_lines(self.out / "metrics.jsonl", self.history)
         self.rollouts.start(self.step)
-        self.save()  # after resuming, too: the process may have died between saving the state and saving the model
-        return history
 
     def load(self) -> None:
         """Load the newest training state in OUT/states, if there are any. Raises ValueError if it is damaged or another
@@ -197,6 +211,8 @@ class Run:
 
     def log(self, history: list[dict[str, float]]) -> None:
         """Append the newest metrics to OUT/metrics.jsonl; after a write that failed half-way, write all of them."""
+        if not self.writes:
+            return
         if self.log_is_whole and (self.out / "metrics.jsonl").is_file():
             self.log_is_whole = False
             with writing(self.out / "metrics.jsonl"), open(self.out / "metrics.jsonl", "a", encoding="utf-8") as log:
@@ -230,18 +246,23 @@ class Run:
         the good weights stay there. A model without a state removes those before it: resuming would overwrite it."""
         self.before_writing()
         trainer, rollouts = self.trainer, self.trainer.last.rollouts
+        model, state = whole(trainer.model), trainer.state_dict()  # of a sharded model every process has a part
         if self.step:  # one row will do: a weight that is not finite spoils every one
             start = torch.zeros(1, 1, dtype=torch.long, device=trainer.generator.device)
-            hidden = trainer.model(start if rollouts is None else rollouts.completions[:1])[0, -1]
-            if not trainer.model.logits(hidden).isfinite().all():
+            hidden = model(start if rollouts is None else rollouts.completions[:1])[0, -1]
+            if not model.logits(hidden).isfinite().all():
                 raise FloatingPointError("the updated model's logits are not finite")
+        if self.writes:
+            self.write(model, state)
+        self.saved_step = self.step
+
+    def write(self, model: GPT, state: dict) -> None:
         self.complete_log()
         if self.config.keep_states:
-            save_state(self.out / "states", self.step, trainer.state_dict(), keep=self.config.keep_states)
-        save_model(trainer.model, trainer.tokenizer, self.out / "model")
+            save_state(self.out / "states", self.step, state, keep=self.config.keep_states)
+        save_model(model, self.trainer.tokenizer, self.out / "model")
         if not self.config.keep_states:
             remove_states([state for state in saved_states(self.out / "states") if step_of(state) < self.step])
-        self.saved_step = self.step
 
     def failure(self, error: FloatingPointError) -> FloatingPointError:
         """The error with all that helps, and the batch on the disk."""

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from minclipo.config import TrainConfig
+from minclipo.extensions.processes import every, numbered, share
+from minclipo.extensions.sharding import whole
 from minclipo.grpo import masked_mean
 from minclipo.model import GPT
 from minclipo.runs.console import WIDTH
@@ -171,29 +173,36 @@ def answer(
     top_p: float | None = None,
     samples: int = 1,
     sampling_rows: int = 2048,
+    row_seeds: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Answers:
     """`samples` completions of each of `problems` held-out problems, with the verdicts on them.
 
     Temperature 0 is greedy. At most `sampling_rows` completions are sampled at a time, which bounds the memory for keys
     and values; tokens and pooled states of all stay until the end. `progress` may wrap those parts in a progress bar.
+    Several processes take a share of the problems each, and get the answers to all; row_seeds as in TrainConfig.
     """
-    drawn = [task.draw(f"evaluation {seed}", index) for index in range(problems)]
+    numbers, stream = share(range(problems)), f"evaluation {seed}"
+    if not numbers:  # fewer problems than processes
+        return joined_answers(every(None))
+    drawn = [task.draw(stream, number) for number in numbers]
+    device = model.embed_tokens.weight.device
     rollouts = sample(
-        model,
+        whole(model),
         tokenizer.encode_batch([problem.prompt for problem in drawn]),
         samples,
         max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         eos_ids=tokenizer.eos_ids,
-        generator=torch.Generator(model.embed_tokens.weight.device).manual_seed(seed),
+        generator=torch.Generator(device).manual_seed(seed),
+        uniform=numbered(stream, numbers, (samples, max_new_tokens)).to(device) if row_seeds else None,
         sampling_rows=sampling_rows,
         progress=progress,
     )
     texts, finished = tokenizer.decode_batch(rollouts.completion_ids()), rollouts.finished.tolist()
     correct = task.outcomes(drawn, texts, finished)
-    return Answers(
+    answers = Answers(
         samples,
         [problem for problem in drawn for _ in range(samples)],
         texts,
@@ -202,6 +211,14 @@ def answer(
         rollouts.mask.sum(1).tolist(),
         task.steps(drawn, texts, correct) if task.check_steps is not None else None,
     )
+    return joined_answers(every(answers))
+
+
+def joined_answers(parts: list[Answers | None]) -> Answers:
+    """The answers of several processes as one; None: of a process that had no problem."""
+    parts = [part for part in parts if part is not None]
+    columns = zip(*(list(vars(part).values())[1:] for part in parts))  # all but `samples`
+    return Answers(parts[0].samples, *(None if column[0] is None else sum(column, []) for column in columns))
 
 
 def score(answers: Answers) -> dict:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from minclipo.extensions.processes import every, several
 from minclipo.runs.console import say
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows: two
@@ -41,17 +42,20 @@ def name_of(number: int) -> str:
 
 class Listener:
     """Decides what a signal does: `Stopped` is raised at once where `may_stop()` says so, and otherwise by the next
-    `check()`. A second Ctrl-C is raised at once anyway; other signals often come twice (`timeout` sends two)."""
+    `check()`. A second Ctrl-C is raised at once anyway; other signals often come twice (`timeout` sends two). Several
+    processes stop together, at the next `check()`, which all must call; torchrun sends each of them Ctrl-C twice."""
 
     def __init__(self, may_stop: Callable[[], bool]):
         self.may_stop, self.number = may_stop, 0  # number of the signal that came, 0: none
 
     def __call__(self, number: int, frame) -> None:
         if self.number:
-            if number == signal.SIGINT:
+            if number == signal.SIGINT and not several():
                 raise Stopped(self.number, twice=True)
             return
         self.number = number
+        if several():
+            return say(f"{name_of(number)}: stopping as soon as this step or evaluation is finished")
         if self.may_stop():
             raise Stopped(number)
         say(
@@ -59,8 +63,9 @@ class Listener:
         )
 
     def check(self) -> None:
-        if self.number:
-            raise Stopped(self.number)
+        number = max(every(self.number))
+        if number:
+            raise Stopped(number)
 
 
 @contextmanager

@@ -1,0 +1,96 @@
+"""Several processes that torchrun has started: how they find each other, who speaks and writes, how they end.
+
+The first process writes all files and speaks. The others do the same work in silence. (minclipo/extensions/processes.py
+has what they divide.) They stop together, between two steps. If one of them fails or dies, the others end, too, and one
+message says why.
+"""
+
+import os
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from minclipo.config import TrainConfig
+from minclipo.extensions.processes import count, several
+
+LOST = "Another process of this run has died. The same command with --resume goes on"
+PATIENCE = timedelta(hours=2)  # how long a process waits for the others: one may be writing a large model
+
+
+def by_torchrun() -> bool:
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks and writes."""
+    return int(os.environ["RANK"]) == 0 if by_torchrun() else True
+
+
+class Launch:
+    """The processes of this run. Without torchrun there is one, and all this does nothing."""
+
+    def __init__(self):
+        self.store, self.stderr = None, sys.stderr
+        if not is_first():
+            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
+
+    def join(self, device: torch.device) -> None:
+        """Make the processes one group, each with a GPU of its own; ValueError if there are not as many GPUs."""
+        if not by_torchrun():
+            return
+        local, backend = int(os.environ.get("LOCAL_RANK", 0)), "gloo"
+        if device.type == "cuda":
+            if local >= torch.cuda.device_count():
+                raise ValueError(
+                    f"torchrun has started more processes than this machine has GPUs, {torch.cuda.device_count()}: "
+                    "give it --nproc-per-node gpu"
+                )
+            torch.cuda.set_device(local)
+            backend = "cpu:gloo,cuda:nccl"  # objects and Python numbers go through gloo, gradients through NCCL
+        self.store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+        dist.init_process_group(backend, store=self.store, rank=rank, world_size=size, timeout=PATIENCE)
+        dist.barrier()
+
+    def says(self, message: str) -> None:
+        """Print what has ended this process, unless it follows from what has ended another one."""
+        if self.first_to_fail():
+            print(message, file=self.stderr)
+
+    def first_to_fail(self) -> bool:
+        if self.store is None:  # not joined yet: whatever is wrong is wrong for all alike
+            return is_first()
+        try:
+            return self.store.add("failed", 1) == 1
+        except RuntimeError:  # the store has gone with the process that kept it
+            return False
+
+    def leave(self) -> None:
+        """The end of a run that has not failed."""
+        if self.store is not None:
+            dist.destroy_process_group()
+
+    def let_it_show(self) -> None:
+        """Let Python print the traceback of an error that nobody has foreseen, of the first process that has one."""
+        if self.first_to_fail():
+            sys.stderr = self.stderr
+
+
+def check_processes(config: TrainConfig, sharded: bool) -> None:
+    """ValueError if the processes cannot share the work."""
+    if sharded and not by_torchrun():
+        raise ValueError("--shard spreads a model over several processes: start them with torchrun --nproc-per-node N")
+    if several() and not config.row_seeds:
+        raise ValueError("several processes need --row-seeds: each has random numbers for its own rollouts")
+    if config.prompts_per_step < count():
+        raise ValueError(
+            f"--prompts-per-step {config.prompts_per_step} must be at least {count()}, the number of processes: each takes "
+            "a share of the prompts"
+        )
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether the error says that another process does not answer any more."""
+    words = ("closed by peer", "connection reset", "broken pipe", "connection refused", "timed out", "nccl")
+    return several() and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
