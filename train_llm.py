@@ -37,7 +37,7 @@ from minclipo.runs.callbacks import TensorBoard
 from minclipo.runs.changes import may_change, say_if_done
 from minclipo.runs.command_line import Parser, add_options, add_run_options, whole_number
 from minclipo.runs.config_file import read_arguments
-from minclipo.runs.console import prepare_console, say
+from minclipo.runs.console import prepare_console
 from minclipo.runs.evaluator import Evaluator, evaluation_size, scores, show_evaluation, write_answers
 from minclipo.runs.folder import FolderOfAnother, RunFolder, check_out, earlier_settings, out_path, prepare_out
 from minclipo.runs.inputs import refuse_inside, same_revision, what_was_read
@@ -293,10 +293,11 @@ def run(argv: list[str] | None, launch: Launch) -> int:
             return 0
         launch.join(pick_device(configs[0].device))
         check_processes(configs[1], configs[0].shard)
+        if count() > 1:
+            print(f"{count()} processes, which share the prompts of each step")
         (evaluate_only if arguments.eval_only else train)(arguments, *configs)
     except KeyboardInterrupt as stop:
-        can_go_on = getattr(stop, "can_go_on", False)
-        say(f"{stop or 'interrupted'}." + " The same command with --resume goes on." * bool(can_go_on))
+        launch.says_that_it_stops(stop)
         return exit_code(stop)
     except (ValueError, OSError, FloatingPointError) as error:  # it may quote what a stranger wrote
         launch.says(without_commands(f"train_llm.py: {error}", but="\n"))

@@ -32,7 +32,7 @@ class Launch:
     """The processes of this run. Without torchrun there is one, and all this does nothing."""
 
     def __init__(self):
-        self.store, self.stderr = None, sys.stderr
+        self.store, self.stdout, self.stderr = None, sys.stdout, sys.stderr
         if not is_first():
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
 
@@ -57,6 +57,13 @@ class Launch:
         """Print what has ended this process, unless it follows from what has ended another one."""
         if self.first_to_fail():
             print(message, file=self.stderr)
+
+    def says_that_it_stops(self, stop: KeyboardInterrupt) -> None:
+        """Once a run has begun, the first process knows what was saved. Before, whichever stops first says it."""
+        can_go_on = getattr(stop, "can_go_on", None)
+        if self.first_to_fail() if can_go_on is None else is_first():
+            words = f"{stop or 'interrupted'}." + " The same command with --resume goes on." * bool(can_go_on)
+            print(words, file=self.stdout, flush=True)
 
     def first_to_fail(self) -> bool:
         if self.store is None:  # not joined yet: whatever is wrong is wrong for all alike

@@ -54,13 +54,15 @@ class Listener:
                 raise Stopped(self.number, twice=True)
             return
         self.number = number
-        if several():
-            return say(f"{name_of(number)}: stopping as soon as this step or evaluation is finished")
         if self.may_stop():
             raise Stopped(number)
-        say(
-            f"{name_of(number)}: stopping as soon as this update or save is finished. A second Ctrl-C stops at once, unsaved."
-        )
+        if several():
+            say(f"{name_of(number)}: stopping as soon as this step or evaluation is finished")
+        else:
+            say(
+                f"{name_of(number)}: stopping as soon as this update or save is finished. A second Ctrl-C stops at once, "
+                "unsaved."
+            )
 
     def check(self) -> None:
         number = max(every(self.number))
