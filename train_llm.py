@@ -291,8 +291,9 @@ def run(argv: list[str] | None, launch: Launch) -> int:
         say_settings(arguments)
         if arguments.show_settings:
             return 0
-        launch.join(pick_device(configs[0].device))
-        check_processes(configs[1], configs[0].shard)
+        device = pick_device(configs[0].device)
+        launch.join(device)
+        check_processes(configs[1], configs[0].shard, device)
         if count() > 1:
             print(f"{count()} processes, which share the prompts of each step")
         (evaluate_only if arguments.eval_only else train)(arguments, *configs)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from minclipo.config import TrainConfig
-from minclipo.extensions.sharding import shard, whole
+from minclipo.extensions.sharding import can_shard, shard, whole
 from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.tasks import Task
 from minclipo.toy import TASK, toy_tokenizer
@@ -41,7 +41,7 @@ CASES = {
     "bfloat16": dict(dtype=torch.bfloat16, micro_batch_tokens=60),
     "sharded bfloat16": dict(dtype=torch.bfloat16, micro_batch_tokens=60, shard=True),
 }
-SHARDS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+SHARDS = can_shard(torch.device("cpu"))
 
 
 FEW = ("grpo", "clipo cross", "dapo", "micro-batches", "small parts", "sharded clipo, kl")

@@ -21,6 +21,7 @@ from minclipo.runs import launch
 from minclipo.runs.launch import Launch, check_processes, is_lost
 from minclipo.toy import toy_tokenizer
 
+CPU = torch.device("cpu")
 SCRIPT = Path(train_llm.__file__)
 OPTIONS = (
     "--max-new-tokens 6 --prompts-per-step 4 --group-size 4 --num-mini-batches 2 --learning-rate 1e-4 --seed 1 --show 0 "
@@ -139,11 +140,11 @@ def test_sigterm_saves_and_the_run_goes_on_in_one_process(start, alone, tmp_path
 def test_more_processes_than_prompts_are_refused(monkeypatch):
     monkeypatch.setattr(launch, "count", lambda: 3)
     monkeypatch.setattr(launch, "several", lambda: True)
-    check_processes(TrainConfig(prompts_per_step=3, row_seeds=True), sharded=False)
+    check_processes(TrainConfig(prompts_per_step=3, row_seeds=True), False, CPU)
     with pytest.raises(ValueError, match="--prompts-per-step 2 must be at least 3"):
-        check_processes(TrainConfig(prompts_per_step=2, row_seeds=True), sharded=False)
+        check_processes(TrainConfig(prompts_per_step=2, row_seeds=True), False, CPU)
     with pytest.raises(ValueError, match="need --row-seeds"):
-        check_processes(TrainConfig(prompts_per_step=3), sharded=False)
+        check_processes(TrainConfig(prompts_per_step=3), False, CPU)
 
 
 def test_a_model_is_not_spread_over_one_process(start, tmp_path, capsys):

@@ -192,7 +192,7 @@ def test_samples_of_a_problem_are_counted_together():
 def test_evaluation_never_grows_more_rows_than_it_may(monkeypatch):
     """Catches: a bound on the problems instead of on their completions, eight times the memory for avg@8."""
     grown, original = [], sampler.Decoder.run
-    watched = lambda decoder, generator: grown.append(len(decoder.rows)) or original(decoder, generator)
+    watched = lambda decoder, *random: grown.append(len(decoder.rows)) or original(decoder, *random)
     monkeypatch.setattr(sampler.Decoder, "run", watched)
     model, task = small_gpt(vocab_size=122), Task(TASK.draw, lambda problem, text, finished: True)
     evaluate(model, toy_tokenizer(), task, problems=9, samples=8, max_new_tokens=2, seed=0, sampling_rows=20)

@@ -20,6 +20,11 @@ def is_sharded(thing: GPT | Tensor) -> bool:
     return hasattr(thing, "skeleton") or hasattr(thing, "full_tensor")
 
 
+def can_shard(device: torch.device) -> bool:
+    """Whether this PyTorch's FSDP2 works on the device; older ones know no streams on a CPU."""
+    return device.type != "cpu" or hasattr(torch.cpu.current_stream(), "record_event")
+
+
 def shard(model: GPT) -> GPT:
     """Spread the model, in place, over the processes of the process group. backward leaves the mean of their gradients."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes a while, and few runs need it

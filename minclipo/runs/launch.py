@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from minclipo.config import TrainConfig
 from minclipo.extensions.processes import count, several
+from minclipo.extensions.sharding import can_shard
 
 LOST = "Another process of this run has died. The same command with --resume goes on"
 PATIENCE = timedelta(hours=2)  # how long a process waits for the others: one may be writing a large model
@@ -84,10 +85,12 @@ class Launch:
             sys.stderr = self.stderr
 
 
-def check_processes(config: TrainConfig, sharded: bool) -> None:
+def check_processes(config: TrainConfig, sharded: bool, device: torch.device) -> None:
     """ValueError if the processes cannot share the work."""
     if sharded and not by_torchrun():
         raise ValueError("--shard spreads a model over several processes: start them with torchrun --nproc-per-node N")
+    if sharded and not can_shard(device):
+        raise ValueError(f"--shard does not work on a CPU with this PyTorch, {torch.__version__}: use a newer one")
     if several() and not config.row_seeds:
         raise ValueError("several processes need --row-seeds: each has random numbers for its own rollouts")
     if config.prompts_per_step < count():
