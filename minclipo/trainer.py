@@ -50,7 +50,8 @@ class Trainer:
         assert not config.process_penalty or task.check_steps, "process_penalty needs a task with a step check"
         self.model, self.tokenizer, self.task, self.config = model, tokenizer, task, config
         self.optimizer = Float32AdamW(model, config.learning_rate, config.weight_decay)
-        self.reference = copy.deepcopy(model).requires_grad_(False) if config.kl_weight else None
+        frozen = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}  # not copied
+        self.reference = copy.deepcopy(model, frozen).requires_grad_(False) if config.kl_weight else None
         self.generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(config.seed)
         self.head = self.head_optimizer = None
         if config.contrastive_weight:
