@@ -27,7 +27,7 @@ Read in this order:
 Behind the doors, each with a README.md:
 
     tasks/          where problems come from, and how completions are judged
-    extensions/     beyond GRPO and CLIPO: DAPO, prompt contrast, micro-batches, AdamW for bfloat16
+    extensions/     beyond GRPO and CLIPO: DAPO, prompt contrast, LoRA, micro-batches, AdamW for bfloat16
     checkpoint/     a published model to GPT and back, with its tokenizer
     runs/           what surrounds a step: command line, loop, folder, measurements, pictures
 
