@@ -79,12 +79,14 @@ def test_what_we_write_is_laid_out_as_peft_lays_it_out(tmp_path):
     assert differ == {"init_lora_weights"}
 
 
-def test_the_base_is_named_as_the_hub_names_it(tmp_path):
+def test_the_base_is_named_as_the_hub_names_it(tmp_path, monkeypatch):
     """Catches: a revision within the name, which PEFT would look for; a folder taken for a model of the hub."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs/model@2").mkdir(parents=True)
     for base, wanted in (
         ("some/model@v1.0", ("some/model", "v1.0")),
         ("some/model", ("some/model", None)),
-        (str(tmp_path), (str(tmp_path), None)),
+        ("runs/model@2", ("runs/model@2", None)),
     ):
         save_adapter({"a.lora_A.weight": torch.ones(1, 1)}, tmp_path / "a", AdapterConfig(1, 0.5, TARGETS, base))
         says = read_json(tmp_path / "a" / "adapter_config.json")
@@ -204,7 +206,7 @@ def test_files_that_are_not_there_are_named(adapter):
 
 def test_an_adapter_is_no_model(adapter):
     """Catches: "config.json does not exist", which does not say what to do."""
-    with pytest.raises(ValueError, match="holds an adapter .LoRA., no whole model: give its base with --model"):
+    with pytest.raises(ValueError, match="holds a LoRA adapter, not a whole model: train_llm.py takes its base with"):
         load_model(adapter)
 
 
@@ -279,9 +281,12 @@ def test_a_run_begins_with_an_adapter(base, trained, tmp_path, capsys):
     assert settings["files"]["adapter"].keys() == {"adapter_config.json", "adapter_model.safetensors"}
     assert abs(line["kl_reference"]) < 1e-6 and read_json(out / "adapter" / "adapter_config.json")["r"] == 2
     (trained / "model" / "easy.py").write_text(EASY)
+    changed(trained / "adapter", base_model_name_or_path="\x1b[2Jme")
     given = (base, tmp_path / "eval", "--init-adapter", str(trained / "adapter"))
     for model, folder, *more in (given, (trained / "model", tmp_path / "merged")):
         assert run(model, folder, "--eval-only", *more) == 0
+    changed(trained / "adapter", base_model_name_or_path=str(base))
+    assert "made for ?[2Jme" in capsys.readouterr().out
     answers = [(tmp_path / name / "answers.jsonl").read_text() for name in ("eval", "merged")]
     assert answers[0] == answers[1]
 

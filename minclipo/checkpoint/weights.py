@@ -42,8 +42,8 @@ class Checkpoint:
         """What config.json says."""
         if (self.directory / "adapter_config.json").is_file() and not (self.directory / "config.json").is_file():
             raise ValueError(
-                f"{self.directory} holds an adapter (LoRA), no whole model: give its base with --model, and it to "
-                "train_llm.py with --init-adapter"
+                f"{self.directory} holds a LoRA adapter, not a whole model: train_llm.py takes its base with --model, and "
+                "this directory with --init-adapter"
             )
         return read_object(self.directory / "config.json")
 

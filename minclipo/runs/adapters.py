@@ -9,6 +9,7 @@ from minclipo.checkpoint.adapter import AdapterConfig, read_adapter, read_adapte
 from minclipo.extensions.lora import TARGETS, adapter_weights, add_lora, load_adapter
 from minclipo.model import GPT
 from minclipo.runs.llm_config import LLMConfig
+from minclipo.tasks.data_files import without_commands
 
 
 def load_policy(
@@ -26,9 +27,8 @@ def load_policy(
     own = adapter_weights(model)
     if source:
         load_adapter(model, read_adapter(source, {name: tuple(weight.shape) for name, weight in own.items()}))
-        print(
-            f"adapters from {source}, made for {read_adapter_config(source, TARGETS).base or 'a model without a name'}"
-        )
+        base = without_commands(read_adapter_config(source, TARGETS).base) or "a model that it does not name"
+        print(f"adapters from {source}, made for {base}")
     shown = f"LoRA: rank {config.lora_rank}, alpha {config.lora_alpha:g}, beside {config.lora_targets}"
     print(f"{shown}: {sum(weight.numel() for weight in own.values()):,} numbers")
     return model

@@ -64,7 +64,7 @@ class LLMConfig:
     )
     lora_rank: int = _lora(
         0,
-        "rank of the adapters that train beside frozen weights, at about ten times the learning rate; 0: none",
+        "rank of the adapters that train while the weights stay frozen; 0: none, every weight trains",
         at_least=0,
         at_most=4096,
         common=True,
