@@ -70,7 +70,7 @@ class TrainConfig:
     steps: int = _run(60, "training steps, head warm-up included", at_least=1, common=True)
     seed: int = _run(
         0,
-        "seed of the problems, the sampling and the head's weights",
+        "seed of problems, sampling, head and adapters",
         at_least=0,
         at_most=2**63 - 1,
         later=False,

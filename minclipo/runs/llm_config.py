@@ -54,7 +54,7 @@ class LLMConfig:
     )
     device: str = _input("auto", "auto: cuda, else mps, else cpu", choices=("auto", "cuda", "mps", "cpu"), common=True)
     gradient_checkpointing: bool = _input(
-        False, "less memory for activations, a third more time for the update", later=True, common=True
+        False, "less memory for activations, a third more update time", later=True, common=True
     )
     compile: str = _input(
         "auto",
@@ -64,19 +64,19 @@ class LLMConfig:
     )
     lora_rank: int = _lora(
         0,
-        "rank of the adapters that train while the weights stay frozen; 0: none, every weight trains",
+        "rank of adapters that train beside frozen weights; 0: none",
         at_least=0,
         at_most=4096,
         common=True,
     )
     lora_alpha: float = _lora(
-        32.0, "what they add is scaled by alpha / rank", above=0, needs="lora_rank or init_adapter", common=True
+        32.0, "what they add is scaled by alpha / rank", above=0, needs="lora_rank or init_adapter"
     )
     lora_targets: str = _lora(
         " ".join(TARGETS), "linear layers that have one, separated by spaces", needs="lora_rank or init_adapter"
     )
     init_adapter: str = _lora(
-        "", "begin with the adapters in this directory, as PEFT or OUT/adapter; brings the other three", common=True
+        "", "begin with the adapters in this directory, as PEFT or OUT/adapter; brings the other three"
     )
     eval_data: str = _evaluation(
         "", "held-out problems, like data; built-in tasks and FILE.py:NAME bring their own", common=True
