@@ -247,7 +247,7 @@ def run_training(
     run = Run(trainer, out, "train", callbacks)
     run.before_writing = folder.keep
     if config.lora_rank:
-        run.save_adapter = partial(write_adapter, model, out / "adapter", config)
+        run.save_adapter = partial(write_adapter, directory=out / "adapter", config=config)
     if eval_task is not None:
         evaluator = make_evaluator(config, train_config, model, tokenizer, eval_task)
         evaluator.listeners += [board.after_evaluation for board in boards]

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from minclipo.checkpoint import save_model, save_tensors
 from minclipo.checkpoint.files import read_lines, remove_partial, sync_file, write_lines, writing
 from minclipo.extensions.lora import merged
+from minclipo.model import GPT
 from minclipo.runs.callbacks import Callback, call
 from minclipo.runs.console import say
 from minclipo.runs.measure import log_line, timed_step
@@ -33,7 +34,7 @@ class Run:
         self.rollouts = RolloutLog(self.out / "rollouts.jsonl", self.config.keep_rollouts)
         self.callbacks = (self.rollouts, *callbacks)
         self.before_writing: Callable[[], None] = lambda: None
-        self.save_adapter: Callable[[], None] = lambda: None  # with LoRA, OUT/adapter beside the merged OUT/model
+        self.save_adapter: Callable[[GPT], None] = lambda model: None  # with LoRA, OUT/adapter beside the merged model
         self.doing = "starting"  # or "step", "evaluation", "saving": the screen shows it, and a signal depends on it
         self.before: dict = {}  # what the sampling of the step that is running uses up, as it was before
 
@@ -241,7 +242,7 @@ class Run:
         if self.config.keep_states:
             save_state(self.out / "states", self.step, trainer.state_dict(), keep=self.config.keep_states)
         save_model(merged(trainer.model), trainer.tokenizer, self.out / "model")
-        self.save_adapter()
+        self.save_adapter(trainer.model)
         if not self.config.keep_states:
             remove_states([state for state in saved_states(self.out / "states") if step_of(state) < self.step])
         self.saved_step = self.step
