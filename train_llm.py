@@ -31,6 +31,7 @@ from minclipo.config import TrainConfig
 from minclipo.extensions.processes import count, rank
 from minclipo.extensions.sharding import shard
 from minclipo.model import GPT, GPTConfig
+from minclipo.runs.adapters import load_policy, write_adapter
 from minclipo.runs.available import advice_on
 from minclipo.runs.best import KeepBest, check_keep_best
 from minclipo.runs.callbacks import TensorBoard
@@ -150,7 +151,7 @@ def evaluate_only(arguments: argparse.Namespace, config: LLMConfig, train_config
     limit = prompt_limit(checkpoint.config, config, train_config)
     tokenizer = tokenizer_of(checkpoint, config)
     task = make_task(config.eval_data or config.data, config, tokenizer, limit)
-    model = checkpoint.model(pick_dtype(config.dtype, device), device)
+    model = load_policy(checkpoint, config, pick_dtype(config.dtype, device), device)
     if config.shard:
         shard(model)
     print(f"measuring {evaluation_size(config.eval_problems, task)} problems")
@@ -193,7 +194,8 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     settings = run_settings(arguments, config, train_config)
     if rank() == 0:  # it alone writes there
         check_out(out, settings, resume, may_differ)
-    refuse_inside(out, {"--model": config.model, "--data": config.data, "--eval-data": config.eval_data})
+    sources = {"--model": config.model, "--data": config.data, "--eval-data": config.eval_data}
+    refuse_inside(out, sources | {"--init-adapter": config.init_adapter})
     if resume:
         say_if_done(out, train_config)
     if arguments.algorithm and train_config.num_mini_batches == 1:
@@ -226,8 +228,9 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     check_keep_best(config, eval_task)
     earlier, reference = arguments.earlier or None, bool(train_config.kl_weight)
     if rank() == 0:
-        settings |= what_was_read(out, checkpoint.directory, config.data, eval_source, earlier, reference)
-    model = checkpoint.model(dtype, device)
+        read = (checkpoint.directory, config.data, eval_source, earlier, reference)
+        settings |= what_was_read(out, *read, adapter=config.init_adapter, frozen=config.lora_rank > 0)
+    model = load_policy(checkpoint, config, dtype, device, train_config.seed)
     model.gradient_checkpointing = config.gradient_checkpointing
     model.compiled = config.compile == "on" or config.compile == "auto" and device.type == "cuda"
     if config.shard:
@@ -257,6 +260,8 @@ def run_training(
     callbacks = boards + ([] if draws_itself else [curves])
     run = Run(trainer, out, "train", callbacks)
     run.before_writing = folder.keep
+    if config.lora_rank:
+        run.save_adapter = partial(write_adapter, directory=out / "adapter", config=config)
     if eval_task is not None:
         evaluator = make_evaluator(config, train_config, model, tokenizer, eval_task)
         evaluator.listeners += [board.after_evaluation for board in boards]
@@ -267,7 +272,7 @@ def run_training(
         print("no --eval-data: only the training rollouts will be measured")
         after_step = lambda step: config.eval_every and step % config.eval_every == 0 and run.show_rollouts(config.show)
     run.train(resume=resume, after_step=after_step)
-    print(f"in {out}: model/, metrics.jsonl, rollouts.jsonl, curves.png")
+    print(f"in {out}: model/, {'adapter/, ' * bool(config.lora_rank)}metrics.jsonl, rollouts.jsonl, curves.png")
 
 
 @stop_signals()

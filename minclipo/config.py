@@ -70,7 +70,7 @@ class TrainConfig:
     steps: int = _run(60, "training steps, head warm-up included", at_least=1, common=True)
     seed: int = _run(
         0,
-        "seed of the problems, the sampling and the head's weights",
+        "seed of problems, sampling, head and adapters",
         at_least=0,
         at_most=2**63 - 1,
         later=False,
@@ -108,7 +108,7 @@ class TrainConfig:
         "constant", "how it goes on after its warm-up", choices=("constant", "linear", "cosine"), common=True
     )
     learning_rate_warmup: int = _update(
-        0, "first steps, in which it rises; the head's warm-up counts", at_least=0, common=True
+        0, "first steps, in which it rises; head warm-up counts", at_least=0, common=True
     )
     weight_decay: float = _update(0.0, "AdamW's weight decay for the policy", at_least=0)
     max_grad_norm: float = _update(1.0, "the policy's gradient is scaled down to this L2 norm if it is longer", above=0)

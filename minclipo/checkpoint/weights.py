@@ -8,6 +8,7 @@ Left out: pickled weights, quantised weights, writing shards.
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,11 @@ class Checkpoint:
     @cached_property
     def json(self) -> dict:
         """What config.json says."""
+        if (self.directory / "adapter_config.json").is_file() and not (self.directory / "config.json").is_file():
+            raise ValueError(
+                f"{self.directory} holds a LoRA adapter, not a whole model: train_llm.py takes its base with --model, and "
+                "this directory with --init-adapter"
+            )
         return read_object(self.directory / "config.json")
 
     @cached_property
@@ -66,9 +72,9 @@ class Checkpoint:
         if directory != self.directory:
             raise ValueError(f"{self.source} has changed on the hub since {self.directory} was downloaded: start again")
         weights_path = weights_file(directory)
-        stored = _stored_tensors(weights_path)
+        stored = stored_tensors(weights_path)
         model = _empty_model(config, len(stored), path)
-        _check_tensors(stored, model, weights_path)
+        _check_weights(stored, model, weights_path)
         if self.tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
                 f"{self.directory / 'tokenizer.json'}: its {self.tokenizer.vocab_size} tokens are more than the "
@@ -101,11 +107,10 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 def save_model(model: GPT, tokenizer: Tokenizer, directory: str | Path) -> None:
     """Write model and tokenizer to `directory` (made if need be)."""
-    directory = Path(directory)
+    directory, weights = Path(directory), model.state_dict()
+    assert not any(".lora_" in name for name in weights), "the model has adapters: save `merged(model)`"
     directory.mkdir(parents=True, exist_ok=True)
-    save_tensors(
-        {_published(name): weight for name, weight in model.state_dict().items()}, directory / "model.safetensors"
-    )
+    save_tensors({_published(name): weight for name, weight in weights.items()}, directory / "model.safetensors")
     config = config_to_json(model.config, model.embed_tokens.weight.dtype)
     write_json(directory / "config.json", config | tokenizer.special_ids())
     tokenizer.save(directory)
@@ -164,7 +169,7 @@ def weights_file(directory: Path) -> Path:
     raise FileNotFoundError(f"{directory} holds neither model.safetensors nor model.safetensors.index.json")
 
 
-def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file, or of the shards that an index lists, by name."""
     tensors = _open_shards(path) if path.suffix == ".json" else _open_tensors(path)
     # Early Llama files also hold the rotary frequencies, which follow from config.json.
@@ -207,16 +212,29 @@ def _check_shard_name(index: Path, name: str, shard) -> None:
         raise FileNotFoundError(f"{index.parent / shard} does not exist, but {index} says that it holds {name}")
 
 
-def _check_tensors(stored: dict[str, StoredTensor], model: GPT, path: Path) -> None:
-    """ValueError naming the tensors that are missing, left over, misshapen or not floating-point."""
+def _check_weights(stored: dict[str, StoredTensor], model: GPT, path: Path) -> None:
+    """ValueError unless these are the weights of the model."""
     shapes = {_published(name): tuple(weight.shape) for name, weight in model.named_parameters()}
     if model.config.tie_embeddings:  # a second copy of the embedding has a place; `load_model` compares them
         shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
     optional = {"lm_head.weight"} if model.config.tie_embeddings else set()
+    check_tensors(stored, shapes, path, says="config.json", optional=optional)
+
+
+def check_tensors(
+    stored: dict[str, StoredTensor],
+    shapes: dict[str, tuple[int, ...]],
+    path: Path,
+    *,
+    says: str,
+    optional: Collection[str] = (),
+) -> None:
+    """ValueError naming the tensors that are missing, left over, misshapen or not floating-point. says: what asks for
+    these shapes."""
     problems = {
         "missing": [name for name in shapes if name not in stored and name not in optional],
-        "without a place in the model of config.json": [name for name in stored if name not in shapes],
-        "misshapen for config.json": [
+        f"without a place in the model of {says}": [name for name in stored if name not in shapes],
+        f"misshapen for {says}": [
             f"{name} {stored[name].shape}, not {shape}"
             for name, shape in shapes.items()
             if name in stored and stored[name].shape != shape

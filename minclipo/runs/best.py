@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minclipo.checkpoint import Tokenizer, save_model
 from minclipo.checkpoint.files import PARTIAL, read_json, write_json
+from minclipo.extensions.lora import merged
 from minclipo.extensions.processes import rank
 from minclipo.extensions.sharding import whole
 from minclipo.model import GPT
@@ -47,7 +48,7 @@ class KeepBest:
             return
         self.tidy()
         try:
-            save_model(model, self.tokenizer, self.partial)
+            save_model(merged(model), self.tokenizer, self.partial)
             write_json(self.partial / "evaluation.json", line | {"kept_for": self.metric})
             if self.folder.exists():
                 os.replace(self.folder, self.old)

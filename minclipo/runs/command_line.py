@@ -152,16 +152,17 @@ def dashed(message: str, names: list[str]) -> str:
 
 
 def needed_by(config_class: type) -> dict[str, str]:
-    """For each option that does nothing by itself, the option that it needs."""
+    """For each option that does nothing by itself, the option that it needs, or "one or the_other"."""
     fields = dataclasses.fields(config_class)
     return {field.name: field.metadata["needs"] for field in fields if field.metadata["needs"]}
 
 
 def refuse_idle(given: dict, chosen: dict, config_class: type) -> None:
     """ValueError if a given option does nothing with these settings. given, chosen: {option: value}."""
-    for name, switch in needed_by(config_class).items():
-        if name in given and not chosen.get(switch):
-            raise ValueError(f"{flag(name)} does nothing without {flag(switch)}")
+    for name, switches in needed_by(config_class).items():
+        switches = switches.split(" or ")
+        if name in given and not any(map(chosen.get, switches)):
+            raise ValueError(f"{flag(name)} does nothing without {' or '.join(map(flag, switches))}")
 
 
 def changeable_later(*config_classes: type) -> set[str]:

@@ -1,6 +1,7 @@
 """The files that a run reads, checkpoint and data: remembered by size and checksum, so that it resumes with the same.
 
-settings.json holds {"files": {"model": {name: {"bytes", "sha256"}}, "data": ..., "eval_data": ...}}.
+settings.json holds {"files": {"model": {name: {"bytes", "sha256"}}, "data": ..., "eval_data": ...}}, and "adapter" where
+a run begins with one.
 """
 
 import glob
@@ -9,6 +10,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from minclipo.checkpoint.adapter import CONFIG, WEIGHTS
 from minclipo.checkpoint.files import read_object
 from minclipo.checkpoint.hub import HUB_ID, READ, dataset_files
 from minclipo.checkpoint.weights import weights_file
@@ -32,15 +34,26 @@ def refuse_inside(out: Path, sources: dict[str, str]) -> None:
                 raise ValueError(f"{option} {source} is inside --out {out}, which is written to: choose another --out")
 
 
-def what_was_read(out: Path, directory: Path, data: str, eval_data: str, earlier: dict | None, reference: bool) -> dict:
+def what_was_read(
+    out: Path,
+    directory: Path,
+    data: str,
+    eval_data: str,
+    earlier: dict | None,
+    reference: bool,
+    adapter: str = "",
+    frozen: bool = False,
+) -> dict:
     """For settings.json: the files that a run reads, and the revision of a model from the hub.
 
-    directory: the checkpoint's. earlier: the settings of the run in `out` that is resumed, else None. reference: is
-    there a KL penalty to the checkpoint's weights? ValueError naming the files if training would go on with others.
+    directory: the checkpoint's; adapter: that of --init-adapter. earlier: the settings of the run in `out` that is
+    resumed, else None. reference: is there a KL penalty to the weights it began with? frozen: do the checkpoint's stay as
+    they are? ValueError naming the files if training would go on with others.
     """
-    files = remember(directory, data, eval_data)
+    files = remember(directory, data, eval_data, adapter)
     if earlier is not None:
-        files = same_files(out, earlier.get(FILES), files, reference)
+        needed = {group for group, needs in (("model", reference or frozen), ("adapter", reference)) if needs}
+        files = same_files(out, earlier.get(FILES), files, needed)
     revision = directory.name if directory.parent.name == "snapshots" else None  # how the hub's cache is built
     return {FILES: files} | ({"model_revision": revision} if revision else {})
 
@@ -63,13 +76,19 @@ def data_files_by_name(source: str) -> dict[str, Path]:
     return {Path(os.path.relpath(path, folder)).as_posix(): path for path in files}
 
 
-def remember(directory: Path, data: str, eval_data: str) -> Files:
+def adapter_files(directory: str) -> dict[str, Path]:
+    """The files of an adapter, by name; {} without one."""
+    home = Path(directory).expanduser()
+    return {name: home / name for name in (CONFIG, WEIGHTS) if directory and (home / name).is_file()}
+
+
+def remember(directory: Path, data: str, eval_data: str, adapter: str = "") -> Files:
     """Size and checksum of every file of a run, for settings.json."""
     groups = {
         "model": model_files(directory),
         "data": data_files_by_name(data),
         "eval_data": data_files_by_name(eval_data),
-    }
+    } | ({"adapter": adapter_files(adapter)} if adapter else {})
     size = sum(path.stat().st_size for files in groups.values() for path in files.values())
     if size > LARGE:
         say(f"checksums of {size / 1e9:.1f} GB of model and data, so that --resume knows them again")
@@ -89,20 +108,23 @@ def fingerprint(path: Path) -> dict:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def same_files(out: Path, earlier: Files | None, now: Files, reference: bool) -> Files:
+def same_files(out: Path, earlier: Files | None, now: Files, needed: set[str]) -> Files:
     """What to remember of a resumed run: the files it began with, and today's evaluation set.
 
-    earlier: what it began with; None, of a version that did not remember it. Weights matter only as the `reference` of
-    a KL penalty: the policy's own are in the training state. A task of one's own may be repaired on the way.
+    earlier: what it began with; None, of a version that did not remember it. needed: the groups, of "model" and
+    "adapter", whose weights are. Others are not, since what is trained is in the training state. A task of one's own may
+    be repaired on the way.
     """
     if earlier is None:
         say(f"{out} was begun by a version that did not remember its files: whether they are the same is not known")
         return now
     changed = {group: changed_files(earlier.get(group, {}), now[group]) for group in now}
-    weights = [name for name in changed["model"] if not reference and ".safetensors" in name]
+    free = lambda group: [name for name in changed.get(group, {}) if group not in needed and ".safetensors" in name]
+    weights, adapter = free("model"), free("adapter")
     programs = [name for name in changed["data"] if name.endswith(".py")]
     refused = {
         "--model": [text for name, text in changed["model"].items() if name not in weights],
+        "--init-adapter": [text for name, text in changed.get("adapter", {}).items() if name not in adapter],
         "--data": [text for name, text in changed["data"].items() if name not in programs],
     }
     if any(refused.values()):
@@ -110,12 +132,13 @@ def same_files(out: Path, earlier: Files | None, now: Files, reference: bool) ->
         raise ValueError(f"--resume: since {out} was begun, {texts}. Put the earlier files back, or {way_out(out)}")
     for option, group, names, then in (
         ("--model", "model", weights, "The run goes on from its own weights"),
+        ("--init-adapter", "adapter", adapter, "The run goes on from its own adapters"),
         ("--data", "data", programs, "The run goes on with what it says now"),
         ("--eval-data", "eval_data", changed["eval_data"], "Evaluations before and after are not comparable"),
     ):
         if names:
             say(f"since {out} was begun, {option}: {', '.join(changed[group][name] for name in names)}. {then}")
-    return now | {group: earlier.get(group, now[group]) for group in ("model", "data")}
+    return now | {group: earlier.get(group, now[group]) for group in now if group != "eval_data"}
 
 
 def changed_files(earlier: dict[str, dict], now: dict[str, dict]) -> dict[str, str]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from minclipo.checkpoint import Tokenizer
+from minclipo.checkpoint.adapter import read_adapter_config
 from minclipo.config import TrainConfig, check, option
+from minclipo.extensions.lora import TARGETS
 from minclipo.runs.best import METRICS
 from minclipo.runs.command_line import flag, made, refuse_idle
 from minclipo.runs.problems import brings_evaluation
@@ -19,6 +21,7 @@ from minclipo.tasks import Task
 ON_OFF = ("auto", "on", "off")
 BOXED = "\nLet's think step by step and output the final answer within \\boxed{}."
 _input = partial(option, group="model and data")
+_lora = partial(option, group="LoRA")
 _evaluation = partial(option, group="evaluation", later=True)
 
 
@@ -51,7 +54,7 @@ class LLMConfig:
     )
     device: str = _input("auto", "auto: cuda, else mps, else cpu", choices=("auto", "cuda", "mps", "cpu"), common=True)
     gradient_checkpointing: bool = _input(
-        False, "less memory for activations, a third more time for the update", later=True, common=True
+        False, "less memory for activations, a third more update time", later=True, common=True
     )
     shard: bool = _input(
         False,
@@ -63,6 +66,22 @@ class LLMConfig:
         "fuse the update's kernels: a slower first step, faster others; auto: on cuda",
         choices=ON_OFF,
         later=True,
+    )
+    lora_rank: int = _lora(
+        0,
+        "rank of adapters that train beside frozen weights; 0: none",
+        at_least=0,
+        at_most=4096,
+        common=True,
+    )
+    lora_alpha: float = _lora(
+        32.0, "what they add is scaled by alpha / rank", above=0, needs="lora_rank or init_adapter"
+    )
+    lora_targets: str = _lora(
+        " ".join(TARGETS), "linear layers that have one, separated by spaces", needs="lora_rank or init_adapter"
+    )
+    init_adapter: str = _lora(
+        "", "begin with the adapters in this directory, as PEFT or OUT/adapter; brings the other three"
     )
     eval_data: str = _evaluation(
         "", "held-out problems, like data; built-in tasks and FILE.py:NAME bring their own", common=True
@@ -93,6 +112,9 @@ class LLMConfig:
             if not getattr(self, name):
                 raise ValueError(f"--{name} is needed: {self.__dataclass_fields__[name].metadata['help']}")
         self.template_variables()
+        unknown = [name for name in self.lora_targets.split() if name not in TARGETS]
+        if unknown or not self.lora_targets.split():
+            raise ValueError(f"--lora-targets must be some of {' '.join(TARGETS)}; found {self.lora_targets!r}")
 
     def template_variables(self) -> dict:
         try:
@@ -114,6 +136,9 @@ TRAINING_ONLY |= {
     "eval_every",
     "keep_best",
     "tensorboard",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
 }  # what --eval-only does not read
 
 
@@ -141,7 +166,21 @@ def settled(arguments: argparse.Namespace) -> dict[str, tuple]:
         found["head_warmup_steps"] = (scaled, f"{preset}: {warmup[0]} of its steps, scaled to yours")
     if arguments.eval_only and not found["data"][0]:
         found["data"] = found["eval_data"]
+    if found["init_adapter"][0]:
+        found |= of_adapter(found["init_adapter"][0], found)
     return found
+
+
+def of_adapter(directory: str, found: dict[str, tuple]) -> dict[str, tuple]:
+    """The settings that --init-adapter brings. ValueError where something else was asked for."""
+    says = read_adapter_config(directory, TARGETS)
+    brought = {"lora_rank": says.rank, "lora_alpha": says.alpha, "lora_targets": " ".join(says.targets)}
+    for name, value in brought.items():
+        asked, source = found[name]
+        same = set(asked.split()) == set(value.split()) if name == "lora_targets" else asked == value
+        if source != "default" and not same:
+            raise ValueError(f"{flag(name)} {asked} contradicts {directory}, which has {value}: leave it out")
+    return {name: (value, directory) for name, value in brought.items()}
 
 
 def say_settings(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from minclipo.checkpoint import save_model, save_tensors
 from minclipo.checkpoint.files import read_lines, remove_partial, sync_file, write_lines, writing
+from minclipo.extensions.lora import merged
 from minclipo.extensions.processes import rank, several
 from minclipo.extensions.sharding import whole
 from minclipo.model import GPT
@@ -39,6 +40,7 @@ class Run:
         self.writes = rank() == 0
         self.callbacks = (self.rollouts, *callbacks) if self.writes else ()
         self.before_writing: Callable[[], None] = lambda: None
+        self.save_adapter: Callable[[GPT], None] = lambda model: None  # with LoRA, OUT/adapter beside the merged model
         self.doing = "starting"  # or "step", "evaluation", "saving": the screen shows it, and a signal depends on it
         self.before: dict = {}  # what the sampling of the step that is running uses up, as it was before
 
@@ -153,7 +155,7 @@ class Run:
     def tidy(self, resume: bool) -> None:
         """The folder without what is not from before this step."""
         self.out.mkdir(parents=True, exist_ok=True)
-        for file in ("failed_batch.safetensors", "model/model.safetensors"):
+        for file in ("failed_batch.safetensors", "model/model.safetensors", "adapter/adapter_model.safetensors"):
             remove_partial(self.out / file)  # what a killed process had begun to write may take the room that is needed
         if not resume:  # what is not from before this step is an earlier run's; its model goes, too
             remove_states([state for state in saved_states(self.out / "states") if step_of(state) >= self.step])
@@ -260,7 +262,8 @@ class Run:
         self.complete_log()
         if self.config.keep_states:
             save_state(self.out / "states", self.step, state, keep=self.config.keep_states)
-        save_model(model, self.trainer.tokenizer, self.out / "model")
+        save_model(merged(model), self.trainer.tokenizer, self.out / "model")
+        self.save_adapter(model)
         if not self.config.keep_states:
             remove_states([state for state in saved_states(self.out / "states") if step_of(state) < self.step])
 
