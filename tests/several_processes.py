@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from minclipo.config import TrainConfig
+from minclipo.extensions.lora import add_lora
 from minclipo.extensions.sharding import can_shard, shard, whole
 from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.tasks import Task
@@ -38,8 +39,12 @@ CASES = {
     "one step per batch": dict(num_mini_batches=1),
     "sharded": dict(shard=True, micro_batch_tokens=60),
     "sharded clipo, kl": dict(shard=True, kl_weight=0.1) | CLIPO,
+    "lora": dict(lora=True, kl_weight=0.1, micro_batch_tokens=60),
+    "sharded lora": dict(shard=True, lora=True, kl_weight=0.1) | CLIPO,
     "bfloat16": dict(dtype=torch.bfloat16, micro_batch_tokens=60),
     "sharded bfloat16": dict(dtype=torch.bfloat16, micro_batch_tokens=60, shard=True),
+    "bfloat16 lora": dict(dtype=torch.bfloat16, lora=True),
+    "sharded bfloat16 lora": dict(dtype=torch.bfloat16, lora=True, shard=True),
 }
 SHARDS = can_shard(torch.device("cpu"))
 
@@ -56,7 +61,11 @@ def make(name: str) -> Trainer:
     """The trainer of a case. Rollouts are right by a checksum of their text, so that a model of random weights is right
     half of the time."""
     settings = dict(CASES[name])
-    dtype, sharded = settings.pop("dtype", torch.float32), settings.pop("shard", False)
+    dtype, sharded, lora = (
+        settings.pop("dtype", torch.float32),
+        settings.pop("shard", False),
+        settings.pop("lora", False),
+    )
     shape = GPTConfig(
         vocab_size=122,
         hidden_size=16,
@@ -67,6 +76,8 @@ def make(name: str) -> Trainer:
         max_positions=64,
     )
     model = init_weights(GPT(shape), torch.Generator().manual_seed(0)).to(dtype)
+    if lora:
+        add_lora(model, rank=2, alpha=4, generator=torch.Generator().manual_seed(0))
     if sharded and dist.is_initialized():
         model = shard(model)
     task = Task(TASK.draw, lambda problem, text, finished: zlib.crc32(text.encode()) % 2 == 0)
