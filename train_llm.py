@@ -232,7 +232,7 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         settings |= what_was_read(out, *read, adapter=config.init_adapter, frozen=config.lora_rank > 0)
     model = load_policy(checkpoint, config, dtype, device, train_config.seed)
     model.gradient_checkpointing = config.gradient_checkpointing
-    model.compiled = config.compile == "on" or config.compile == "auto" and device.type == "cuda"
+    model.compiled = config.compile == "on" or config.compile == "auto" and device.type == "cuda" and not config.shard
     if config.shard:
         shard(model)
 
@@ -298,7 +298,7 @@ def run(argv: list[str] | None, launch: Launch) -> int:
             return 0
         device = pick_device(configs[0].device)
         launch.join(device)
-        check_processes(configs[1], configs[0].shard, device)
+        check_processes(configs[1], configs[0].shard, device, configs[0].compile)
         if count() > 1:
             print(f"{count()} processes, which share the prompts of each step")
         (evaluate_only if arguments.eval_only else train)(arguments, *configs)

@@ -29,6 +29,7 @@ def shard(model: GPT) -> GPT:
     """Spread the model, in place, over the processes of the process group. backward leaves the mean of their gradients."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes a while, and few runs need it
 
+    assert not model.compiled, "a compiled block is a function: it would not fetch its weights"
     on_meta = {
         id(weight): nn.Parameter(weight.detach().to("meta"), weight.requires_grad) for weight in model.parameters()
     }
@@ -45,6 +46,7 @@ def whole(thing):
         return thing.full_tensor() if is_sharded(thing) else thing
     if not is_sharded(thing):
         return thing
+    thing.reshard()  # after a pass without backward the embedding would still lie whole, in memory that is not ours
     model = copy.deepcopy(thing.skeleton[0])
     model.load_state_dict({name: whole(weight.detach()) for name, weight in thing.named_parameters()}, assign=True)
     return model

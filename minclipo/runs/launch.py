@@ -85,10 +85,12 @@ class Launch:
             sys.stderr = self.stderr
 
 
-def check_processes(config: TrainConfig, sharded: bool, device: torch.device) -> None:
+def check_processes(config: TrainConfig, sharded: bool, device: torch.device, compile: str = "auto") -> None:
     """ValueError if the processes cannot share the work."""
     if sharded and not by_torchrun():
         raise ValueError("--shard spreads a model over several processes: start them with torchrun --nproc-per-node N")
+    if sharded and compile == "on":
+        raise ValueError("--compile on does not work with --shard, which fetches each block's weights as it is called")
     if sharded and not can_shard(device):
         raise ValueError(f"--shard does not work on a CPU with this PyTorch, {torch.__version__}: use a newer one")
     if several() and not config.row_seeds:
