@@ -2,29 +2,40 @@
 
 import dataclasses
 import re
+import shlex
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from several_processes import SHARDS
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import train_llm
 from minclipo import logprobs
 from minclipo.config import TrainConfig
 from minclipo.contrastive import contrastive_loss
+from minclipo.extensions import processes
 from minclipo.extensions.float32_adamw import Float32AdamW
 from minclipo.extensions.lora import TARGETS, add_lora
 from minclipo.extensions.micro_batches import micro_batches
+from minclipo.extensions.sharding import shard, whole
 from minclipo.logprobs import completion_logprobs
 from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.runs import memory
-from minclipo.runs.memory import count_weights, estimate_memory, largest_micro_batch, norm_bytes
+from minclipo.runs.llm_config import make_configs
+from minclipo.runs.machine import bytes_on_disk, check_memory, ways_to_save
+from minclipo.runs.memory import GIB, count_weights, estimate_memory, largest_micro_batch, norm_bytes
 from minclipo.sampler import KVCache, Rollouts, sample
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+import cards  # noqa: E402
 from memory_table import SHAPES, table  # noqa: E402
 
 B, G, P, T = 2, 4, 24, 40
@@ -278,6 +289,109 @@ def test_real_micro_batches_are_as_large_as_the_largest(tokens):
     assert prompts - 1 <= max(len(part.prompts) for part in made) <= prompts
 
 
+@pytest.mark.parametrize("mini_batches", [1, 3])
+@pytest.mark.parametrize("tokens", [0, 170, 300])
+def test_the_passes_of_several_processes_are_as_large_as_the_largest(monkeypatch, tokens, mini_batches):
+    """A share of a mini-batch may begin with the last rows of a prompt. Catches: processes that are said to pass whole
+    mini-batches, a prompt forgotten."""
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    shape = 8 * G, T
+    mask = torch.ones(shape, dtype=torch.bool)
+    rollouts = Rollouts([[1] * P] * 8, G, torch.zeros(shape).long(), mask, torch.zeros(shape), None, mask[:, 0])
+    rows = torch.arange(8 * G)[: -(-8 * G // mini_batches)]
+    made = [part for process in range(3) for part in micro_batches(rollouts, processes.share(rows, process), tokens)]
+    train = TrainConfig(**TRAIN | dict(prompts_per_step=8, micro_batch_tokens=tokens, num_mini_batches=mini_batches))
+    most, prompts = largest_micro_batch(train, P, 3)
+    assert max(len(part.completions) for part in made) in ([most] if mini_batches == 1 else range(most, most + 3))
+    assert max(len(part.prompts) for part in made) <= prompts
+
+
+def test_processes_divide_sampling_and_passes_and_nothing_else():
+    """Catches: weights divided without --shard, a contrast of a part of the batch, a part of a prompt's group."""
+    alone, one_of_three = (estimate(prompts_per_step=8, contrastive_weight=0.1, processes=n) for n in (1, 3))
+    assert one_of_three.cache == alone.cache * 3 // 8  # three of eight prompts
+    assert one_of_three.activations < 0.5 * alone.activations
+    assert one_of_three.contrast == alone.contrast and one_of_three.fixed == alone.fixed
+    assert one_of_three.gathered == one_of_three.unsharded == one_of_three.root == 0
+
+
+class LocalTracker(Tracker):
+    """A Tracker of a sharded model: FSDP2 empties and fills storages, so their sizes are read after each operator."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # its parts come by on their own
+        result = function(*arguments, **options or {})
+        for tensor in tree_leaves((result, arguments)):
+            if isinstance(tensor, torch.Tensor) and not isinstance(tensor, DTensor) and not tensor.is_meta:
+                self.count(tensor)
+        self.measure()
+        return result
+
+    def count(self, tensor) -> None:
+        storage = tensor.untyped_storage()
+        self.held[storage._cdata] = weakref.ref(storage)
+
+    def measure(self) -> int:
+        storages = {place: reference() for place, reference in self.held.items()}
+        self.held = {place: self.held[place] for place, storage in storages.items() if storage is not None}
+        self.alive = sum(storage.nbytes() for storage in storages.values() if storage is not None)
+        self.peak = max(self.peak, self.alive)
+        return self.alive
+
+
+@pytest.fixture
+def one_of_four():
+    """A process that takes itself for one of four. What the others would send is never filled in."""
+    if not SHARDS:
+        pytest.skip("needs PyTorch 2.8")
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield 4
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("lora", [{}, dict(lora_rank=4)])
+@pytest.mark.parametrize("tied, words", [(True, 500), (False, 9000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_sharded_update_holds_is_at_most_what_is_said(monkeypatch, one_of_four, dtype, tied, words, lora):
+    """Fixed parts exact, the rest no less than is held and no more than a quarter above. Catches: masters or moments
+    counted whole, gathered weights or the gradients of an untied head forgotten, the model put together twice."""
+    for module in (logprobs, memory):
+        monkeypatch.setattr(module, "CHUNK_LOGITS", 80 * words)
+    shape = CONFIG | dict(vocab_size=words, tie_embeddings=tied)
+    model = shard(make_model(dtype, shape, **lora))
+    model.gradient_checkpointing = True
+    optimizer = Float32AdamW(model, 1e-3, 0.0)
+    said = estimate(dtype, True, shape=shape, shard=True, processes=one_of_four, **lora)
+    alone = estimate(dtype, True, shape=shape, **lora)  # the batch below is that of one process
+    with LocalTracker() as tracker:
+        for weight in [*model.parameters(), *optimizer.masters.values()]:
+            tracker.count(weight.to_local())
+        start = tracker.measure()
+        for _ in range(2):
+            before = tracker.peak = tracker.measure()
+            logprobs_of_a_batch(model).sum().backward()
+        more = tracker.peak - before
+        held = tracker.measure()
+        keep = whole(model)
+        gathered = tracker.measure() - held
+    masters = said.optimizer // 3 if dtype == torch.bfloat16 and not lora else 0
+    assert start == said.weights + said.adapters + masters and before - start == said.gradients
+    assert gathered == said.gathered and keep is not model
+    update = max(alone.activations + max(alone.head, alone.block) + said.unsharded, said.root)
+    assert more <= update <= 1.25 * more
+
+
+def test_a_sharded_reference_shares_nothing():
+    """Catches: adapters alone counted, where the policy's frozen weights are spread and the reference has its own."""
+    of = lambda **options: estimate(kl_weight=0.1, lora_rank=4, processes=4, **options)
+    assert of().reference == of().adapters and of().weights > 3.9 * of(shard=True).weights
+    assert of(shard=True).reference >= of(shard=True).weights
+    assert of(shard=True).unsharded - estimate(lora_rank=4, processes=4, shard=True).unsharded == 4 * (50 * 64 + 64)
+
+
 def test_on_a_gpu_slots_are_rounded_and_every_block_keeps_a_mask():
     """Catches: an estimate for a GPU that is made for a CPU. 24 + 40 tokens become 256 slots."""
     gpu, cpu = estimate(device_type="cuda"), estimate()
@@ -313,3 +427,79 @@ def test_the_table_of_memory_is_what_the_estimate_says():
     """Catches: a table in runs/README.md that is older than the estimate."""
     page = (ROOT / "minclipo" / "runs" / "README.md").read_text()
     assert re.search(re.escape(table()), page)
+
+
+# ---- too little memory ----
+
+
+def test_what_would_help_is_named_with_its_estimate():
+    """Each number must be the estimate of a run with all the options up to it. Catches: options named that are on, that
+    lower nothing, or that come after the one that was enough."""
+    shape, train = GPTConfig(**CONFIG), TrainConfig(**TRAIN | dict(prompts_per_step=64, max_new_tokens=1000))
+    options = dict(prompt_tokens=P, dtype=torch.bfloat16, gradient_checkpointing=False)
+    needed = lambda train=train, **changes: estimate_memory(shape, train, **options | changes).peak
+    assert ways_to_save(needed(), shape, train, **options) == {}
+    enough = needed(gradient_checkpointing=True)
+    assert list(ways_to_save(enough, shape, train, **options)) == ["--gradient-checkpointing"]
+    found = ways_to_save(0, shape, train, **options)
+    assert list(found)[:2] == ["--gradient-checkpointing", "--micro-batch-tokens"] and "--sampling-rows" in found
+    small = dataclasses.replace(train, micro_batch_tokens=2048, sampling_rows=4)
+    assert "--micro-batch-tokens" not in ways_to_save(0, shape, small, **options | dict(gradient_checkpointing=True))
+    name, value, said = re.search(
+        r"(--\S+) (\d+): ([\d.]+) GiB", f"--micro-batch-tokens{found['--micro-batch-tokens']}"
+    ).groups()
+    assert (
+        said
+        == f"{needed(dataclasses.replace(train, micro_batch_tokens=int(value)), gradient_checkpointing=True) / GIB:.1f}"
+    )
+
+
+def test_a_7b_model_that_is_too_large_for_a_gpu_is_told_of_lora(monkeypatch, capsys):
+    """Catches: "choose a smaller --model" as the only advice; an estimate of LoRA's that differs from the run's own."""
+    shape = cards.shape_of("Qwen2.5-7B")
+    train = TrainConfig(**cards.SIZE, micro_batch_tokens=8192)
+    options = dict(prompt_tokens=512, dtype=torch.bfloat16, gradient_checkpointing=True)
+    save = partial(ways_to_save, shape=shape, train=train, **options)
+    gpu = SimpleNamespace(total_memory=24 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    with pytest.raises(ValueError, match=r"or what lowers the estimate[^!]*--lora-rank 16: 18\.\d GiB$"):
+        check_memory(estimate_memory(shape, train, **options), torch.device("cuda"), save)
+    check_memory(estimate_memory(shape, train, lora_rank=16, **options), torch.device("cuda"), save)
+    assert "more than" not in capsys.readouterr().out
+    gpu.total_memory = 16 * GIB
+    check_memory(estimate_memory(shape, train, lora_rank=16, **options), torch.device("cuda"))
+    assert "more than the 16.0 GiB of this GPU: try --micro-batch-tokens" in capsys.readouterr().out
+
+
+def test_lora_takes_room_on_the_disk_for_a_model_and_small_states():
+    """Catches: states of frozen weights, a run refused for want of room that it never uses."""
+    shape, adapters = GPTConfig(**CONFIG), estimate(lora_rank=4).adapters
+    states = lambda **lora: (
+        bytes_on_disk(shape, torch.bfloat16, 2, **lora) - bytes_on_disk(shape, torch.bfloat16, 0, **lora)
+    )
+    assert states() == 36 * count_weights(shape) and states(lora_rank=4) == 9 * adapters
+    assert bytes_on_disk(shape, torch.bfloat16, 0, lora_rank=4) == 4 * count_weights(shape) + 2 * adapters
+
+
+# ---- which model on which card ----
+
+
+@pytest.mark.parametrize("table", cards.page())
+def test_the_tables_of_cards_are_what_the_estimate_says(table):
+    """Catches: tables in tests/benchmarks/README.md that are older than the estimate or than the paper's presets."""
+    assert table in (ROOT / "tests" / "benchmarks" / "README.md").read_text()
+
+
+def test_a_7b_model_with_adapters_takes_at_most_22_gib():
+    """64 rows of 512 + 512 tokens. Catches: a change that no longer lets a card of 24 GB train it."""
+    found = cards.estimate("Qwen2.5-7B", cards.SIZE, checkpointing=True, lora_rank=16)
+    assert found.peak <= 22 * GIB and found.weights > 14 * GIB
+
+
+@pytest.mark.parametrize("command", cards.commands().splitlines())
+def test_the_commands_for_cards_are_understood(command):
+    """Catches: an option that is spelt otherwise, or a preset that has gone."""
+    arguments = shlex.split(command.partition("train_llm.py")[2])
+    config, train = make_configs(train_llm.parse_arguments(arguments))
+    assert config.gradient_checkpointing and train.micro_batch_tokens == 8192
+    assert config.shard == command.strip().startswith("torchrun")

@@ -1,14 +1,18 @@
 """Device, memory and disk: what the machine has, and whether a run fits."""
 
+import dataclasses
 import shutil
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
 
+from minclipo.config import TrainConfig
+from minclipo.extensions.lora import TARGETS
 from minclipo.model import GPTConfig
 from minclipo.runs.available import available_memory
-from minclipo.runs.memory import ESTIMATED, GIB, Memory, count_weights, estimate_memory
+from minclipo.runs.memory import ESTIMATED, GIB, Memory, count_adapters, count_weights, estimate_memory
 
 
 def pick_device(name: str) -> torch.device:
@@ -29,37 +33,77 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def check_memory(estimate: Memory, device: torch.device) -> None:
-    """Say what a step will take if prompts and completions are as long as they may be; ValueError if it cannot fit."""
+def ways_to_save(room: int, shape: GPTConfig, train: TrainConfig, **options) -> dict[str, str]:
+    """{option: what it takes and the estimate that results}, each on top of those before it, until the estimate is at
+    most `room` bytes. Options that are on already, or lower it by less than 5%, are left out. options: the estimate's."""
+    now, found = estimate_memory(shape, train, **options), {}
+    longest, rows, G = options["prompt_tokens"] + train.max_new_tokens, train.sampling_rows, train.group_size
+    changes = [("--gradient-checkpointing", "", dict(gradient_checkpointing=True))]
+    for tokens in (n for n in (8192, 4096, 2048) if longest <= n < (train.micro_batch_tokens or n + 1)):
+        changes.append(("--micro-batch-tokens", f" {tokens}", dict(micro_batch_tokens=tokens)))
+    for n in (n * G for n in (8, 4, 2, 1) if n * G < (rows or train.prompts_per_step * G)):
+        changes.append(("--sampling-rows", f" {n}", dict(sampling_rows=n)))
+    changes += [("--lora-rank", " 16", dict(lora_rank=16))] if not options.get("lora_rank") else []
+    for n in (n for n in (2, 4, 8) if options.get("processes", 1) < n <= train.prompts_per_step):
+        changes.append(("--shard", f" on {n} GPUs", dict(shard=True, processes=n)))
+    for name, value, change in changes * 2:  # what one lowers, another may have hidden
+        of_train = {key: new for key, new in change.items() if hasattr(train, key)}
+        trying = dataclasses.replace(train, **of_train)
+        others = options | {key: new for key, new in change.items() if key not in of_train}
+        then = estimate_memory(shape, trying, **others)
+        if now.peak > room and then.peak < 0.95 * now.peak:
+            now, train, options = then, trying, others
+            found.pop(name, None)
+            found[name] = f"{value}: {then.peak / GIB:.1f} GiB"
+    return found
+
+
+def advice(save: Callable[[int], dict[str, str]], room: int) -> str:
+    found = save(room)
+    if not found:
+        return "try --micro-batch-tokens, --sampling-rows, --gradient-checkpointing, --lora-rank 16, a smaller --model"
+    lines = [f"\n  {name}{value}" for name, value in found.items()]
+    return "what lowers the estimate, each with those before it:" + "".join(lines)
+
+
+def check_memory(estimate: Memory, device: torch.device, save: Callable[[int], dict[str, str]] = lambda _: {}) -> None:
+    """Say what a step will take if prompts and completions are as long as they may be; ValueError if it cannot fit.
+    save: `ways_to_save` for this run, which takes the bytes that there are."""
     print(f"{ESTIMATED}{estimate}")
     if device.type == "cpu":
-        warn_of_little_memory(estimate, available_memory())
+        warn_of_little_memory(estimate, available_memory(), save)
     if device.type != "cuda":
         return
     available = torch.cuda.get_device_properties(device).total_memory
     if estimate.fixed > available:
         raise ValueError(
             f"weights, optimizer and gradients alone take {estimate.fixed / GIB:.0f} GiB, this GPU has "
-            f"{available / GIB:.0f}: choose a smaller --model"
+            f"{available / GIB:.0f}: choose a smaller --model, or {advice(save, available)}"
         )
     if estimate.peak > available:
-        print("that is more than this GPU has: try --micro-batch-tokens, --sampling-rows, --gradient-checkpointing")
+        print(f"that is more than the {available / GIB:.1f} GiB of this GPU: {advice(save, available)}")
 
 
-def warn_of_little_memory(estimate: Memory, available: int | None) -> None:
+def warn_of_little_memory(estimate: Memory, available: int | None, save: Callable[[int], dict[str, str]]) -> None:
     """On a CPU a step may still fit: others end, there may be room to swap, completions are seldom all full."""
     if available is None or estimate.peak <= available:
         return
     print(f"WARNING: that is more than the {available / GIB:.1f} GiB of memory that this process can get")
     if estimate.fixed > available:
-        print(f"Weights, optimizer and gradients alone take {estimate.fixed / GIB:.1f} GiB: choose a smaller --model")
-    else:
-        print("Lower it with --micro-batch-tokens, --sampling-rows, --gradient-checkpointing")
+        print(
+            f"Weights, optimizer and gradients alone take {estimate.fixed / GIB:.1f} GiB: choose a smaller --model, or"
+        )
+    print(advice(save, available))
 
 
-def bytes_on_disk(shape: GPTConfig, dtype: torch.dtype, keep_states: int) -> int:
-    """What a run needs on the disk at most: keep_states + 1 states of three float32 numbers per weight, two models."""
-    return count_weights(shape) * (12 * (keep_states + 1 if keep_states else 0) + 2 * dtype.itemsize)
+def bytes_on_disk(
+    shape: GPTConfig, dtype: torch.dtype, keep_states: int, lora_rank: int = 0, lora_targets: Collection[str] = TARGETS
+) -> int:
+    """What a run needs on the disk at most: keep_states + 1 states of three float32 numbers per trained weight, two
+    models; with LoRA two adapters, too."""
+    weights, adapters = count_weights(shape), count_adapters(shape, lora_rank, lora_targets)
+    states = 12 * (keep_states + 1 if keep_states else 0) * (adapters or weights)
+    return states + 2 * (weights * dtype.itemsize + adapters * 4)
 
 
 def check_room(out: Path, needed: int, resume: bool) -> None:

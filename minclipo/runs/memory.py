@@ -1,6 +1,6 @@
 """The memory of a training step, counted from the shapes, part by part; tests compare it with what is really held.
 
-Left out: what the allocator wastes, what PyTorch and CUDA take for themselves, and the rollouts (23 bytes per token).
+Left out: what the allocator wastes, what PyTorch and CUDA take for themselves, and the rollouts.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class Memory:
     """Bytes. A step samples, contrasts and updates, one after the other: what only one of them holds never meets."""
 
     weights: int  # what the model computes with; with --shard this process's part of them, as in the next three
-    reference: int  # the frozen copy for the KL penalty; with LoRA its adapters alone
+    reference: int  # the frozen copy for the KL penalty; with LoRA and no --shard its adapters alone
     optimizer: int  # AdamW's moments, and float32 masters of bfloat16 weights
     adapters: int  # LoRA's, in float32
     gathered: int  # sampling with --shard: all weights, beside the part of them
@@ -100,19 +100,20 @@ def count_adapters(config: GPTConfig, rank: int, targets: Collection[str]) -> in
 
 
 def largest_micro_batch(train: TrainConfig, prompt_tokens: int, processes: int = 1) -> tuple[int, int]:
-    """(rows, prompts) of the largest micro-batch when all completions are full. A process's part of a mini-batch is a
-    random part of the rollouts, in the order of their prompts: so a prompt has group_size / parts rows in it on average,
-    of num_mini_batches * processes parts."""
-    limit, parts = train.micro_batch_tokens, train.num_mini_batches * processes
-    whole = -(-train.prompts_per_step * train.group_size // parts)
+    """(rows, prompts) of the largest micro-batch when all completions are full. A mini-batch is a random part of the
+    rollouts, in the order of their prompts: so a prompt has group_size / num_mini_batches rows in it on average. Each
+    process passes as many adjacent rows of it."""
+    limit, parts = train.micro_batch_tokens, train.num_mini_batches
+    whole = -(-train.prompts_per_step * train.group_size // (parts * processes))
     prompts = lambda rows: min(train.prompts_per_step, -(-rows * parts // train.group_size))
     tokens = lambda rows, prompts: prompts * prompt_tokens + rows * train.max_new_tokens
     rows = whole
     while limit and rows > 1 and tokens(rows, prompts(rows)) > limit:
         rows -= 1
-    # Rows of one more prompt may come first: those that the micro-batch before had no room for.
+    # Rows of one more prompt may come first: those that the micro-batch before, or the process before, had no room for.
     more = min(train.prompts_per_step, prompts(rows) + 1)
-    return rows, more if rows < whole and tokens(rows, more) <= limit else prompts(rows)
+    cut = rows < whole or processes > 1
+    return rows, more if cut and not 0 < limit < tokens(rows, more) else prompts(rows)
 
 
 def block_bytes(
@@ -230,14 +231,13 @@ def shard_bytes(config: GPTConfig, size: int, frozen: bool, reference: bool) -> 
     model's dtype; and the float32 copy of the gradients of the block before, on their way to the sum over processes.
     """
     root, block = root_and_block(config)
-    head = (
-        0 if config.tie_embeddings else config.vocab_size * config.hidden_size * size
-    )  # its gradient, since the start
+    embeddings = config.vocab_size * config.hidden_size * size
+    head = 0 if config.tie_embeddings else embeddings  # its gradient waits for the end; a tied one is counted elsewhere
     whole = root * size * (1 + reference)
     if frozen:
         return dict(unsharded=whole + 3 * block * size, root=whole)
-    embeddings = 3 * config.vocab_size * config.hidden_size * size  # two gradients and their sum
-    end = max(root * size + embeddings, root * (size + 4))  # weights; gradients, and their float32 copies
+    # Weights, two gradients and their sum; or gradients and their float32 copies.
+    end = max(root * size + 3 * embeddings, root * (size + 4))
     return dict(unsharded=whole + block * (3 * size + size + 4) + head, root=whole - root * size + end)
 
 
@@ -260,18 +260,19 @@ def estimate_memory(
     device of its own, and this is what one of them holds; shard: each keeps its part of weights, optimizer and gradients.
     """
     size, weights, adapters = dtype.itemsize, count_weights(config), count_adapters(config, lora_rank, lora_targets)
-    part = -(-weights // processes) if shard else weights
-    trained, masters = adapters or part, 4 if size < 4 and not lora_rank else 0
+    everything, part = weights * size + adapters * 4, lambda number: -(-number // processes) if shard else number
+    trained, masters = part(adapters or weights), 4 if size < 4 and not lora_rank else 0
     reference, sharding = bool(train.kl_weight), dict(unsharded=0, root=0)
     if shard:
-        sharding = shard_bytes(config, size, lora_rank > 0, reference and not lora_rank)
+        sharding = shard_bytes(config, size, lora_rank > 0, reference)
     common = config, train, prompt_tokens, size, device_type, processes
     return Memory(
-        weights=part * size,
-        reference=reference * (adapters * 4 or part * size),
+        weights=part(weights) * size,
+        # Frozen weights are shared, unless they are spread.
+        reference=reference * part(adapters * 4 if lora_rank and not shard else everything),
         optimizer=trained * (8 + masters),
-        adapters=adapters * 4,
-        gathered=weights * size if shard else 0,
+        adapters=part(adapters) * 4,
+        gathered=everything if shard else 0,
         **sampling_bytes(*common, up_adapter=lora_rank > 0 and "up_proj" in lora_targets),
         contrast=contrast_bytes(train),
         gradients=trained * 4,  # those of a bfloat16 weight are added to its sum as soon as they arise
