@@ -35,7 +35,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def ways_to_save(room: int, shape: GPTConfig, train: TrainConfig, **options) -> dict[str, str]:
     """{option: what it takes and the estimate that results}, each on top of those before it, until the estimate is at
-    most `room` bytes. Options that are on already, or lower it by less than 5%, are left out. options: the estimate's."""
+    most `room` bytes. Options that are on, or lower it by less than 5%, are left out. options: the estimate's own."""
     now, found = estimate_memory(shape, train, **options), {}
     longest, rows, G = options["prompt_tokens"] + train.max_new_tokens, train.sampling_rows, train.group_size
     changes = [("--gradient-checkpointing", "", dict(gradient_checkpointing=True))]
@@ -59,9 +59,10 @@ def ways_to_save(room: int, shape: GPTConfig, train: TrainConfig, **options) -> 
 
 
 def advice(save: Callable[[int], dict[str, str]], room: int) -> str:
+    """What `save` finds for that many bytes, a line for each option."""
     found = save(room)
     if not found:
-        return "try --micro-batch-tokens, --sampling-rows, --gradient-checkpointing, --lora-rank 16, a smaller --model"
+        return "lower it with --micro-batch-tokens, --sampling-rows, --gradient-checkpointing, --lora-rank"
     lines = [f"\n  {name}{value}" for name, value in found.items()]
     return "what lowers the estimate, each with those before it:" + "".join(lines)
 
@@ -78,10 +79,10 @@ def check_memory(estimate: Memory, device: torch.device, save: Callable[[int], d
     if estimate.fixed > available:
         raise ValueError(
             f"weights, optimizer and gradients alone take {estimate.fixed / GIB:.0f} GiB, this GPU has "
-            f"{available / GIB:.0f}: choose a smaller --model, or {advice(save, available)}"
+            f"{available / GIB:.0f}: choose a smaller --model, or\n{advice(save, available)}"
         )
     if estimate.peak > available:
-        print(f"that is more than the {available / GIB:.1f} GiB of this GPU: {advice(save, available)}")
+        print(f"that is more than the {available / GIB:.1f} GiB of this GPU\n{advice(save, available)}")
 
 
 def warn_of_little_memory(estimate: Memory, available: int | None, save: Callable[[int], dict[str, str]]) -> None:

@@ -127,8 +127,8 @@ def block_bytes(
     its own, repeated for every query head.
 
     Frozen layers do without their inputs, unless an adapter reads them: the norms' outputs, the MLP's product, the
-    attention's output in its second layout. An adapter keeps A x, and A and B in the dtype of x. (Of the first block, what
-    comes before its first adapter is not kept. It is counted.)
+    attention's output in its second layout. An adapter keeps A x, and A and B in the dtype of x. What
+    comes before the first block's first adapter is not kept, but counted.
     """
     queries, keys, D = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.hidden_size
     read = set(lora_targets if lora_rank else TARGETS)
@@ -256,8 +256,8 @@ def estimate_memory(
 ) -> Memory:
     """The memory of a training step whose prompts have `prompt_tokens` tokens and whose completions are all full.
 
-    lora_rank, lora_targets: adapters of that rank beside these layers; 0: all weights are trained. processes: each has a
-    device of its own, and this is what one of them holds; shard: each keeps its part of weights, optimizer and gradients.
+    lora_rank, lora_targets: adapters of that rank beside these layers; 0: all weights are trained. processes: each has
+    a device of its own, and this is what one of them holds; shard: each keeps a part of weights, optimizer, gradients.
     """
     size, weights, adapters = dtype.itemsize, count_weights(config), count_adapters(config, lora_rank, lora_targets)
     everything, part = weights * size + adapters * 4, lambda number: -(-number // processes) if shard else number
