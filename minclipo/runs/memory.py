@@ -127,8 +127,8 @@ def block_bytes(
     its own, repeated for every query head.
 
     Frozen layers do without their inputs, unless an adapter reads them: the norms' outputs, the MLP's product, the
-    attention's output in its second layout. An adapter keeps A x, and A and B in the dtype of x. What
-    comes before the first block's first adapter is not kept, but counted.
+    attention's output in its second layout. An adapter keeps A x, and A and B in the dtype of x, scaled: in
+    float32 a copy of B alone, about half.
     """
     queries, keys, D = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.hidden_size
     read = set(lora_targets if lora_rank else TARGETS)
@@ -141,7 +141,7 @@ def block_bytes(
         token += (queries + keys) * (4 if lora_rank else 4 + 2 * size)
     token += 4 * config.num_heads + (lora_rank * len(read) * size if lora_rank else 0)
     rounded = size * count_adapters(dataclasses.replace(config, num_layers=1), lora_rank, lora_targets)
-    return tokens * token + rows * slots * 2 * queries * size + rounded
+    return tokens * token + rows * slots * 2 * queries * size + (rounded if size < 4 else rounded // 2)
 
 
 def norm_bytes(width: int, size: int, frozen: bool = False) -> int:
@@ -216,8 +216,11 @@ def update_bytes(
     # tied head.
     inside = tokens * ((3 if frozen and "down_proj" not in lora_targets else 2) * config.intermediate_size + D) * size
     inside += embedding if config.tie_embeddings and not frozen else 0
+    activations = mask + config.num_layers * (tokens * D * size if gradient_checkpointing else block)
+    if frozen and not gradient_checkpointing:  # the first norm has nothing to pass back to
+        activations -= 4 * tokens * D
     return dict(
-        activations=mask + config.num_layers * (tokens * D * size if gradient_checkpointing else block),
+        activations=activations,
         head=tokens * norm_bytes(D, size, frozen) + logits,
         block=inside + (block if gradient_checkpointing else 0),
     )
