@@ -384,6 +384,22 @@ def test_what_a_sharded_update_holds_is_at_most_what_is_said(monkeypatch, one_of
     assert more <= update <= 1.25 * more
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_end_of_a_sharded_backward_is_at_most_what_is_said(one_of_four, dtype):
+    """Nearly all weights are embeddings and output head here, and there are four tokens. Catches: the root's gradients,
+    which wait for the end, forgotten, or their float32 copies."""
+    shape = CONFIG | dict(vocab_size=9000, tie_embeddings=False)
+    model, said = shard(make_model(dtype, shape)), estimate(dtype, shape=shape, shard=True, processes=one_of_four)
+    with LocalTracker() as tracker:
+        for weight in model.parameters():
+            tracker.count(weight.to_local())
+        before = tracker.measure()
+        model.logits(model(torch.ones(1, 4, dtype=torch.long))).sum().backward()
+    assert tracker.peak - before <= said.root + said.gradients <= 1.15 * (tracker.peak - before)
+    tied = estimate(dtype, shape=shape | dict(tie_embeddings=True), shard=True, processes=one_of_four)
+    assert said.unsharded - tied.unsharded == 2 * 9000 * 64 * dtype.itemsize  # the head, and its gradient
+
+
 def test_a_sharded_reference_shares_nothing():
     """Catches: adapters alone counted, where the policy's frozen weights are spread and the reference has its own."""
     of = lambda **options: estimate(kl_weight=0.1, lora_rank=4, processes=4, **options)

@@ -239,8 +239,8 @@ def shard_bytes(config: GPTConfig, size: int, frozen: bool, reference: bool) -> 
     whole = root * size * (1 + reference)
     if frozen:
         return dict(unsharded=whole + 3 * block * size, root=whole)
-    # Weights, two gradients and their sum; or gradients and their float32 copies.
-    end = max(root * size + 3 * embeddings, root * (size + 4))
+    # Weights and two gradients, with tied embeddings also their sum; or gradients and their float32 copies.
+    end = max(root * size + (3 if config.tie_embeddings else 2) * embeddings, root * (size + 4))
     return dict(unsharded=whole + block * (3 * size + size + 4) + head, root=whole - root * size + end)
 
 
