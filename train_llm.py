@@ -53,6 +53,7 @@ from minclipo.runs.machine import (
     peak_memory_mib,
     pick_device,
     pick_dtype,
+    ways_to_save,
 )
 from minclipo.runs.plots import Curves
 from minclipo.runs.problems import brings_evaluation, make_task
@@ -185,6 +186,29 @@ def run_settings(arguments: argparse.Namespace, config: LLMConfig, train_config:
     }
 
 
+def check_machine(
+    shape: GPTConfig, config: LLMConfig, train_config: TrainConfig, device: torch.device, out: Path, resume: bool
+) -> None:
+    """Is there room on the disk and in the memory? Says what a step will take, and what would help."""
+    dtype = pick_dtype(config.dtype, device)
+    lora = dict(lora_rank=config.lora_rank, lora_targets=config.lora_targets.split())
+    if rank() == 0:
+        needed = bytes_on_disk(shape, dtype, train_config.keep_states, **lora)
+        if config.keep_best != "off":  # one more model
+            needed += bytes_on_disk(shape, dtype, keep_states=0) // 2
+        check_room(out, needed, resume)
+    options = lora | dict(
+        prompt_tokens=config.max_prompt_tokens,
+        dtype=dtype,
+        gradient_checkpointing=config.gradient_checkpointing,
+        device_type=device.type,
+        processes=count(),
+        shard=config.shard,
+    )
+    save = partial(ways_to_save, shape=shape, train=train_config, **options)
+    check_memory(estimate_memory(shape, train_config, **options), device, save)
+
+
 def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainConfig) -> None:
     """Check everything that can be checked, cheapest checks first; then train."""
     out, resume, device = arguments.out, arguments.resume, pick_device(config.device)
@@ -202,17 +226,7 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
         print("with --num-mini-batches 1 every ratio is 1: ratio and clip of the algorithm do nothing")
     checkpoint = Checkpoint(same_revision(config.model, arguments.earlier))
     shape, tokenizer = checkpoint.config, tokenizer_of(checkpoint, config)
-    best = bytes_on_disk(shape, dtype, keep_states=0) // 2 if config.keep_best != "off" else 0  # one more model
-    check_room(out, bytes_on_disk(shape, dtype, train_config.keep_states) + best, resume)
-    estimate = estimate_memory(
-        shape,
-        train_config,
-        prompt_tokens=config.max_prompt_tokens,
-        dtype=dtype,
-        gradient_checkpointing=config.gradient_checkpointing,
-        device_type=device.type,
-    )
-    check_memory(estimate, device)
+    check_machine(shape, config, train_config, device, out, resume)
     if tokenizer.chat_template is not None:  # a template that writes the date writes the one of the first start
         tokenizer.chat_template.now = datetime.fromtimestamp(settings["started"])
     limit = prompt_limit(shape, config, train_config)

@@ -66,7 +66,7 @@ def alone(start, tmp_path_factory):
     return out
 
 
-def torchrun(count: int, *arguments, **environment) -> subprocess.Popen:
+def torchrun(count: int | str, *arguments, **environment) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), SCRIPT]
     settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.Popen([*command, *arguments], env=settings, stdout=-1, stderr=-1, text=True)

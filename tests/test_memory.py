@@ -507,6 +507,15 @@ def test_the_tables_of_cards_are_what_the_estimate_says(table):
     assert table in (ROOT / "tests" / "benchmarks" / "README.md").read_text()
 
 
+def test_the_front_page_says_what_the_table_of_cards_says():
+    """Catches: a model in README.md's small table that the estimate does not let fit, or a larger one that would."""
+    sizes = [name.split("-")[-1] for name in cards.MODELS]
+    for trained, rank in (("all weights", 0), ("LoRA, rank 16", 16)):
+        fit = lambda card: [size for size, name in zip(sizes, cards.MODELS) if cards.fastest(name, card, rank) != "-"]
+        row = " | ".join(fit(card)[-1] for card in cards.CARDS)
+        assert f"| {trained} | {row} |" in (ROOT / "README.md").read_text()
+
+
 def test_a_7b_model_with_adapters_takes_at_most_22_gib():
     """64 rows of 512 + 512 tokens. Catches: a change that no longer lets a card of 24 GB train it."""
     found = cards.estimate("Qwen2.5-7B", cards.SIZE, checkpointing=True, lora_rank=16)

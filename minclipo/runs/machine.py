@@ -1,6 +1,7 @@
 """Device, memory and disk: what the machine has, and whether a run fits."""
 
 import dataclasses
+import os
 import shutil
 import sys
 from collections.abc import Callable, Collection
@@ -72,7 +73,8 @@ def check_memory(estimate: Memory, device: torch.device, save: Callable[[int], d
     save: `ways_to_save` for this run, which takes the bytes that there are."""
     print(f"{ESTIMATED}{estimate}")
     if device.type == "cpu":
-        warn_of_little_memory(estimate, available_memory(), save)
+        available, here = available_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of torchrun
+        warn_of_little_memory(estimate, available // here if available else available, save)
     if device.type != "cuda":
         return
     available = torch.cuda.get_device_properties(device).total_memory

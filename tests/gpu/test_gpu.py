@@ -5,6 +5,7 @@
 Skipped elsewhere. Matrix products of float32 numbers are float32 throughout: TF32 is off, as it is by default.
 """
 
+import json
 import math
 import zlib
 from pathlib import Path
@@ -13,12 +14,16 @@ import pytest
 import torch
 from conftest import FIXTURES, small_gpt
 from safetensors.torch import load_file
+from test_launch import OPTIONS as LAUNCH_OPTIONS
+from test_launch import TASK as OWN_TASK
+from test_launch import finished, torchrun
 from test_parity import CHECKPOINTS, unpadded
 
 from minclipo import sampler
-from minclipo.checkpoint import load_model
+from minclipo.checkpoint import load_model, save_model
 from minclipo.config import TrainConfig
 from minclipo.contrastive import HEADS, LEVELS, LOSSES
+from minclipo.extensions.lora import adapter_weights, add_lora
 from minclipo.logprobs import completion_logprobs
 from minclipo.model import GPT
 from minclipo.runs.measure import evaluate, timed_step
@@ -122,6 +127,39 @@ def test_captured_steps_in_bfloat16(monkeypatch):
     assert same.float().mean() > 0.7
 
 
+def test_captured_steps_take_random_numbers_that_are_given(monkeypatch):
+    """Each row its own, as several processes need them. Catches: numbers of another row once some have left, or of the
+    first round in every round."""
+    model, captures = large_enough(), count_captures(monkeypatch)
+    uniform = torch.rand(len(PROMPTS) * 16, 70, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    captured = rollouts_of(model, uniform=uniform)
+    assert captures
+    monkeypatch.setattr(sampler, "CAPTURE", {})
+    monkeypatch.setattr(sampler, "ROUND", {})
+    eager = rollouts_of(model, uniform=uniform)
+    for name in ("completions", "mask", "finished"):
+        assert torch.equal(getattr(captured, name), getattr(eager, name)), name
+
+
+def test_captured_steps_with_adapters(monkeypatch):
+    """Catches: adapters on the CPU, or left out of the graph."""
+    model, captures = with_adapters(large_enough()), count_captures(monkeypatch)
+    captured = rollouts_of(model)
+    assert captures
+    torch.testing.assert_close(captured.logprobs, scores_of(model, captured), atol=1e-4, rtol=1e-4)
+    plain = scores_of(large_enough(), captured)
+    assert (plain - captured.logprobs).abs().max() > 1e-2
+
+
+def with_adapters(model: GPT) -> GPT:
+    """Of random numbers, so that they change what it says."""
+    add_lora(model, rank=4, alpha=8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for weight in adapter_weights(model).values():
+            weight.add_(0.1)
+    return model
+
+
 def test_graphs_follow_the_weights():
     """Catches: a graph kept from one call of `sample` to the next, which would replay weights that are gone."""
     model, other = large_enough(), small_gpt(seed=1, max_positions=400).to(DEVICE)
@@ -184,12 +222,16 @@ OPTIONS |= {
     "micro-batches": dict(micro_batch_tokens=150),
     "one mini-batch": dict(num_mini_batches=1),
     "sampled in parts": dict(sampling_rows=16),
+    "random numbers by row": dict(row_seeds=True),
+    "adapters": dict(lora=True, kl_weight=0.01),
     "gradient checkpointing": dict(gradient_checkpointing=True, micro_batch_tokens=150),
 }
 
 
-def trainer_of(dtype=torch.float32, gradient_checkpointing=False, compiled=False, **options) -> Trainer:
+def trainer_of(dtype=torch.float32, gradient_checkpointing=False, compiled=False, lora=False, **options) -> Trainer:
     model = small_gpt(vocab_size=122).to(DEVICE, dtype)
+    if lora:
+        with_adapters(model)
     model.gradient_checkpointing, model.compiled = gradient_checkpointing, compiled
     return Trainer(model, toy_tokenizer(), EASY, TrainConfig(**TINY | options))
 
@@ -307,3 +349,22 @@ def test_decoding_never_waits_for_the_gpu(monkeypatch, dtype):
     trainer.step()
     monkeypatch.setattr(sampler, "CAPTURE", {})
     trainer.step()
+
+
+# ---- several processes ----
+
+
+@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_process_for_each_gpu(tmp_path, dtype, shard):
+    """One GPU: a group of one process, through NCCL and FSDP2 all the same. Catches: tensors on another process's GPU,
+    objects sent through NCCL, sharded weights that a step on CUDA cannot use."""
+    save_model(small_gpt(vocab_size=122), toy_tokenizer(), tmp_path / "model")
+    (tmp_path / "task.py").write_text(OWN_TASK)
+    arguments = [*LAUNCH_OPTIONS, "--device", "cuda", "--dtype", dtype, "--steps", "3", *["--shard"] * shard]
+    arguments += ["--model", str(tmp_path / "model"), "--task", f"{tmp_path / 'task.py'}:task"]
+    finished(torchrun("gpu", *arguments, "--out", str(tmp_path / "run")))
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 3 and all(line["gradient_norm"] > 0 for line in metrics)
+    before, after = (load_file(tmp_path / f"{name}model" / "model.safetensors") for name in ("", "run/"))
+    assert all(not torch.equal(before[name].to(weight.dtype), weight) for name, weight in after.items())
