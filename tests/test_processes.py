@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_gpt
 from several_processes import CASES, SHARDS, STEPS, cases, make, train
 
 from minclipo.extensions.processes import row_numbers, share
-from minclipo.sampler import sample
+from minclipo.sampler import ROUND, sample
 
 WORKER = Path(__file__).parent / "several_processes.py"
 FLOAT32 = [name for name in CASES if "dtype" not in CASES[name]]
@@ -123,6 +124,19 @@ def test_a_rollout_does_not_depend_on_those_beside_it():
     assert together.completion_ids()[8:] == later.completion_ids()
     assert together.completion_ids() == few.completion_ids()
     assert len(set(map(tuple, together.completion_ids()))) > 8
+
+
+@pytest.mark.parametrize("tokens", [4, 32])
+def test_given_numbers_give_the_same_rollouts_in_rounds(monkeypatch, tokens):
+    """Rows that end early, a last round that is shorter. Catches: numbers of the first round in every round, or of
+    another row once some have left."""
+    model = small_gpt()
+    settings = dict(group_size=16, max_new_tokens=18, eos_ids=[0, 1, 2], uniform=torch.rand(48, 18))
+    one_by_one = sample(model, [[5, 6, 7], [8], [9, 10]], **settings)
+    monkeypatch.setitem(ROUND, "cpu", tokens)
+    in_rounds = sample(model, [[5, 6, 7], [8], [9, 10]], **settings)
+    assert one_by_one.completion_ids() == in_rounds.completion_ids()
+    assert len(set(map(len, one_by_one.completion_ids()))) > 8
 
 
 def test_random_numbers_differ_from_problem_to_problem_and_from_seed_to_seed():

@@ -367,4 +367,4 @@ def test_a_process_for_each_gpu(tmp_path, dtype, shard):
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(metrics) == 3 and all(line["gradient_norm"] > 0 for line in metrics)
     before, after = (load_file(tmp_path / f"{name}model" / "model.safetensors") for name in ("", "run/"))
-    assert all(not torch.equal(before[name].to(weight.dtype), weight) for name, weight in after.items())
+    assert any(not torch.equal(before[name].to(weight.dtype), weight) for name, weight in after.items())
