@@ -28,7 +28,7 @@ import torch
 from minclipo.checkpoint import Checkpoint, Tokenizer
 from minclipo.checkpoint.files import write_json
 from minclipo.config import TrainConfig
-from minclipo.extensions.processes import count, rank
+from minclipo.extensions.processes import count, every, rank
 from minclipo.extensions.sharding import shard
 from minclipo.model import GPT, GPTConfig
 from minclipo.runs.adapters import load_policy, write_adapter
@@ -42,8 +42,15 @@ from minclipo.runs.console import prepare_console
 from minclipo.runs.evaluator import Evaluator, evaluation_size, scores, show_evaluation, write_answers
 from minclipo.runs.folder import FolderOfAnother, RunFolder, check_out, earlier_settings, out_path, prepare_out
 from minclipo.runs.inputs import refuse_inside, same_revision, what_was_read
-from minclipo.runs.launch import LOST, Launch, check_processes, is_lost
-from minclipo.runs.llm_config import LLMConfig, make_configs, say_repeats, say_settings, say_unread_variables
+from minclipo.runs.launch import LOST, Launch, check_processes, check_shares, is_lost
+from minclipo.runs.llm_config import (
+    READ_BY_EVALUATION,
+    LLMConfig,
+    make_configs,
+    say_repeats,
+    say_settings,
+    say_unread_variables,
+)
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import (
     bytes_on_disk,
@@ -141,7 +148,7 @@ def evaluate_only(arguments: argparse.Namespace, config: LLMConfig, train_config
     """Measure the model; its numbers and answers go to a folder of their own."""
     out, settings = arguments.out, run_settings(arguments, config, train_config)
     settings["script"] += " --eval-only"
-    settings["training"] = {name: settings["training"][name] for name in ("max_new_tokens", "sampling_rows")}
+    settings["training"] = {name: settings["training"][name] for name in READ_BY_EVALUATION}
     if arguments.resume:
         raise ValueError("--eval-only resumes nothing: measure what a run has trained with --model OUT/model")
     if earlier_settings(out, "train_llm.py") is not None:
@@ -175,7 +182,7 @@ def run_settings(arguments: argparse.Namespace, config: LLMConfig, train_config:
     return {
         "script": "train_llm.py",
         "machine": f"{platform.machine()}, torch {torch.__version__}",
-        "started": arguments.earlier.get("started", time.time()),
+        "started": every(arguments.earlier.get("started", time.time()))[0],  # the same in every process
         "command_lines": [*(arguments.earlier.get("command_lines") or []), arguments.command_line],
         "preset": arguments.preset,
         "algorithm": arguments.algorithm,
@@ -278,6 +285,7 @@ def run_training(
         run.save_adapter = partial(write_adapter, directory=out / "adapter", config=config)
     if eval_task is not None:
         evaluator = make_evaluator(config, train_config, model, tokenizer, eval_task)
+        evaluator.before_writing = folder.keep
         evaluator.listeners += [board.after_evaluation for board in boards]
         if config.keep_best != "off":
             evaluator.listeners.append(KeepBest(model, tokenizer, out / "best", config.keep_best).after_evaluation)
@@ -293,46 +301,56 @@ def run_training(
 def main(argv: list[str] | None = None) -> int:
     prepare_console()
     launch = Launch()
-    code = run(argv, launch)
-    if code == 0:
-        launch.leave()
-    return code
-
-
-def run(argv: list[str] | None, launch: Launch) -> int:
-    """Train or measure as the command line says; the exit code."""
-    started = time.perf_counter()
     try:
-        arguments = parse_arguments(argv)
-        if arguments.threads > 0:
-            torch.set_num_threads(arguments.threads)
-        configs = make_configs(arguments)
-        say_settings(arguments)
-        if arguments.show_settings:
-            return 0
-        device = pick_device(configs[0].device)
-        launch.join(device)
-        check_processes(configs[1], configs[0].shard, device, configs[0].compile)
-        if count() > 1:
-            print(f"{count()} processes, which share the prompts of each step")
-        (evaluate_only if arguments.eval_only else train)(arguments, *configs)
-    except KeyboardInterrupt as stop:
-        launch.says_that_it_stops(stop)
-        return exit_code(stop)
-    except (ValueError, OSError, FloatingPointError) as error:  # it may quote what a stranger wrote
-        launch.says(without_commands(f"train_llm.py: {error}", but="\n"))
-        return 1
-    except Exception as error:
-        advice = LOST if is_lost(error) else advice_on(error)
-        if advice is None:
-            launch.let_it_show()
+        run(argv, launch)
+    except (Exception, KeyboardInterrupt) as error:
+        with stop_signals(lambda: False):  # when a process has died, torchrun sends the others SIGTERM at this moment
+            code = tell(error, launch)
+        if code is None:
             raise
-        launch.says(f"train_llm.py: {error}\n{advice}")
-        return 1
+        return code
+    launch.leave()
+    return 0
+
+
+def run(argv: list[str] | None, launch: Launch) -> None:
+    """Train or measure, as the command line says."""
+    started = time.perf_counter()
+    arguments = parse_arguments(argv)
+    if arguments.threads > 0:
+        torch.set_num_threads(arguments.threads)
+    configs = make_configs(arguments)
+    say_settings(arguments)
+    if arguments.show_settings:
+        return
+    device = pick_device(configs[0].device)
+    launch.join(device)
+    check_processes(configs[1], configs[0], pick_dtype(configs[0].dtype, device), device)
+    if not arguments.eval_only:
+        check_shares(configs[1])
+    if count() > 1:
+        print(f"{count()} processes, which share the prompts of each step")
+    (evaluate_only if arguments.eval_only else train)(arguments, *configs)
     print(f"{time.perf_counter() - started:.0f} s, at most {peak_memory_mib():.0f} MiB of memory")
     if torch.cuda.is_available():
         print(f"at most {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB on the GPU")
-    return 0
+
+
+def tell(error: BaseException, launch: Launch) -> int | None:
+    """Say what has ended the run, and what to do. The exit code, None for an error that nobody has foreseen."""
+    if is_lost(error):
+        launch.says(f"train_llm.py: {LOST}")
+    elif isinstance(error, KeyboardInterrupt):
+        launch.says_that_it_stops(error)
+        return exit_code(error)
+    elif isinstance(error, (ValueError, OSError, FloatingPointError)):  # it may quote what a stranger wrote
+        launch.says(without_commands(f"train_llm.py: {error}", but="\n"))
+    elif (advice := advice_on(error)) is not None:
+        launch.says(f"train_llm.py: {error}\n{advice}")
+    else:
+        launch.let_it_show()
+        return None
+    return 1
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from minclipo.runs.command_line import (
 from minclipo.runs.config_file import read_arguments
 from minclipo.runs.console import prepare_console, say
 from minclipo.runs.folder import RunFolder, out_path, prepare_out
+from minclipo.runs.launch import by_torchrun
 from minclipo.runs.lock import Taken
 from minclipo.runs.loop import Run
 from minclipo.runs.machine import peak_memory_mib
@@ -243,6 +244,8 @@ def main(argv: list[str] | None = None) -> int:
     seeds = list(dict.fromkeys(arguments.seeds))
     given = given_options(arguments, TrainConfig)
     try:
+        if by_torchrun():
+            raise ValueError("the toy is for one process: start it without torchrun")
         toy = made(ToyConfig, given_options(arguments, ToyConfig))
         check_given(methods, given, asked_for(arguments.layers), arguments.algorithm, toy, seeds)
         say_settings(arguments, methods)

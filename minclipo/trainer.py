@@ -20,7 +20,7 @@ from minclipo.extensions.micro_batches import passes, scored
 from minclipo.extensions.processes import gathered, mean_gradients, row_numbers, share, sum_gradients, summed
 from minclipo.extensions.rewards import extra_rewards, length_penalty
 from minclipo.extensions.schedule import set_learning_rate
-from minclipo.extensions.sharding import frozen_copy, whole, whole_state
+from minclipo.extensions.sharding import frozen_copy, whole
 from minclipo.grpo import aggregate, group_advantages, kl_penalty, masked_mean, policy_loss, token_weights
 from minclipo.logprobs import MicroBatch, batch_logprobs
 from minclipo.model import GPT
@@ -103,11 +103,11 @@ class Trainer:
     def collect(self) -> Batch:
         """Stages 1 and 2: the next B problems, G rollouts of each, their texts, and which of them are right [N]."""
         first, self.problems_drawn = self.problems_drawn, self.problems_drawn + self.config.prompts_per_step
-        numbers = share(range(first, self.problems_drawn))  # this process's, if there are several
-        problems = [self.task.draw(f"training {self.config.seed}", i) for i in numbers]
-        self.last.problems, self.last.rollouts = problems, None  # should the sampling fail, these are its problems
-        self.last.rollouts = rollouts = self.sample(problems, row_numbers(self.config, numbers, self.generator.device))
-        return gathered((problems, rollouts, *self.verify(problems, rollouts)))
+        problems = [self.task.draw(f"training {self.config.seed}", i) for i in range(first, self.problems_drawn)]
+        own, numbers = share(problems), share(range(first, self.problems_drawn))  # of several processes each its part
+        self.last.problems, self.last.rollouts = own, None  # should the sampling fail, these are its problems
+        self.last.rollouts = rollouts = self.sample(own, row_numbers(self.config, numbers, self.generator.device))
+        return problems, *gathered(rollouts, *self.verify(own, rollouts))
 
     def sample(self, problems: list[Problem], uniform: Tensor | None = None) -> Rollouts:
         """G rollouts of each problem: N rows. uniform [N, max_new_tokens]: their random numbers, if not `generator`'s."""
@@ -236,7 +236,7 @@ class Trainer:
     def state_dict(self) -> dict:
         """Everything that the next step depends on besides config, task and reference. Problems are drawn by number."""
         state = dict(step=self.last.number, problems_drawn=self.problems_drawn, generator=self.generator.get_state())
-        return state | {name: whole_state(part.state_dict()) for name, part in self.stateful.items()}
+        return state | {name: part.state_dict() for name, part in self.stateful.items()}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from what `state_dict` returned; ValueError, KeyError or RuntimeError if it is another run's."""

@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from minclipo.config import TrainConfig
 from minclipo.extensions.lora import add_lora
-from minclipo.extensions.sharding import can_shard, shard, whole
+from minclipo.extensions.processes import mean_gradients, sum_gradients
+from minclipo.extensions.sharding import can_shard, shard, whole, whole_state
 from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.tasks import Task
 from minclipo.toy import TASK, toy_tokenizer
@@ -94,7 +95,18 @@ def train(name: str) -> dict:
         steps.append(rollouts | {"rewards": step.rewards, "texts": step.texts, "metrics": step.metrics})
     head = {} if trainer.head is None else {f"head {name}": w.detach() for name, w in trainer.head.named_parameters()}
     weights = {name: weight.detach() for name, weight in whole(trainer.model).named_parameters()}
-    return {"steps": steps, "weights": weights | head, "state": trainer.state_dict()}
+    return {"steps": steps, "weights": weights | head, "state": whole_state(trainer.state_dict())}
+
+
+def gradients(rank: int) -> list[float]:
+    """The sum and the mean of gradients 1, 2, ... of the processes, of which the second has none in the first case."""
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    if rank != 1:
+        weights[0].grad = torch.tensor([1.0 + rank])
+    weights[1].grad = torch.tensor([1.0 + rank])
+    sum_gradients(weights[:1])
+    mean_gradients(weights[1:])
+    return [weight.grad.item() for weight in weights]
 
 
 def main(out: Path) -> None:
@@ -103,6 +115,7 @@ def main(out: Path) -> None:
     store = dist.FileStore(str(out / f"store{count}"), count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=60))
     found = {name: train(name) for name in cases(count)}
+    found["gradients"] = gradients(rank)
     torch.save(found, out / f"processes{count}_rank{rank}.pt")
     dist.destroy_process_group()
 

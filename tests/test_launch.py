@@ -18,34 +18,47 @@ import train_llm
 from minclipo.checkpoint import save_model
 from minclipo.config import TrainConfig
 from minclipo.runs import launch
-from minclipo.runs.launch import Launch, check_processes, is_lost
+from minclipo.runs.launch import Launch, check_processes, check_shares, is_lost
+from minclipo.runs.llm_config import LLMConfig
 from minclipo.toy import toy_tokenizer
 
-CPU = torch.device("cpu")
 SCRIPT = Path(train_llm.__file__)
 OPTIONS = (
     "--max-new-tokens 6 --prompts-per-step 4 --group-size 4 --num-mini-batches 2 --learning-rate 1e-4 --seed 1 --show 0 "
-    "--contrastive-weight 0.2 --eval-every 2 --eval-problems 3 --eval-samples 2 --keep-best accuracy --keep-rollouts 1 "
+    "--contrastive-weight 0.2 --eval-every 2 --eval-problems 2 --eval-samples 2 --keep-best accuracy --keep-rollouts 1 "
     "--threads 1 --save-every 2 --micro-batch-tokens 60 --device cpu"
 ).split()
 TASK = """
 import os, signal, time, zlib
+from pathlib import Path
 from minclipo.tasks import Task
 from minclipo.toy import TASK
 
+RANK, WAY, OUT = (os.environ.get(name, "") for name in ("RANK", "WAY", "FOLDER"))
 seen = 0
+
+class Problem:
+    def __init__(self, stream, index):
+        self.prompt = TASK.draw(stream, index).prompt
+        self.right = lambda text: zlib.crc32(text.encode()) % 2 == 0  # which no process can send to another
 
 def check_outcome(problem, text, finished):
     global seen
     seen += 1
     time.sleep(float(os.environ.get("SLOW", 0)))
-    if os.environ.get("RANK") == "1" and os.environ.get("WAY") and seen > 30:  # in step 3
-        if os.environ["WAY"] == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
+    if RANK == "1" and WAY == "killed" and seen > 30:  # in step 3
+        os.kill(os.getpid(), signal.SIGKILL)
+    if RANK == "1" and WAY == "fails" and seen > 30:
         raise RuntimeError("cannot judge this")
-    return zlib.crc32(text.encode()) % 2 == 0
+    if RANK == "0" and WAY == "lost folder" and seen == 30:
+        os.rename(OUT, OUT + ".away")
+        Path(OUT).write_text("no folder")
+    if RANK == "0" and WAY == "lost folder" and seen == 45:  # in step 5
+        os.remove(OUT)
+        os.rename(OUT + ".away", OUT)
+    return problem.right(text)
 
-task = Task(TASK.draw, check_outcome)
+task = Task(Problem, check_outcome)
 """
 
 
@@ -89,28 +102,32 @@ def assert_same_run(out: Path, other: Path) -> None:
     for ours, theirs in zip(lines(out, "metrics.jsonl"), lines(other, "metrics.jsonl"), strict=True):
         assert ours | {"seconds": 0} == pytest.approx(theirs | {"seconds": 0}, abs=1e-5)
     assert lines(out, "evaluation.jsonl") == lines(other, "evaluation.jsonl")
+    assert_same_weights(out, other)
+
+
+def assert_same_weights(out: Path, other: Path) -> None:
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (out, other))
     for name, weight in theirs.items():
         torch.testing.assert_close(ours[name], weight, rtol=0, atol=1e-6)
 
 
 def test_two_processes_leave_the_files_of_one(start, alone, tmp_path):
-    """Sharded where this PyTorch can. Catches: files written twice or not at all, rows logged per process, an
-    evaluation of one process's problems only, a line on the screen per process."""
-    arguments = [*start, "--steps", "6", "--out", str(tmp_path / "run"), *(["--shard"] if SHARDS else [])]
+    """Catches: files written twice or not at all, rows logged per process, an evaluation of one process's problems only,
+    a line on the screen per process, problems sent from process to process."""
+    arguments = [*start, "--steps", "6", "--out", str(tmp_path / "run")]
     printed, _ = finished(torchrun(2, *arguments))
     assert printed.count("train   3/6") == 1 and "2 processes" in printed
     assert_same_run(tmp_path / "run", alone)
 
 
 def test_a_process_that_dies_ends_the_run_with_one_message_and_resume_goes_on(start, alone, tmp_path):
-    """With another number of processes. Catches: survivors that wait for ever, a message per process, a run that
-    cannot go on."""
+    """With more processes than evaluation problems, sharded where this PyTorch can. Catches: survivors that wait for
+    ever, a message per process, a run that cannot go on, a process that has no problem and fetches no weights."""
     arguments = [*start, "--steps", "6", "--out", str(tmp_path / "run")]
     process = torchrun(2, *arguments, WAY="killed")
     printed = "".join(process.communicate(timeout=240))
     assert process.returncode and printed.count(launch.LOST) == 1 and printed.count("--resume") == 1
-    finished(torchrun(3, *arguments, "--resume"))
+    finished(torchrun(3, *arguments, "--resume", *["--shard"] * SHARDS))
     assert_same_run(tmp_path / "run", alone)
 
 
@@ -134,17 +151,72 @@ def test_sigterm_saves_and_the_run_goes_on_in_one_process(start, alone, tmp_path
     assert_same_run(out, alone)
 
 
+def test_a_folder_that_is_lost_for_a_while_does_not_end_the_run(start, alone, tmp_path):
+    """Sharded, a save in every step. Catches: a first process that cannot write and so skips what the others wait for."""
+    out, often = tmp_path / "run", ["--save-every", "1", *["--shard"] * SHARDS]
+    process = torchrun(2, *start, "--steps", "6", "--out", str(out), *often, WAY="lost folder", FOLDER=str(out))
+    printed, _ = finished(process)
+    assert "training goes on" in printed and not out.with_name("run.away").exists()
+    assert_same_weights(out, alone)
+
+
+def test_numbers_that_are_not_finite_end_all_processes(start, tmp_path):
+    """Catches: processes that write the batch to one file at the same time, and spoil it."""
+    wild = ["--learning-rate", "1e9", "--max-grad-norm", "1e9"]
+    process = torchrun(2, *start, "--steps", "6", "--out", str(tmp_path / "run"), *wild)
+    printed = "".join(process.communicate(timeout=240))
+    assert process.returncode and printed.count("First thing to try") == 1 and "could not be written" not in printed
+    assert load_file(tmp_path / "run" / "failed_batch.safetensors")
+
+
+def test_two_processes_measure_as_one(start, tmp_path):
+    """Catches: --eval-only that wants options of training; answers to one process's problems."""
+    chosen = (
+        "--model",
+        "--task",
+        "--eval-problems",
+        "--eval-samples",
+        "--max-new-tokens",
+        "--device",
+        "--sampling-rows",
+    )
+    pairs = dict(zip(start[::2], start[1::2])) | {"--eval-problems": "5"}
+    options = [word for name in chosen if name in pairs for word in (name, pairs[name])] + ["--eval-only"]
+    finished(torchrun(2, *options, "--out", str(tmp_path / "two")))
+    assert train_llm.main([*options, "--out", str(tmp_path / "one")]) == 0
+    for name in ("evaluation.json", "answers.jsonl"):
+        assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
+
+
 # ---- without starting anything ----
 
 
 def test_more_processes_than_prompts_are_refused(monkeypatch):
     monkeypatch.setattr(launch, "count", lambda: 3)
     monkeypatch.setattr(launch, "several", lambda: True)
-    check_processes(TrainConfig(prompts_per_step=3, row_seeds=True), False, CPU)
+    check_shares(TrainConfig(prompts_per_step=3))
     with pytest.raises(ValueError, match="--prompts-per-step 2 must be at least 3"):
-        check_processes(TrainConfig(prompts_per_step=2, row_seeds=True), False, CPU)
+        check_shares(TrainConfig(prompts_per_step=2))
+
+
+def check(training: dict, **llm) -> None:
+    config = LLMConfig(model="m", data="d", **llm)
+    check_processes(TrainConfig(**training), config, torch.bfloat16, torch.device("cuda"))
+
+
+def test_what_does_not_go_with_several_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(launch, "several", lambda: True)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    check(dict(row_seeds=True), shard=True, lora_rank=4)
     with pytest.raises(ValueError, match="need --row-seeds"):
-        check_processes(TrainConfig(prompts_per_step=3), False, CPU)
+        check({})
+    with pytest.raises(ValueError, match="--compile on does not work with --shard"):
+        check(dict(row_seeds=True), shard=True, compile="on")
+    monkeypatch.setattr(torch, "__version__", "2.7.1+cu126")
+    check(dict(row_seeds=True), shard=True)
+    with pytest.raises(ValueError, match="needs PyTorch 2.8 or --dtype float32"):
+        check(dict(row_seeds=True), shard=True, lora_rank=4)
 
 
 def test_a_model_is_not_spread_over_one_process(start, tmp_path, capsys):

@@ -105,6 +105,12 @@ def test_a_sharded_model_in_bfloat16_is_trained_by_its_float32_weights(found, na
         assert (ours[key] - weight).abs().max() < 0.2 * moved
 
 
+@pytest.mark.parametrize("count, total, mean", [(2, 1, 1.5), (4, 1 + 3 + 4, 2.5)])
+def test_gradients_of_all_processes_are_added_up(found, count, total, mean):
+    """Catches: a process without a gradient that keeps the others waiting, a sum where a mean is due."""
+    assert all(of_process["gradients"] == [total, mean] for of_process in found[count])
+
+
 @pytest.mark.parametrize("length, count", [(8, 4), (7, 3), (3, 4), (0, 2)])
 def test_shares_are_even_and_in_order(monkeypatch, length, count):
     monkeypatch.setattr("minclipo.extensions.processes.count", lambda: count)

@@ -47,14 +47,9 @@ def dynamic_sampling(collect: Callable[[], Batch], limit: int) -> tuple[Batch, d
         batches, right = batches + 1, right + correct.float().mean().item()
     missing = max(0, wanted - sum(len(part[0]) for part in kept))
     metrics = {"batches_sampled": batches, "accuracy_sampled": right / batches, "filled_up": missing}
-    whole = joined([part for part in [*kept, spare] if part[0]])
+    problems, rollouts, texts, correct = zip(*(part for part in [*kept, spare] if part[0]))
+    whole = (sum(problems, []), Rollouts.join(rollouts), sum(texts, []), torch.cat(correct))
     return select(whole, list(range(wanted))), metrics
-
-
-def joined(parts: list[Batch]) -> Batch:
-    """Several batches as one."""
-    problems, rollouts, texts, correct = zip(*parts)
-    return sum(problems, []), Rollouts.join(rollouts), sum(texts, []), torch.cat(correct)
 
 
 def select(batch: Batch, places: list[int]) -> Batch:

@@ -75,9 +75,12 @@ class Float32AdamW(torch.optim.AdamW):
         shapes = lambda tensors: {name: tensor.shape for name, tensor in tensors.items()}
         if shapes(saved) != shapes(self.masters):
             raise ValueError("the saved weights have other names or shapes than this model's")
-        super().load_state_dict({"state": state["state"], "param_groups": self.state_dict()["param_groups"]})
-        for weight, moments in self.state.items():
-            self.state[weight] = {name: spread_like(moment, weight) for name, moment in moments.items()}
+        masters = list(self.masters.values())  # that of a sharded model takes its part of the moments alone
+        moments = {
+            number: {name: spread_like(moment, masters[number]) for name, moment in found.items()}
+            for number, found in state["state"].items()
+        }
+        super().load_state_dict({"state": moments, "param_groups": self.state_dict()["param_groups"]})
         for name, master in self.masters.items():
             master.copy_(spread_like(saved[name], master))
         self._round_weights()

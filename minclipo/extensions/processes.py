@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from minclipo.extensions.dapo import Batch, joined
 from minclipo.sampler import Rollouts
 
 
@@ -73,14 +72,13 @@ def numbered(stream: str, numbers: Iterable[int], shape: tuple[int, int]) -> Ten
     return torch.cat([of_problem(number) for number in numbers])
 
 
-def gathered(batch: Batch) -> Batch:
-    """The batches of all processes as one, in their order: every process gets the same."""
+def gathered(rollouts: Rollouts, texts: list[str], correct: Tensor) -> tuple[Rollouts, list[str], Tensor]:
+    """Rollouts, texts and verdicts of all processes as one batch, in their order: every process gets the same."""
     if not several():
-        return batch
-    problems, rollouts, texts, correct = batch
-    device = correct.device
-    problems, rollouts, texts, correct = joined(every((problems, moved(rollouts, "cpu"), texts, correct.cpu())))
-    return problems, moved(rollouts, device), texts, correct.to(device)
+        return rollouts, texts, correct
+    device, parts = correct.device, every((moved(rollouts, "cpu"), texts, correct.cpu()))
+    rollouts, texts, correct = zip(*parts)
+    return moved(Rollouts.join(rollouts), device), sum(texts, []), torch.cat(correct).to(device)
 
 
 def moved(rollouts: Rollouts, device) -> Rollouts:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from minclipo.extensions.processes import rank
+from minclipo.extensions.processes import count, rank
 from minclipo.model import GPT
 
 
@@ -27,15 +27,17 @@ def can_shard(device: torch.device) -> bool:
 
 def shard(model: GPT) -> GPT:
     """Spread the model, in place, over the processes of the process group. backward leaves the mean of their gradients."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes a while, and few runs need it
+    from torch.distributed.device_mesh import init_device_mesh  # takes a while, and few runs need it
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    mesh = init_device_mesh(model.embed_tokens.weight.device.type, (count(),))
     assert not model.compiled, "a compiled block is a function: it would not fetch its weights"
     on_meta = {
         id(weight): nn.Parameter(weight.detach().to("meta"), weight.requires_grad) for weight in model.parameters()
     }
     model.skeleton = (copy.deepcopy(model, on_meta),)  # in a tuple, or it would be a part of the model
     for module in [*model.layers, model]:
-        fully_shard(module, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
     return model
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from minclipo.checkpoint.files import read_json
+from minclipo.runs.changes import defaults_of
 from minclipo.runs.command_line import Parser, flag
 from minclipo.runs.folder import earlier_settings
 from minclipo.runs.settings import BUNDLES, NOT_SETTINGS, Layer
@@ -87,7 +88,11 @@ def read_layer(parser: Parser, path: Path) -> Layer:
         values = values_of(parser, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Layer(str(path), values, asked=script is None, whole=script == parser.script and "llm" in content)
+    whole = script == parser.script and "llm" in content
+    if whole:  # what the version that wrote it did not have
+        known = parser.defaults().keys()
+        values = {name: value for name, value in defaults_of(script, "").items() if name in known} | values
+    return Layer(str(path), values, asked=script is None, whole=whole)
 
 
 def read_toml(path: Path) -> dict:

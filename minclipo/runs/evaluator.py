@@ -52,6 +52,7 @@ class Evaluator:
         self.samples, self.temperature, self.top_p = samples, temperature, top_p
         self.lines: list[dict] | None = None  # of evaluation.jsonl; None: not read yet
         self.listeners: list[Callable[[dict], None]] = []  # called with each new line
+        self.before_writing: Callable[[], None] = lambda: None
 
     def measure(self) -> dict[str, Answers]:
         """{"greedy": answers}, and {"sampled": answers} if samples are asked for."""
@@ -75,6 +76,7 @@ class Evaluator:
         self.lines.append(line)
         listeners = [partial(listener, line) for listener in self.listeners]
         files = [
+            self.before_writing,
             partial(write_answers, answers, answers_path(out, step)),
             *listeners,
             partial(write_lines, out / "evaluation.jsonl", self.lines),  # later: a line means that all this is done

@@ -15,8 +15,10 @@ import torch.distributed as dist
 from minclipo.config import TrainConfig
 from minclipo.extensions.processes import count, several
 from minclipo.extensions.sharding import can_shard
+from minclipo.runs.llm_config import LLMConfig
 
 LOST = "Another process of this run has died. The same command with --resume goes on"
+LOSSES = (getattr(dist, "DistBackendError", ()), getattr(dist, "DistNetworkError", ()))  # NCCL's, the store's
 PATIENCE = timedelta(hours=2)  # how long a process waits for the others: one may be writing a large model
 
 
@@ -41,6 +43,8 @@ class Launch:
         """Make the processes one group, each with a GPU of its own; ValueError if there are not as many GPUs."""
         if not by_torchrun():
             return
+        if device.type == "mps":
+            raise ValueError("torchrun needs GPUs of NVIDIA or --device cpu: on Apple's there is one process")
         local, backend = int(os.environ.get("LOCAL_RANK", 0)), "gloo"
         if device.type == "cuda":
             if local >= torch.cuda.device_count():
@@ -76,33 +80,51 @@ class Launch:
 
     def leave(self) -> None:
         """The end of a run that has not failed."""
-        if self.store is not None:
-            dist.destroy_process_group()
+        if self.store is None:
+            return
+        dist.barrier()
+        dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # threads of PyTorch's sometimes abort an orderly exit of a run that has done all its work
 
     def let_it_show(self) -> None:
         """Let Python print the traceback of an error that nobody has foreseen, of the first process that has one."""
-        if self.first_to_fail():
-            sys.stderr = self.stderr
+        sys.stderr = self.stderr if self.first_to_fail() else open(os.devnull, "w", encoding="utf-8")
 
 
-def check_processes(config: TrainConfig, sharded: bool, device: torch.device, compile: str = "auto") -> None:
-    """ValueError if the processes cannot share the work."""
-    if sharded and not by_torchrun():
-        raise ValueError("--shard spreads a model over several processes: start them with torchrun --nproc-per-node N")
-    if sharded and compile == "on":
-        raise ValueError("--compile on does not work with --shard, which fetches each block's weights as it is called")
-    if sharded and not can_shard(device):
-        raise ValueError(f"--shard does not work on a CPU with this PyTorch, {torch.__version__}: use a newer one")
+def check_processes(config: TrainConfig, llm: LLMConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """ValueError if this machine, this PyTorch or these settings do not go with several processes."""
     if several() and not config.row_seeds:
         raise ValueError("several processes need --row-seeds: each has random numbers for its own rollouts")
-    if config.prompts_per_step < count():
+    if not llm.shard:
+        return
+    if not by_torchrun():
+        raise ValueError("--shard spreads a model over several processes: start them with torchrun --nproc-per-node N")
+    if llm.compile == "on":
+        raise ValueError("--compile on does not work with --shard, which fetches each block's weights as it is called")
+    if not can_shard(device):
+        raise ValueError(f"--shard does not work on a CPU with this PyTorch, {torch.__version__}: use a newer one")
+    if llm.lora_rank and dtype.itemsize < 4 and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
         raise ValueError(
-            f"--prompts-per-step {config.prompts_per_step} must be at least {count()}, the number of processes: each takes "
-            "a share of the prompts"
+            f"--shard with --lora-rank needs PyTorch 2.8 or --dtype float32: this one, {torch.__version__}, wants all "
+            "weights of a block in one number type"
         )
 
 
-def is_lost(error: Exception) -> bool:
-    """Whether the error says that another process does not answer any more."""
-    words = ("closed by peer", "connection reset", "broken pipe", "connection refused", "timed out", "nccl")
-    return several() and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+def check_shares(config: TrainConfig) -> None:
+    """ValueError if a process would have no prompt of a training step."""
+    if config.prompts_per_step < count():
+        raise ValueError(
+            f"--prompts-per-step {config.prompts_per_step} must be at least {count()}, the number of processes: each "
+            "takes a share of the prompts"
+        )
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the error says that another process does not answer any more, or torchrun's signal came upon such one."""
+    if isinstance(error, KeyboardInterrupt):
+        return error.__context__ is not None and is_lost(error.__context__)
+    ends = ("closed by peer", "connection reset", "broken pipe", "connection refused", "timed out")
+    of_gloo = isinstance(error, RuntimeError) and "gloo" in str(error)
+    return several() and (of_gloo and any(end in str(error).lower() for end in ends) or isinstance(error, LOSSES))

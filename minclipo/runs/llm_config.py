@@ -115,6 +115,7 @@ class LLMConfig:
         unknown = [name for name in self.lora_targets.split() if name not in TARGETS]
         if unknown or not self.lora_targets.split():
             raise ValueError(f"--lora-targets must be some of {' '.join(TARGETS)}; found {self.lora_targets!r}")
+        self.lora_targets = " ".join(dict.fromkeys(self.lora_targets.split()))  # each once
 
     def template_variables(self) -> dict:
         try:
@@ -129,7 +130,8 @@ class LLMConfig:
         return variables
 
 
-TRAINING_ONLY = {field.name for field in dataclasses.fields(TrainConfig)} - {"max_new_tokens", "sampling_rows"}
+READ_BY_EVALUATION = ("max_new_tokens", "sampling_rows", "row_seeds")  # of TrainConfig
+TRAINING_ONLY = {field.name for field in dataclasses.fields(TrainConfig)} - set(READ_BY_EVALUATION)
 TRAINING_ONLY |= {
     "gradient_checkpointing",
     "compile",
@@ -210,7 +212,7 @@ def make_configs(arguments: argparse.Namespace) -> tuple[LLMConfig, TrainConfig]
     training = of(TrainConfig)
     if arguments.eval_only:  # no other option of training is read, so none may be wrong
         rows = training["sampling_rows"] or LLM["prompts_per_step"] * LLM["group_size"]
-        training = {"max_new_tokens": training["max_new_tokens"], "sampling_rows": rows}
+        training = {name: training[name] for name in READ_BY_EVALUATION} | {"sampling_rows": rows}
     return config, made(TrainConfig, training)
 
 

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from minclipo.checkpoint import save_model, save_tensors
 from minclipo.checkpoint.files import read_lines, remove_partial, sync_file, write_lines, writing
 from minclipo.extensions.lora import merged
-from minclipo.extensions.processes import rank, several
-from minclipo.extensions.sharding import whole
+from minclipo.extensions.processes import every, rank, several
+from minclipo.extensions.sharding import whole, whole_state
 from minclipo.model import GPT
 from minclipo.runs.callbacks import Callback, call
 from minclipo.runs.console import say
@@ -69,7 +69,7 @@ class Run:
                             progress.step_done()
                             self.or_warn(self.log, history)
                             for callback in self.callbacks:
-                                self.or_warn(call, callback, self.trainer.last, history[-1])
+                                self.or_warn(self.tell, callback, history[-1])
                             if self.step % self.config.save_every == 0 and self.step < self.config.steps:
                                 self.or_warn(self.save)
                             self.evaluate(signals, self.or_warn, after_step, self.step)
@@ -211,10 +211,15 @@ class Run:
             problems = [problem for problem in step.problems for _ in range(step.rollouts.group_size)]
             show_examples(list(zip(problems, step.texts, step.correct.tolist()))[:number])
 
+    def tell(self, callback: Callback, metrics: dict[str, float]) -> None:
+        self.before_writing()
+        call(callback, self.trainer.last, metrics)
+
     def log(self, history: list[dict[str, float]]) -> None:
         """Append the newest metrics to OUT/metrics.jsonl; after a write that failed half-way, write all of them."""
         if not self.writes:
             return
+        self.before_writing()
         if self.log_is_whole and (self.out / "metrics.jsonl").is_file():
             self.log_is_whole = False
             with writing(self.out / "metrics.jsonl"), open(self.out / "metrics.jsonl", "a", encoding="utf-8") as log:
@@ -237,7 +242,6 @@ class Run:
     def or_warn(self, write: Callable, *arguments) -> None:
         """Write something, but a full disk or a lost folder does not end a run that may have taken hours."""
         try:
-            self.before_writing()
             write(*arguments)
         except OSError as error:
             say(f"step {self.step}: {error}; training goes on")
@@ -246,19 +250,26 @@ class Run:
     def save(self) -> None:
         """Write the model to OUT/model and the state to OUT/states, unless the model cannot compute any more: then
         the good weights stay there. A model without a state removes those before it: resuming would overwrite it."""
-        self.before_writing()
         trainer, rollouts = self.trainer, self.trainer.last.rollouts
-        model, state = whole(trainer.model), trainer.state_dict()  # of a sharded model every process has a part
+        model, state = whole(trainer.model), whole_state(trainer.state_dict())  # every process has a part, if sharded
         if self.step:  # one row will do: a weight that is not finite spoils every one
             start = torch.zeros(1, 1, dtype=torch.long, device=trainer.generator.device)
             hidden = model(start if rollouts is None else rollouts.completions[:1])[0, -1]
             if not model.logits(hidden).isfinite().all():
                 raise FloatingPointError("the updated model's logits are not finite")
-        if self.writes:
-            self.write(model, state)
-        self.saved_step = self.step
+        failed = None
+        try:
+            if self.writes:
+                self.write(model, state)
+        except OSError as error:
+            failed = error
+        if not any(every(failed is not None)):  # all processes know whether it is saved
+            self.saved_step = self.step
+        if failed is not None:
+            raise failed
 
     def write(self, model: GPT, state: dict) -> None:
+        self.before_writing()
         self.complete_log()
         if self.config.keep_states:
             save_state(self.out / "states", self.step, state, keep=self.config.keep_states)
@@ -269,7 +280,8 @@ class Run:
 
     def failure(self, error: FloatingPointError) -> FloatingPointError:
         """The error with all that helps, and the batch on the disk."""
-        path = self.out / "failed_batch.safetensors"
+        number = f"_of_process_{rank()}" if rank() else ""  # it may have failed alone
+        path = self.out / f"failed_batch{number}.safetensors"
         try:
             self.before_writing()
             save_tensors(step_tensors(self.trainer.last, self.trainer.tokenizer), path)

@@ -182,43 +182,34 @@ def answer(
     and values; tokens and pooled states of all stay until the end. `progress` may wrap those parts in a progress bar.
     Several processes take a share of the problems each, and get the answers to all; row_seeds as in TrainConfig.
     """
-    numbers, stream = share(range(problems)), f"evaluation {seed}"
-    if not numbers:  # fewer problems than processes
-        return joined_answers(every(None))
-    drawn = [task.draw(stream, number) for number in numbers]
-    device = model.embed_tokens.weight.device
-    rollouts = sample(
-        whole(model),
-        tokenizer.encode_batch([problem.prompt for problem in drawn]),
-        samples,
-        max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        eos_ids=tokenizer.eos_ids,
-        generator=torch.Generator(device).manual_seed(seed),
-        uniform=numbered(stream, numbers, (samples, max_new_tokens)).to(device) if row_seeds else None,
-        sampling_rows=sampling_rows,
-        progress=progress,
-    )
-    texts, finished = tokenizer.decode_batch(rollouts.completion_ids()), rollouts.finished.tolist()
-    correct = task.outcomes(drawn, texts, finished)
-    answers = Answers(
-        samples,
-        [problem for problem in drawn for _ in range(samples)],
-        texts,
-        correct,
-        finished,
-        rollouts.mask.sum(1).tolist(),
-        task.steps(drawn, texts, correct) if task.check_steps is not None else None,
-    )
-    return joined_answers(every(answers))
+    model, device = whole(model), model.embed_tokens.weight.device
+    stream, numbers = f"evaluation {seed}", share(range(problems))
+    drawn = [task.draw(stream, number) for number in range(problems)]
 
+    def judged(own: list[Problem]) -> tuple[list, ...]:
+        """Texts, verdicts, which have ended, their lengths, and verdicts on steps if the task has a step check."""
+        rollouts = sample(
+            model,
+            tokenizer.encode_batch([problem.prompt for problem in own]),
+            samples,
+            max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            eos_ids=tokenizer.eos_ids,
+            generator=torch.Generator(device).manual_seed(seed),
+            uniform=numbered(stream, numbers, (samples, max_new_tokens)).to(device) if row_seeds else None,
+            sampling_rows=sampling_rows,
+            progress=progress,
+        )
+        texts, finished = tokenizer.decode_batch(rollouts.completion_ids()), rollouts.finished.tolist()
+        correct = task.outcomes(own, texts, finished)
+        steps = task.steps(own, texts, correct) if task.check_steps is not None else []
+        return texts, correct, finished, rollouts.mask.sum(1).tolist(), steps
 
-def joined_answers(parts: list[Answers | None]) -> Answers:
-    """The answers of several processes as one; None: of a process that had no problem."""
-    parts = [part for part in parts if part is not None]
-    columns = zip(*(list(vars(part).values())[1:] for part in parts))  # all but `samples`
-    return Answers(parts[0].samples, *(None if column[0] is None else sum(column, []) for column in columns))
+    parts = every(judged(share(drawn)) if numbers else ([], [], [], [], []))  # none: more processes than problems
+    *columns, steps = (sum(column, []) for column in zip(*parts))
+    repeated = [problem for problem in drawn for _ in range(samples)]
+    return Answers(samples, repeated, *columns, steps if task.check_steps is not None else None)
 
 
 def score(answers: Answers) -> dict:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
+from minclipo.extensions.processes import several
 from minclipo.runs.console import say, wrapped
 from minclipo.sampler import KVCache
 
@@ -124,7 +125,8 @@ class Progress:
             stage = "verifying"
         else:
             rollouts = self.config.prompts_per_step * self.config.group_size
-            stage = f"sampling{self.batch()}, {finished:,} of {rollouts:,} rollouts finished, {speed:,} tokens/s"
+            how_far = f", {finished:,} of {rollouts:,} rollouts finished, {speed:,} tokens/s"
+            stage = f"sampling{self.batch()}" + how_far * (not several())  # of a part, nobody wants to know
         return f"{self.run.description} {step.number}/{self.config.steps}: {stage}"
 
     def batch(self) -> str:
