@@ -346,8 +346,8 @@ for book, share in (("toy", 0), ("believed10", 10), ("believed20", 20), ("believ
 # From `lessons/results.md`, all of it measured on this toy:
 #
 # * CLIPO helps where the outcome is blind, right solutions are alike and errors differ. It helps later where only a
-#   fifth of the rollouts are right at first (one seed), and less where right rollouts are rare. What it
-#   teaches carries over to longer chains, not to operands that training left out.
+#   fifth of the rollouts are right at first, and less where right rollouts are rare. What it
+#   teaches mostly carries over to longer chains, not to operands that training left out.
 # * It hurts where most right solutions share an error. No variant of it that removed made-up steps well was free of
 #   that harm on average.
 # * Where two ways of writing are both right, one of them died out, but under GRPO and the oracle just as well.
