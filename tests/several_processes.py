@@ -1,10 +1,9 @@
-"""What one of several processes does for tests/test_processes.py, and what the test does alone to compare with.
+"""Several processes for tests: how they are started, and what they do for tests/test_processes.py.
 
-    RANK=0 WORLD_SIZE=2 python tests/several_processes.py OUT       (and the same with RANK=1)
-
-trains every case and leaves OUT/processes2_rank0.pt.
+They are forked from one that has imported PyTorch already, which takes each of them two seconds of a core.
 """
 
+import multiprocessing
 import os
 import sys
 import zlib
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+import train_llm
 from minclipo.config import TrainConfig
 from minclipo.extensions.lora import add_lora
 from minclipo.extensions.processes import mean_gradients, sum_gradients
@@ -109,9 +109,9 @@ def gradients(rank: int) -> list[float]:
     return [weight.grad.item() for weight in weights]
 
 
-def main(out: Path) -> None:
+def train_all(out: Path, rank: int, count: int) -> None:
+    """Train every case; leaves OUT/processesN_rankR.pt."""
     torch.set_num_threads(1)
-    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = dist.FileStore(str(out / f"store{count}"), count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=60))
     found = {name: train(name) for name in cases(count)}
@@ -120,5 +120,25 @@ def main(out: Path) -> None:
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def run_train_llm(log: Path, environment: dict[str, str], arguments: list[str]) -> None:
+    """train_llm.py in this process; all that it prints goes to the end of the file."""
+    os.environ.update(environment)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.exit(train_llm.main(arguments))
+
+
+def start(work, *arguments) -> multiprocessing.Process:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["several_processes"])
+    process = context.Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def end(processes: list[multiprocessing.Process]) -> list[int]:
+    """Wait for them; their exit codes."""
+    for process in processes:
+        process.join(timeout=240)
+    return [process.exitcode for process in processes]

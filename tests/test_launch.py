@@ -2,13 +2,14 @@
 
 import json
 import os
-import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import several_processes as processes
 import torch
 from conftest import small_gpt
 from safetensors.torch import load_file
@@ -85,6 +86,22 @@ def torchrun(count: int | str, *arguments, **environment) -> subprocess.Popen:
     return subprocess.Popen([*command, *arguments], env=settings, stdout=-1, stderr=-1, text=True)
 
 
+class Started:
+    """Processes as torchrun starts them, without torchrun, which takes seconds."""
+
+    def __init__(self, log: Path, count: int, *arguments: str, **environment: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+        of = lambda rank: environment | address | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        self.log = log
+        self.processes = [processes.start(processes.run_train_llm, log, of(rank), arguments) for rank in range(count)]
+
+    def end(self) -> tuple[list[int], str]:
+        """Their exit codes, and what all of them have printed."""
+        return processes.end(self.processes), self.log.read_text()
+
+
 def finished(process: subprocess.Popen) -> tuple[str, str]:
     printed = process.communicate(timeout=240)
     assert process.returncode == 0, "\n".join(printed)
@@ -127,26 +144,30 @@ def test_a_process_that_dies_ends_the_run_with_one_message_and_resume_goes_on(st
     process = torchrun(2, *arguments, WAY="killed")
     printed = "".join(process.communicate(timeout=240))
     assert process.returncode and printed.count(launch.LOST) == 1 and printed.count("--resume") == 1
-    finished(torchrun(3, *arguments, "--resume", *["--shard"] * SHARDS))
+    codes, printed = Started(tmp_path / "log", 3, *arguments, "--resume", *["--shard"] * SHARDS).end()
+    assert codes == [0, 0, 0], printed
     assert_same_run(tmp_path / "run", alone)
 
 
 def test_an_error_in_one_process_is_told_once(start, tmp_path):
     """In the second one, which has no voice otherwise. Catches: silence; the first one's complaint that it is alone."""
-    process = torchrun(2, *start, "--steps", "6", "--out", str(tmp_path / "run"), WAY="fails")
-    printed = "".join(process.communicate(timeout=240))
-    assert process.returncode and printed.count("cannot judge this") == 1 and launch.LOST not in printed
+    started = Started(tmp_path / "log", 2, *start, "--steps", "6", "--out", str(tmp_path / "run"), WAY="fails")
+    codes, printed = started.end()
+    assert codes == [1, 1] and printed.count("cannot judge this") == 1 and launch.LOST not in printed
 
 
 def test_sigterm_saves_and_the_run_goes_on_in_one_process(start, alone, tmp_path):
     """Catches: processes that stop in different steps, and wait for each other."""
     arguments, out = [*start, "--steps", "6", "--out", str(tmp_path / "run")], tmp_path / "run"
-    process = torchrun(2, *arguments, SLOW="0.02")
-    while process.poll() is None and not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text()):
+    started = Started(tmp_path / "log", 2, *arguments, SLOW="0.02")
+    while started.processes[0].is_alive() and not (
+        (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text()
+    ):
         time.sleep(0.1)  # the first step
-    process.send_signal(signal.SIGTERM)
-    printed = "".join(process.communicate(timeout=240))
-    assert printed.count("stopped by SIGTERM: saved after step") == 1, printed
+    for process in started.processes:
+        process.terminate()
+    codes, printed = started.end()
+    assert codes == [143, 143] and printed.count("stopped by SIGTERM: saved after step") == 1, printed
     assert train_llm.main([*arguments, "--resume"]) == 0
     assert_same_run(out, alone)
 
@@ -154,18 +175,17 @@ def test_sigterm_saves_and_the_run_goes_on_in_one_process(start, alone, tmp_path
 def test_a_folder_that_is_lost_for_a_while_does_not_end_the_run(start, alone, tmp_path):
     """Sharded, a save in every step. Catches: a first process that cannot write and so skips what the others wait for."""
     out, often = tmp_path / "run", ["--save-every", "1", *["--shard"] * SHARDS]
-    process = torchrun(2, *start, "--steps", "6", "--out", str(out), *often, WAY="lost folder", FOLDER=str(out))
-    printed, _ = finished(process)
-    assert "training goes on" in printed and not out.with_name("run.away").exists()
+    started = [*start, "--steps", "6", "--out", str(out), *often]
+    codes, printed = Started(tmp_path / "log", 2, *started, WAY="lost folder", FOLDER=str(out)).end()
+    assert codes == [0, 0] and "training goes on" in printed and not out.with_name("run.away").exists()
     assert_same_weights(out, alone)
 
 
 def test_numbers_that_are_not_finite_end_all_processes(start, tmp_path):
     """Catches: processes that write the batch to one file at the same time, and spoil it."""
     wild = ["--learning-rate", "1e9", "--max-grad-norm", "1e9"]
-    process = torchrun(2, *start, "--steps", "6", "--out", str(tmp_path / "run"), *wild)
-    printed = "".join(process.communicate(timeout=240))
-    assert process.returncode and printed.count("First thing to try") == 1 and "could not be written" not in printed
+    codes, printed = Started(tmp_path / "log", 2, *start, "--steps", "6", "--out", str(tmp_path / "run"), *wild).end()
+    assert codes == [1, 1] and printed.count("First thing to try") == 1 and "could not be written" not in printed
     assert load_file(tmp_path / "run" / "failed_batch.safetensors")
 
 
@@ -182,7 +202,7 @@ def test_two_processes_measure_as_one(start, tmp_path):
     )
     pairs = dict(zip(start[::2], start[1::2])) | {"--eval-problems": "5"}
     options = [word for name in chosen if name in pairs for word in (name, pairs[name])] + ["--eval-only"]
-    finished(torchrun(2, *options, "--out", str(tmp_path / "two")))
+    assert Started(tmp_path / "log", 2, *options, "--out", str(tmp_path / "two")).end()[0] == [0, 0]
     assert train_llm.main([*options, "--out", str(tmp_path / "one")]) == 0
     for name in ("evaluation.json", "answers.jsonl"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()

@@ -3,21 +3,16 @@
 They are real processes, which speak through gloo on this machine; several_processes.py says what they do.
 """
 
-import os
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import small_gpt
-from several_processes import CASES, SHARDS, STEPS, cases, make, train
+from several_processes import CASES, SHARDS, STEPS, cases, end, make, start, train, train_all
 
 from minclipo.extensions.processes import row_numbers, share
 from minclipo.sampler import ROUND, sample
 
-WORKER = Path(__file__).parent / "several_processes.py"
 FLOAT32 = [name for name in CASES if "dtype" not in CASES[name]]
 
 
@@ -26,15 +21,7 @@ def found(tmp_path_factory):
     """{number of processes: what each of them found}."""
     out, found = tmp_path_factory.mktemp("processes"), {}
     for count in (2, 4):
-        start = lambda rank: subprocess.Popen(
-            [sys.executable, WORKER, out],
-            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        workers = [start(rank) for rank in range(count)]
-        errors = [worker.communicate(timeout=240)[1] for worker in workers]
-        assert all(worker.returncode == 0 for worker in workers), "\n".join(errors)
+        assert end([start(train_all, out, rank, count) for rank in range(count)]) == [0] * count
         load = lambda rank: torch.load(out / f"processes{count}_rank{rank}.pt", weights_only=False)
         found[count] = [load(rank) for rank in range(count)]
     return found
