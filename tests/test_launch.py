@@ -227,6 +227,7 @@ def test_what_does_not_go_with_several_processes_is_refused(monkeypatch):
     monkeypatch.setattr(launch, "several", lambda: True)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(torch, "__version__", "2.8.0+cu126")
     check(dict(row_seeds=True), shard=True, lora_rank=4)
     with pytest.raises(ValueError, match="need --row-seeds"):
         check({})
