@@ -489,7 +489,7 @@ def test_a_7b_model_that_is_too_large_for_a_gpu_is_told_of_lora(monkeypatch, cap
 
 
 def test_lora_takes_room_on_the_disk_for_a_model_and_small_states():
-    """Catches: states of frozen weights, a run refused for want of room that it never uses."""
+    """Catches: states of frozen weights, a run refused because the disk lacks room that it would never use."""
     shape, adapters = GPTConfig(**CONFIG), estimate(lora_rank=4).adapters
     states = lambda **lora: (
         bytes_on_disk(shape, torch.bfloat16, 2, **lora) - bytes_on_disk(shape, torch.bfloat16, 0, **lora)

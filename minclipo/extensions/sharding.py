@@ -55,7 +55,7 @@ def whole(thing):
 
 
 def frozen_copy(model: GPT) -> GPT:
-    """The model as it is now, for good. Weights that are not trained are shared with it, not copied."""
+    """The model as it is now, for good. Weights that are not trained are shared with it; a sharded one is copied whole."""
     if is_sharded(model):
         return shard(whole(model).requires_grad_(False))
     untrained = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}

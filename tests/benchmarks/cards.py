@@ -92,7 +92,9 @@ def commands() -> str:
         lines.append(f"    python train_llm.py --preset {preset}")
         lines.append(f"    python train_llm.py --preset {preset} {LORA}")
         for processes in (2, 8):
-            lines.append(f"    torchrun --nproc-per-node {processes} train_llm.py --preset {preset} --shard")
+            lines.append(
+                f"    torchrun --standalone --nproc-per-node {processes} train_llm.py --preset {preset} --shard"
+            )
     return "\n".join(lines)
 
 
