@@ -17,7 +17,7 @@ from minclipo.extensions.processes import count, several
 from minclipo.extensions.sharding import can_shard
 from minclipo.runs.llm_config import LLMConfig
 
-LOST = "Another process of this run has died. The same command with --resume goes on"
+LOST = "Another process of this run has died. A training goes on with the same command and --resume"
 LOSSES = (getattr(dist, "DistBackendError", ()), getattr(dist, "DistNetworkError", ()))  # NCCL's, the store's
 PATIENCE = timedelta(hours=2)  # how long a process waits for the others: one may be writing a large model
 
