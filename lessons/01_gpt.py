@@ -15,9 +15,9 @@ import math
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from common import show, tidy
-
 from minclipo.model import GPT, GPTConfig, init_weights
+
+from common import show, tidy
 
 # %% [markdown]
 # ## Words are numbers
@@ -29,13 +29,24 @@ from minclipo.model import GPT, GPTConfig, init_weights
 line = "the dog saw the cat and the cat saw the mouse".split()
 vocabulary = list(dict.fromkeys(line))  # in order of appearance
 V = len(vocabulary)
-tokens = torch.tensor([[vocabulary.index(word) for word in line]])  # [B, T + 1]: B = 1, T = 10 words have a next one
+tokens = torch.tensor(
+    [[vocabulary.index(word) for word in line]]
+)  # [B, T + 1]: B = 1, T = 10 words have a next one
 print(vocabulary, tokens.tolist())
 
-followers = {word: [after for before, after in zip(line, line[1:]) if before == word] for word in vocabulary[:-1]}
+followers = {
+    word: [after for before, after in zip(line, line[1:]) if before == word]
+    for word in vocabulary[:-1]
+}
 print(followers)
-losses = [math.log(len(after) / after.count(word)) for after in followers.values() for word in after]
-print(f"loss of a guesser who knows nothing {math.log(V):.3f}, of one who knows the last word {sum(losses) / 10:.3f}")
+losses = [
+    math.log(len(after) / after.count(word))
+    for after in followers.values()
+    for word in after
+]
+print(
+    f"loss of a guesser who knows nothing {math.log(V):.3f}, of one who knows the last word {sum(losses) / 10:.3f}"
+)
 
 # %% [markdown]
 # The *loss* of a guess is minus the logarithm of the probability that it gave to the word that came, in nats (natural
@@ -56,7 +67,9 @@ print(f"loss of a guesser who knows nothing {math.log(V):.3f}, of one who knows 
 # The sums end at $t$: the later words are what is to be guessed. By hand, three places with given scores:
 
 # %%
-scores = torch.tensor([[0, 7, 7], [0, math.log(3), 7], [0, 0, math.log(2)]])  # [T, T]: row t asks, column s answers
+scores = torch.tensor(
+    [[0, 7, 7], [0, math.log(3), 7], [0, 0, math.log(2)]]
+)  # [T, T]: row t asks, column s answers
 visible = torch.ones(3, 3, dtype=torch.bool).tril()  # true where s <= t
 attention = scores.masked_fill(~visible, -torch.inf).softmax(-1)
 print(attention)
@@ -82,21 +95,42 @@ def rotate(x, positions, theta=10000.0):
     C = x.shape[-1]
     angles = positions[:, None] * theta ** (-torch.arange(0, C, 2) / C)  # [T, C / 2]
     a, b = x[..., : C // 2], x[..., C // 2 :]
-    return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], -1)
+    return torch.cat(
+        [a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], -1
+    )
 
 
-print(rotate(torch.tensor([[1.0, 0.0]] * 4), torch.arange(4)))  # one pair: one radian, 57 degrees, a place
+print(
+    rotate(torch.tensor([[1.0, 0.0]] * 4), torch.arange(4))
+)  # one pair: one radian, 57 degrees, a place
 
 q, k = torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(0))  # [1, C] each
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
-styles = dict(color="#CCCCCC", linewidth=8), dict(color="black"), dict(color="black", linestyle="", marker="o")
+styles = (
+    dict(color="#CCCCCC", linewidth=8),
+    dict(color="black"),
+    dict(color="black", linestyle="", marker="o"),
+)
 for start, style in zip((0, 50, 500), styles):
     places = start + torch.arange(60)
-    axis.plot(rotate(q.expand(60, 16), places) @ rotate(k, places[:1])[0], label=f"key at {start}", **style)
-tidy(axis, "distance from key to query, in places", "dot product", "Only the distance counts")
+    axis.plot(
+        rotate(q.expand(60, 16), places) @ rotate(k, places[:1])[0],
+        label=f"key at {start}",
+        **style,
+    )
+tidy(
+    axis,
+    "distance from key to query, in places",
+    "dot product",
+    "Only the distance counts",
+)
 axis.set_ylim(top=7.5)
 axis.legend(frameon=False, ncols=3, loc="upper center")
-show(figure, "01_rotation", "One query and one key at growing distance, in three places: three curves, one line")
+show(
+    figure,
+    "01_rotation",
+    "One query and one key at growing distance, in three places: three curves, one line",
+)
 
 # %% [markdown]
 # Two hands of one speed, two places apart, stand at the same angle wherever they are. So do all pairs of a query and a
@@ -129,17 +163,27 @@ def forward(w, tokens, *, layers=2, heads=2, positions=None, visible=None):
     T, maps = tokens.shape[1], []
     positions = torch.arange(T) if positions is None else positions
     visible = torch.ones(T, T, dtype=torch.bool).tril() if visible is None else visible
-    x = w["embed_tokens.weight"][tokens]  # [B, T, D], the residual stream: at first each word's row of a table
+    x = w["embed_tokens.weight"][
+        tokens
+    ]  # [B, T, D], the residual stream: at first each word's row of a table
     for n in range(layers):
         linear = lambda name, x: x @ w[f"layers.{n}.{name}.weight"].T
         y = rms_norm(x, w[f"layers.{n}.input_layernorm.weight"])
         q, k, v = (linear(f"self_attn.{name}_proj", y) for name in "qkv")  # [B, T, H * C]
-        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))  # [B, H, T, C]
-        scores = rotate(q, positions) @ rotate(k, positions).mT / q.shape[-1] ** 0.5  # [B, H, T, T]
+        q, k, v = (
+            part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v)
+        )  # [B, H, T, C]
+        scores = (
+            rotate(q, positions) @ rotate(k, positions).mT / q.shape[-1] ** 0.5
+        )  # [B, H, T, T]
         maps.append(scores.masked_fill(~visible, -torch.inf).softmax(-1))
-        x = x + linear("self_attn.o_proj", (maps[-1] @ v).transpose(1, 2).flatten(2))  # [B, T, D]
+        x = x + linear(
+            "self_attn.o_proj", (maps[-1] @ v).transpose(1, 2).flatten(2)
+        )  # [B, T, D]
         y = rms_norm(x, w[f"layers.{n}.post_attention_layernorm.weight"])
-        x = x + linear("mlp.down_proj", F.silu(linear("mlp.gate_proj", y)) * linear("mlp.up_proj", y))
+        x = x + linear(
+            "mlp.down_proj", F.silu(linear("mlp.gate_proj", y)) * linear("mlp.up_proj", y)
+        )
     return rms_norm(x, w["norm.weight"]), maps
 
 
@@ -156,11 +200,19 @@ def logits(w, hidden):
 generator = torch.Generator().manual_seed(0)
 shapes = {f"self_attn.{name}_proj": (32, 32) for name in "qkvo"}  # D = 32
 shapes |= {"mlp.gate_proj": (64, 32), "mlp.up_proj": (64, 32), "mlp.down_proj": (32, 64)}
-fresh = {"embed_tokens.weight": 0.05 * torch.randn(V, 32, generator=generator), "norm.weight": torch.ones(32)}
+fresh = {
+    "embed_tokens.weight": 0.05 * torch.randn(V, 32, generator=generator),
+    "norm.weight": torch.ones(32),
+}
 for n in range(2):
     for name, shape in shapes.items():
-        fresh[f"layers.{n}.{name}.weight"] = torch.randn(shape, generator=generator) / (3 * shape[1]) ** 0.5
-    fresh |= {f"layers.{n}.{name}_layernorm.weight": torch.ones(32) for name in ("input", "post_attention")}
+        fresh[f"layers.{n}.{name}.weight"] = (
+            torch.randn(shape, generator=generator) / (3 * shape[1]) ** 0.5
+        )
+    fresh |= {
+        f"layers.{n}.{name}_layernorm.weight": torch.ones(32)
+        for name in ("input", "post_attention")
+    }
 
 
 def loss_of(w, **options):
@@ -168,10 +220,14 @@ def loss_of(w, **options):
     return F.cross_entropy(logits(w, hidden)[0], tokens[0, 1:])
 
 
-print(f"{sum(x.numel() for x in fresh.values())} weights: first loss {loss_of(fresh):.2f}; log V is {math.log(V):.2f}")
+print(
+    f"{sum(x.numel() for x in fresh.values())} weights: first loss {loss_of(fresh):.2f}; log V is {math.log(V):.2f}"
+)
 loud = fresh | {"embed_tokens.weight": 20 * fresh["embed_tokens.weight"]}
 same_again = logits(loud, forward(loud, tokens)[0]).argmax(-1) == tokens
-print(f"a table 20 times as large: first loss {loss_of(loud):.2f}; guesses the same word again: {same_again.all()}")
+print(
+    f"a table 20 times as large: first loss {loss_of(loud):.2f}; guesses the same word again: {same_again.all()}"
+)
 
 # %% [markdown]
 # > **You should know.** The first loss is a test for free: an untrained model knows nothing, so it must start near
@@ -203,7 +259,9 @@ _, short_sighted = learn(visible=torch.eye(10, dtype=torch.bool))
 print(f"last loss {loss:.2f}; where every place sees only itself {short_sighted:.2f}")
 written = tokens[:, :1]  # the first word; then ten times the likeliest next one
 for _ in range(10):
-    written = torch.cat([written, logits(w, forward(w, written)[0][:, -1:]).argmax(-1)], 1)
+    written = torch.cat(
+        [written, logits(w, forward(w, written)[0][:, -1:]).argmax(-1)], 1
+    )
 print(" ".join(vocabulary[i] for i in written[0]))
 
 # %% [markdown]
@@ -236,9 +294,17 @@ show(figure, "01_attention", "Attention weights after learning; black: all of th
 # %%
 alike = lambda found: torch.allclose(found, usual, atol=1e-3)
 places = torch.arange(11)
-print("all places moved by 100: same hidden states?", alike(forward(w, tokens, positions=places + 100)[0]))
-print("all places twice as far apart: same?", alike(forward(w, tokens, positions=places * 2)[0]))
-longer = torch.cat([tokens, torch.zeros(1, 5, dtype=torch.long)], 1)  # five more words behind, "the" each
+print(
+    "all places moved by 100: same hidden states?",
+    alike(forward(w, tokens, positions=places + 100)[0]),
+)
+print(
+    "all places twice as far apart: same?",
+    alike(forward(w, tokens, positions=places * 2)[0]),
+)
+longer = torch.cat(
+    [tokens, torch.zeros(1, 5, dtype=torch.long)], 1
+)  # five more words behind, "the" each
 print("words added on the right: same?", alike(forward(w, longer)[0][:, :11]))
 
 # %% [markdown]
@@ -251,14 +317,27 @@ print("words added on the right: same?", alike(forward(w, longer)[0][:, :11]))
 # size:
 
 # %%
-model = GPT(GPTConfig(50, hidden_size=48, num_layers=3, num_heads=4, num_kv_heads=4, intermediate_size=80))
+model = GPT(
+    GPTConfig(
+        50,
+        hidden_size=48,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=4,
+        intermediate_size=80,
+    )
+)
 init_weights(model, generator)
 text = torch.randint(50, (5, 20), generator=generator)  # [B, T]
 hidden, _ = forward(model.state_dict(), text, layers=3, heads=4)
 assert torch.allclose(model(text), hidden, atol=1e-4)
-assert torch.allclose(model.logits(model(text)), logits(model.state_dict(), hidden), atol=1e-4)
+assert torch.allclose(
+    model.logits(model(text)), logits(model.state_dict(), hidden), atol=1e-4
+)
 print("they agree")
-print(f"logits of 16 lines of 1024 words, V = 151936, in float32: {16 * 1024 * 151936 * 4 / 2**30:.1f} GiB")
+print(
+    f"logits of 16 lines of 1024 words, V = 151936, in float32: {16 * 1024 * 151936 * 4 / 2**30:.1f} GiB"
+)
 
 # %% [markdown]
 # There, too, logits are a call of their own: with a vocabulary like Qwen2.5's they take gigabytes, and whoever writes

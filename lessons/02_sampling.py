@@ -9,11 +9,11 @@
 # %%
 import matplotlib.pyplot as plt
 import torch
-from common import show, tidy
-
 from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.sampler import KVCache, sample, sampling_logprobs
 from minclipo.toy import solution_loss
+
+from common import show, tidy
 
 # %% [markdown]
 # ## From logits to one word
@@ -38,12 +38,19 @@ def distribution(logits, temperature, top_k=None, top_p=None):
     kept = logits.argsort(descending=True)[:top_k]
     if top_p is not None:
         shares = logits[kept].softmax(0)
-        kept = kept[shares.cumsum(0) - shares < top_p]  # as long as those before it do not reach top_p
-    return torch.full_like(logits, -torch.inf).scatter(0, kept, logits[kept].log_softmax(0))
+        kept = kept[
+            shares.cumsum(0) - shares < top_p
+        ]  # as long as those before it do not reach top_p
+    return torch.full_like(logits, -torch.inf).scatter(
+        0, kept, logits[kept].log_softmax(0)
+    )
 
 
 knobs = {"temperature 1": (1.0,), "temperature 0.5": (0.5,), "... then top-k 3": (0.5, 3)}
-knobs |= {"... then top-p 0.9": (0.5, 3, 0.9), "temperature 1, top-p 0.9": (1.0, None, 0.9)}
+knobs |= {
+    "... then top-p 0.9": (0.5, 3, 0.9),
+    "temperature 1, top-p 0.9": (1.0, None, 0.9),
+}
 print(f"{'':24}", *(f"{word:>6}" for word in words))
 for name, values in knobs.items():
     print(f"{name:24}", *(f"{p:6.3f}" for p in distribution(logits, *values).exp()))
@@ -55,9 +62,17 @@ for name, values in knobs.items():
 
 # %%
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
-for i, (temperature, color) in enumerate(((0.5, "black"), (1.0, "#777777"), (2.0, "#CCCCCC"))):
+for i, (temperature, color) in enumerate(
+    ((0.5, "black"), (1.0, "#777777"), (2.0, "#CCCCCC"))
+):
     places = [place + 0.27 * (i - 1) for place in range(5)]
-    axis.bar(places, distribution(logits, temperature).exp(), 0.25, color=color, label=f"temperature {temperature:g}")
+    axis.bar(
+        places,
+        distribution(logits, temperature).exp(),
+        0.25,
+        color=color,
+        label=f"temperature {temperature:g}",
+    )
 axis.set_xticks(range(5), words)
 axis.legend(frameon=False)
 tidy(axis, "next word", "probability", "The same logits at three temperatures")
@@ -72,7 +87,9 @@ cut = distribution(logits, 0.5, top_k=3, top_p=0.9)
 u = 0.9
 drawn = int((cut.exp().cumsum(0) <= u).sum())  # how many words lie below u
 print(f"u = {u}: {words[drawn]}")
-print(f"log-prob under what it was drawn from {cut[drawn]:.3f}, under the model's own {logits[drawn]:.3f}")
+print(
+    f"log-prob under what it was drawn from {cut[drawn]:.3f}, under the model's own {logits[drawn]:.3f}"
+)
 print(f"ratio of the two probabilities {(logits[drawn] - cut[drawn]).exp():.2f}")
 
 # %% [markdown]
@@ -86,19 +103,38 @@ print(f"ratio of the two probabilities {(logits[drawn] - cut[drawn]).exp():.2f}"
 # third ends; of those that go on, three in four end on the mat, one on the rug.
 
 # %%
-book = [("the cat", "sat", 2), ("the cat", "sat on the mat", 3), ("the cat", "sat on the rug", 1)]
+book = [
+    ("the cat", "sat", 2),
+    ("the cat", "sat on the mat", 3),
+    ("the cat", "sat on the rug", 1),
+]
 book += [("the old dog", "barked", 3), ("the old dog", "sat on the rug", 1)]
 vocabulary = ["<eos>", "the", "cat", "old", "dog", "sat", "on", "mat", "rug", "barked"]
 EOS = 0
 encode = lambda text: [vocabulary.index(word) for word in text.split()]
 decode = lambda ids: " ".join(vocabulary[i] for i in ids)
 
-pages = [(encode(prompt), [*encode(rest), EOS]) for prompt, rest, copies in book for _ in range(copies)]
-model = GPT(GPTConfig(10, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, intermediate_size=64))
+pages = [
+    (encode(prompt), [*encode(rest), EOS])
+    for prompt, rest, copies in book
+    for _ in range(copies)
+]
+model = GPT(
+    GPTConfig(
+        10,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        intermediate_size=64,
+    )
+)
 init_weights(model, torch.Generator().manual_seed(0))
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 for _ in range(150):
-    loss = solution_loss(model, *zip(*pages))  # lesson 1's loss, of the words after the prompt
+    loss = solution_loss(
+        model, *zip(*pages)
+    )  # lesson 1's loss, of the words after the prompt
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -117,7 +153,11 @@ def draw(logits, temperature, generator):
     """A word for each row of logits [G, V], and its log-prob: [G] each."""
     logprobs = (logits / temperature).log_softmax(-1)  # [G, V]
     u = torch.rand(len(logits), 1, generator=generator)
-    word = (logprobs.exp().cumsum(1) <= u).sum(1, keepdim=True).clamp(max=logits.shape[1] - 1)  # [G, 1]
+    word = (
+        (logprobs.exp().cumsum(1) <= u)
+        .sum(1, keepdim=True)
+        .clamp(max=logits.shape[1] - 1)
+    )  # [G, 1]
     return word[:, 0], logprobs.gather(1, word)[:, 0]
 
 
@@ -127,7 +167,9 @@ def write(model, prompt, G, T, temperature, seed):
     tokens, logprobs, computed = torch.tensor([prompt] * G), [], 0  # [G, P]
     for _ in range(T):
         computed += tokens.numel()
-        word, logprob = draw(model.logits(model(tokens)[:, -1]), temperature, generator)  # [G]
+        word, logprob = draw(
+            model.logits(model(tokens)[:, -1]), temperature, generator
+        )  # [G]
         tokens = torch.cat([tokens, word[:, None]], 1)
         logprobs.append(logprob)
     return tokens[:, len(prompt) :], torch.stack(logprobs, 1), computed
@@ -155,8 +197,14 @@ ends = [[*encode(rest), EOS] for prompt, rest, _ in book if prompt == "the cat"]
 
 def score(prompt, completion, temperature=1.0):
     """The log-prob of each word of a given completion, [T], from one pass over the whole text."""
-    hidden = model(torch.tensor([prompt + completion[:-1]]))[0, len(prompt) - 1 :]  # [T, D]: the places before each
-    return (model.logits(hidden) / temperature).log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
+    hidden = model(torch.tensor([prompt + completion[:-1]]))[
+        0, len(prompt) - 1 :
+    ]  # [T, D]: the places before each
+    return (
+        (model.logits(hidden) / temperature)
+        .log_softmax(-1)
+        .gather(1, torch.tensor(completion)[:, None])[:, 0]
+    )
 
 
 scores = [score(encode("the cat"), end) for end in ends]
@@ -179,13 +227,20 @@ print(f"without the log-prob of <eos>: {sum(s[:-1].sum().exp() for s in scores):
 def shares(temperature):
     """How often each of the three completions of "the cat" comes, among 4000."""
     completions, _, _ = write(model, encode("the cat"), 4000, 5, temperature, seed=0)
-    return [sum(row[: len(end)] == end for row in completions.tolist()) / 4000 for end in ends]
+    return [
+        sum(row[: len(end)] == end for row in completions.tolist()) / 4000 for end in ends
+    ]
 
 
 print("                 book   model  samples   at 0.5: model  samples")
 for end, copies, warm, cold in zip(ends, (2, 3, 1), shares(1.0), shares(0.5)):
-    p, q = (score(encode("the cat"), end, temperature).sum().exp() for temperature in (1.0, 0.5))
-    print(f"{decode(end[:-1]):15} {copies / 6:6.2f} {p:7.2f} {warm:8.2f} {q:15.2f} {cold:8.2f}")
+    p, q = (
+        score(encode("the cat"), end, temperature).sum().exp()
+        for temperature in (1.0, 0.5)
+    )
+    print(
+        f"{decode(end[:-1]):15} {copies / 6:6.2f} {p:7.2f} {warm:8.2f} {q:15.2f} {cold:8.2f}"
+    )
 
 # %% [markdown]
 # Samples, model and book agree, within the noise of 4000 draws. At temperature 0.5 each *choice* is squared: to end or
@@ -206,8 +261,13 @@ at_once = (q @ k.T / 8**0.5).masked_fill(~causal, -torch.inf).softmax(-1) @ v  #
 
 keys, values = torch.empty(0, 8), torch.empty(0, 8)
 for t in range(6):
-    keys, values = torch.cat([keys, k[t : t + 1]]), torch.cat([values, v[t : t + 1]])  # [t + 1, C]
-    y = (q[t] @ keys.T / 8**0.5).softmax(-1) @ values  # no mask: what is later is not there yet
+    keys, values = (
+        torch.cat([keys, k[t : t + 1]]),
+        torch.cat([values, v[t : t + 1]]),
+    )  # [t + 1, C]
+    y = (q[t] @ keys.T / 8**0.5).softmax(
+        -1
+    ) @ values  # no mask: what is later is not there yet
     assert torch.allclose(y, at_once[t], atol=1e-6)
 print("one place at a time, the same")
 
@@ -226,18 +286,28 @@ def write_cached(model, prompt, G, T, temperature, seed):
     cache.keep(torch.zeros(G, dtype=torch.long))  # row 0, G times
     drawn = [draw(model.logits(hidden.expand(G, -1)), temperature, generator)]
     for _ in range(T - 1):
-        hidden = model(drawn[-1][0][:, None], cache)[:, 0]  # [G, D], of the last word alone
+        hidden = model(drawn[-1][0][:, None], cache)[
+            :, 0
+        ]  # [G, D], of the last word alone
         computed += G
         drawn.append(draw(model.logits(hidden), temperature, generator))
-    completions, logprobs = (torch.stack(parts, 1) for parts in zip(*drawn))  # [G, T] each
+    completions, logprobs = (
+        torch.stack(parts, 1) for parts in zip(*drawn)
+    )  # [G, T] each
     return completions, logprobs, computed
 
 
 slow, slow_logprobs, slow_computed = write(model, encode("the cat"), 64, 6, 1.0, seed=0)
-fast, fast_logprobs, fast_computed = write_cached(model, encode("the cat"), 64, 6, 1.0, seed=0)
+fast, fast_logprobs, fast_computed = write_cached(
+    model, encode("the cat"), 64, 6, 1.0, seed=0
+)
 assert torch.equal(slow, fast) and torch.allclose(slow_logprobs, fast_logprobs, atol=1e-5)
-print(f"the same words, log-probs within 1e-5; places computed: {slow_computed} and {fast_computed}")
-print(f"of the {slow.numel()} words drawn, {mask_of(slow).sum()} count; the others stand behind an <eos>")
+print(
+    f"the same words, log-probs within 1e-5; places computed: {slow_computed} and {fast_computed}"
+)
+print(
+    f"of the {slow.numel()} words drawn, {mask_of(slow).sum()} count; the others stand behind an <eos>"
+)
 
 # %% [markdown]
 # With a prompt of P words, the naive way computes $P + (P+1) + \dots$ places a row, together $PT + T(T-1)/2$. With the
@@ -247,20 +317,37 @@ print(f"of the {slow.numel()} words drawn, {mask_of(slow).sum()} count; the othe
 P = 100
 written = torch.arange(1, 4097, dtype=torch.float64)  # T
 seen = P + written - 1  # places that hold a word when word T is drawn
-naive = (seen, seen * (seen + 1) / 2)  # of one step: places computed, pairs of a query and a key that it sees
+naive = (
+    seen,
+    seen * (seen + 1) / 2,
+)  # of one step: places computed, pairs of a query and a key that it sees
 cached = (torch.ones(4096).double(), seen.clone())
 cached[0][0], cached[1][0] = P, P * (P + 1) / 2  # prefill
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-for axis, slow_step, fast_step, unit in zip(axes, naive, cached, ("places computed", "pairs of query and key")):
-    axis.loglog(written, slow_step.cumsum(0), color="black", linestyle="--", label="naive")
+for axis, slow_step, fast_step, unit in zip(
+    axes, naive, cached, ("places computed", "pairs of query and key")
+):
+    axis.loglog(
+        written, slow_step.cumsum(0), color="black", linestyle="--", label="naive"
+    )
     axis.loglog(written, fast_step.cumsum(0), color="black", label="with cache")
     tidy(axis, "words written", f"{unit}, in total")
 axes[0].legend(frameon=False)
-show(figure, "02_cost", "One row, a prompt of 100 words. Both scales are logarithmic: a slope is a power")
+show(
+    figure,
+    "02_cost",
+    "One row, a prompt of 100 words. Both scales are logarithmic: a slope is a power",
+)
 for name, steps in (("naive", naive), ("with cache", cached)):
-    print(f"1000 words, {name}: {int(steps[0][:1000].sum())} places, {int(steps[1][:1000].sum())} pairs")
-kib = [2 * 24 * key_heads * 64 * 2 / 1024 for key_heads in (2, 14)]  # key and value, layers, heads, channels, bytes
-print(f"keys and values of one word: {kib[0]:.0f} KiB with 2 key heads, {kib[1]:.0f} KiB with 14")
+    print(
+        f"1000 words, {name}: {int(steps[0][:1000].sum())} places, {int(steps[1][:1000].sum())} pairs"
+    )
+kib = [
+    2 * 24 * key_heads * 64 * 2 / 1024 for key_heads in (2, 14)
+]  # key and value, layers, heads, channels, bytes
+print(
+    f"keys and values of one word: {kib[0]:.0f} KiB with 2 key heads, {kib[1]:.0f} KiB with 14"
+)
 
 # %% [markdown]
 # The cache takes one power of T off both. Attention still grows with the square: each word looks at all before it. The
@@ -282,22 +369,43 @@ print(f"keys and values of one word: {kib[0]:.0f} KiB with 2 key heads, {kib[1]:
 # %%
 prompts = [encode("the cat"), encode("the old dog")]
 generator = torch.Generator().manual_seed(0)
-rollouts = sample(model, prompts, 3, 4, temperature=2.0, eos_ids=[EOS], generator=generator)
-print("prompts", rollouts.prompts, "group_size", rollouts.group_size, "group", rollouts.group.tolist())
+rollouts = sample(
+    model, prompts, 3, 4, temperature=2.0, eos_ids=[EOS], generator=generator
+)
+print(
+    "prompts",
+    rollouts.prompts,
+    "group_size",
+    rollouts.group_size,
+    "group",
+    rollouts.group.tolist(),
+)
 for i, ids in enumerate(rollouts.completion_ids()):  # without <eos>
-    logprobs, mask, finished = rollouts.logprobs[i], rollouts.mask[i], rollouts.finished[i]
+    logprobs, mask, finished = (
+        rollouts.logprobs[i],
+        rollouts.mask[i],
+        rollouts.finished[i],
+    )
     shown = " ".join(f"{x:6.2f}" for x in logprobs.tolist())
-    print(f"{decode(ids):20} mask {mask.long().tolist()}  finished {int(finished)}  logprobs {shown}")
+    print(
+        f"{decode(ids):20} mask {mask.long().tolist()}  finished {int(finished)}  logprobs {shown}"
+    )
     completion = rollouts.completions[i][mask].tolist()
-    assert torch.allclose(logprobs[mask], score(prompts[i // 3], completion, 2.0), atol=1e-5)
+    assert torch.allclose(
+        logprobs[mask], score(prompts[i // 3], completion, 2.0), atol=1e-5
+    )
 
-greedy = sample(model, prompts[:1], 1, 5, temperature=0, eos_ids=[EOS]).completions[0].tolist()
+greedy = (
+    sample(model, prompts[:1], 1, 5, temperature=0, eos_ids=[EOS]).completions[0].tolist()
+)
 tokens = torch.tensor(prompts[:1])
 for _ in greedy:
     tokens = torch.cat([tokens, model.logits(model(tokens)[:, -1:]).argmax(-1)], 1)
 assert greedy == tokens[0, 2:].tolist()
 for values in knobs.values():
-    assert torch.allclose(sampling_logprobs(logits[None], *values)[0], distribution(logits, *values))
+    assert torch.allclose(
+        sampling_logprobs(logits[None], *values)[0], distribution(logits, *values)
+    )
 print("they agree")
 
 # %% [markdown]

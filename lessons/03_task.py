@@ -12,12 +12,19 @@ import random
 
 import matplotlib.pyplot as plt
 import torch
-from common import KINDS, pretrained, problems_of, show, verdicts
-
 from minclipo.runs.intervals import share_interval
 from minclipo.sampler import sample
-from minclipo.tasks.chain import OPERANDS, CarelessAuthor, ChainProblem, check_outcome, check_steps, random_problem
+from minclipo.tasks.chain import (
+    OPERANDS,
+    CarelessAuthor,
+    ChainProblem,
+    check_outcome,
+    check_steps,
+    random_problem,
+)
 from minclipo.toy import toy_tokenizer
+
+from common import KINDS, pretrained, problems_of, show, verdicts
 
 # %% [markdown]
 # ## One problem by hand
@@ -56,8 +63,16 @@ def steps(problem, completion):
 
 
 slip, made_up = "+5 12 -3 10 +8 18 -2 16 # 16", "+5 12 -3 9 +1 17 -2 15 # 15"
-for completion, finished in [(solution, True), (solution, False), ("# 15", True), (slip, True), (made_up, True)]:
-    print(f"outcome {outcome(problem, completion, finished)!s:5}  steps {steps(problem, completion)}  {completion}")
+for completion, finished in [
+    (solution, True),
+    (solution, False),
+    ("# 15", True),
+    (slip, True),
+    (made_up, True),
+]:
+    print(
+        f"outcome {outcome(problem, completion, finished)!s:5}  steps {steps(problem, completion)}  {completion}"
+    )
 
 # %% [markdown]
 # 1. A right solution.
@@ -102,7 +117,9 @@ for _ in range(8):
 def describe(name, shares):
     faithful, hallucinated, wrong = shares
     rate = hallucinated / (faithful + hallucinated)
-    print(f"{name:18} accuracy {1 - wrong:.3f}   hallucination rate {rate:.3f}   faithful accuracy {faithful:.3f}")
+    print(
+        f"{name:18} accuracy {1 - wrong:.3f}   hallucination rate {rate:.3f}   faithful accuracy {faithful:.3f}"
+    )
 
 
 right, clean = 0.92**4, 0.85**4  # no slip, nothing made up
@@ -112,7 +129,10 @@ for _ in range(20_000):
     page = random_problem(rng)
     text = author.solution(page, rng)
     kinds.append(kind_of(page, text))
-    lucky += kinds[-1] != "wrong" and [int(word) for word in text.split()[1:8:2]] != page.totals
+    lucky += (
+        kinds[-1] != "wrong"
+        and [int(word) for word in text.split()[1:8:2]] != page.totals
+    )
 describe("by hand", by_hand)
 describe("20,000 solutions", [kinds.count(kind) / len(kinds) for kind in KINDS])
 print(f"a right answer after a wrong total: {lucky} of 20,000")
@@ -134,26 +154,43 @@ tokenizer, model = toy_tokenizer(), pretrained("careless")
 def rollouts_of(problems, group_size):
     prompts = tokenizer.encode_batch([problem.prompt for problem in problems])
     generator = torch.Generator().manual_seed(0)
-    rollouts = sample(model, prompts, group_size, 16, eos_ids=tokenizer.eos_ids, generator=generator)
-    texts, finished = tokenizer.decode_batch(rollouts.completion_ids()), rollouts.finished.tolist()
-    return rollouts, [(problems[i // group_size], text, finished[i]) for i, text in enumerate(texts)]
+    rollouts = sample(
+        model, prompts, group_size, 16, eos_ids=tokenizer.eos_ids, generator=generator
+    )
+    texts, finished = (
+        tokenizer.decode_batch(rollouts.completion_ids()),
+        rollouts.finished.tolist(),
+    )
+    return rollouts, [
+        (problems[i // group_size], text, finished[i]) for i, text in enumerate(texts)
+    ]
 
 
 problem = problems_of("lesson 3", 1)[0]
-rows = sorted(rollouts_of([problem], 16)[1], key=lambda row: list(KINDS).index(kind_of(*row)))
-truth = CarelessAuthor(hallucinate=0, slip=0).solution(problem, rng).split()  # by an author who takes care
+rows = sorted(
+    rollouts_of([problem], 16)[1], key=lambda row: list(KINDS).index(kind_of(*row))
+)
+truth = (
+    CarelessAuthor(hallucinate=0, slip=0).solution(problem, rng).split()
+)  # by an author who takes care
 
 figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
 for y, row in enumerate(rows):
     axis.text(-0.2, y + 0.46, kind_of(*row), ha="right", va="center", fontsize=10)
     for x, (word, true_word) in enumerate(zip(row[1].split(), truth)):
-        fault = "hallucinated" if x in (0, 2, 4, 6) else "wrong"  # operands stand at even places
+        fault = (
+            "hallucinated" if x in (0, 2, 4, 6) else "wrong"
+        )  # operands stand at even places
         color = KINDS["faithful" if word == true_word else fault]
         axis.add_patch(plt.Rectangle((x, y), 0.95, 0.88, color=color))
         axis.text(x + 0.48, y + 0.46, word, ha="center", va="center", fontsize=10)
 axis.set(xlim=(-2.2, 10), ylim=(16, 0), title=problem.prompt)
 axis.axis("off")
-show(figure, "03_rollouts", "Blue: the word is right. Orange: an operand made up. Grey: a wrong total or answer")
+show(
+    figure,
+    "03_rollouts",
+    "Blue: the word is right. Orange: an operand made up. Grey: a wrong total or answer",
+)
 
 # %% [markdown]
 # It has learnt to add, and to be careless. A reward of 1 or 0 tells the six wrong rows from the others, and that is
@@ -165,7 +202,9 @@ kinds = [kind_of(*row) for row in rows]
 of_model = [kinds.count(kind) / len(kinds) for kind in KINDS]
 describe("the model", of_model)
 found = share_interval(kinds.count("hallucinated"), len(kinds) - kinds.count("wrong"))
-print(f"95% interval of the model's hallucination rate: {found.low:.3f} to {found.high:.3f}")
+print(
+    f"95% interval of the model's hallucination rate: {found.low:.3f} to {found.high:.3f}"
+)
 
 figure, axis = plt.subplots(figsize=(8, 1.9), layout="constrained")
 for name, shares in (("model", of_model), ("author", by_hand)):
@@ -176,7 +215,11 @@ for name, shares in (("model", of_model), ("author", by_hand)):
         left += share
 axis.set(xlim=(0, 1), xlabel="share of the solutions")
 axis.spines[["top", "right", "left"]].set_visible(False)
-show(figure, "03_rates", "Three kinds of solutions: the author's, and those of the model that has read them")
+show(
+    figure,
+    "03_rates",
+    "Three kinds of solutions: the author's, and those of the model that has read them",
+)
 
 # %% [markdown]
 # It imitates him, mistakes included, at about his rates. What does a made-up operand do to the total that comes after
@@ -184,12 +227,21 @@ show(figure, "03_rates", "Three kinds of solutions: the author's, and those of t
 
 # %%
 false = [operand for operand in OPERANDS if operand != problem.operands[0]]
-ids = torch.tensor(tokenizer.encode_batch([f"{problem.prompt} {operand:+d}" for operand in false]))  # [17, P + 1]
+ids = torch.tensor(
+    tokenizer.encode_batch([f"{problem.prompt} {operand:+d}" for operand in false])
+)  # [17, P + 1]
 with torch.no_grad():
     probabilities = model.logits(model(ids)[:, -1]).softmax(-1)  # [17, V]
-for name, operands in (("the prompt's", [problem.operands[0]] * 17), ("the quoted", false)):
-    totals = tokenizer.encode_batch([str(problem.start + operand) for operand in operands])  # 17 rows of one token
-    print(f"total with {name} operand: {probabilities.gather(1, torch.tensor(totals)).mean():.3f}")
+for name, operands in (
+    ("the prompt's", [problem.operands[0]] * 17),
+    ("the quoted", false),
+):
+    totals = tokenizer.encode_batch(
+        [str(problem.start + operand) for operand in operands]
+    )  # 17 rows of one token
+    print(
+        f"total with {name} operand: {probabilities.gather(1, torch.tensor(totals)).mean():.3f}"
+    )
 
 # %% [markdown]
 # > **You should know.** What the model writes is not what it computes with. The total comes from the prompt, whatever
@@ -205,7 +257,11 @@ for name, operands in (("the prompt's", [problem.operands[0]] * 17), ("the quote
 problems = problems_of("lesson 3", 64)
 rollouts, rows = rollouts_of(problems, 16)
 for kind in KINDS:
-    texts = [(problem, text) for problem, text, finished in rows if kind_of(problem, text, finished) == kind]
+    texts = [
+        (problem, text)
+        for problem, text, finished in rows
+        if kind_of(problem, text, finished) == kind
+    ]
     print(f"{kind:12} {len(texts)} rollouts, {len(set(texts))} different ones")
 
 # %% [markdown]
@@ -220,8 +276,12 @@ for kind in KINDS:
 
 # %%
 assert [outcome(*row) for row in rows] == [check_outcome(*row) for row in rows]
-assert all(steps(problem, text) == check_steps(problem, text)[:4] for problem, text, _ in rows)
-correct, steps_right = verdicts(problems, rollouts)  # [N] bool each: N = B * G rollouts of B prompts
+assert all(
+    steps(problem, text) == check_steps(problem, text)[:4] for problem, text, _ in rows
+)
+correct, steps_right = verdicts(
+    problems, rollouts
+)  # [N] bool each: N = B * G rollouts of B prompts
 assert [kind_of(*row) == "faithful" for row in rows] == (correct & steps_right).tolist()
 print(f"they agree on {len(rows)} rollouts")
 

@@ -10,9 +10,9 @@
 # %%
 import matplotlib.pyplot as plt
 import torch
-from common import show, tidy
-
 from minclipo.grpo import group_advantages, policy_loss
+
+from common import show, tidy
 
 # %% [markdown]
 # ## What we want, by enumeration
@@ -25,7 +25,9 @@ from minclipo.grpo import group_advantages, policy_loss
 # %%
 answers = ("4", "5", "6", "7")
 rewards = torch.tensor([0.0, 1.0, 0.0, 1.0])
-logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().requires_grad_()  # [V], so that softmax gives 0.4, 0.3, 0.2, 0.1
+logits = (
+    torch.tensor([0.4, 0.3, 0.2, 0.1]).log().requires_grad_()
+)  # [V], so that softmax gives 0.4, 0.3, 0.2, 0.1
 J = (logits.softmax(0) * rewards).sum()
 (exact,) = torch.autograd.grad(J, logits)
 p = logits.softmax(0).detach()  # [V]
@@ -51,10 +53,14 @@ print(f"J = {J:.1f}, its gradient {exact}")
 
 # %%
 generator = torch.Generator().manual_seed(0)
-four = torch.multinomial(p, 4, replacement=True, generator=generator)  # [G], which completions were drawn
+four = torch.multinomial(
+    p, 4, replacement=True, generator=generator
+)  # [G], which completions were drawn
 loss = -(rewards[four] * logits.log_softmax(0)[four]).mean()
 (gradient,) = torch.autograd.grad(loss, logits)
-directions = torch.autograd.functional.jacobian(lambda z: z.log_softmax(0), logits)  # [4, V], a row for each completion
+directions = torch.autograd.functional.jacobian(
+    lambda z: z.log_softmax(0), logits
+)  # [4, V], a row for each completion
 for y in four:
     print(f"drew {answers[y]}, reward {rewards[y]:.0f}, direction {directions[y]}")
 print("estimate from these four:  ", -gradient)
@@ -75,10 +81,16 @@ print("the mean reward has a gradient:", rewards[four].mean().requires_grad)
 
 # %%
 for count in (4, 64, 1024, 16384):
-    drawn = torch.multinomial(p, 100 * count, replacement=True, generator=generator).view(100, count)
-    estimates = (rewards[drawn][..., None] * directions[drawn]).mean(1)  # [100, count, V] -> [100, V]
+    drawn = torch.multinomial(p, 100 * count, replacement=True, generator=generator).view(
+        100, count
+    )
+    estimates = (rewards[drawn][..., None] * directions[drawn]).mean(
+        1
+    )  # [100, count, V] -> [100, V]
     error = (estimates - exact).square().sum(1).mean().sqrt()
-    print(f"{count:5d} rollouts: error {error:.4f} (root mean square of a hundred estimates)")
+    print(
+        f"{count:5d} rollouts: error {error:.4f} (root mean square of a hundred estimates)"
+    )
 
 # %% [markdown]
 # The error falls as $1/\sqrt{n}$: a quarter of it for sixteen times the rollouts.
@@ -96,7 +108,9 @@ def mean_and_spread(p, rewards, directions, advantages):
     """Mean and standard deviation, over every possible group, of the estimate from four rollouts."""
     groups = torch.cartesian_prod(*[torch.arange(len(p))] * 4)  # [K, G], all K = V^G
     probability = p[groups].prod(1)  # [K]
-    estimates = (advantages(rewards[groups])[..., None] * directions[groups]).mean(1)  # [K, G, V] -> [K, V]
+    estimates = (advantages(rewards[groups])[..., None] * directions[groups]).mean(
+        1
+    )  # [K, G, V] -> [K, V]
     mean = probability @ estimates
     return mean, (probability @ (estimates - mean) ** 2).sqrt()  # [V], [V]
 
@@ -115,7 +129,9 @@ for name, advantages in (
 ):
     mean, spread = mean_and_spread(p, rewards, directions, advantages)
     each = " ".join(f"{value:.3f}" for value in spread)
-    print(f"{name:23} mean of '5' {mean[1]:.3f}   spreads {each}   together {spread.norm():.3f}")
+    print(
+        f"{name:23} mean of '5' {mean[1]:.3f}   spreads {each}   together {spread.norm():.3f}"
+    )
 
 # %% [markdown]
 # > **You should know.** Ten points more for everybody change neither what is best nor the gradient on average, and make
@@ -136,21 +152,41 @@ for name, advantages in (
 # Four are few: the mean of three others is noisy too, and gives back part of what it saves. With sixteen:
 
 # %%
-drawn = torch.multinomial(p, 20_000 * 16, replacement=True, generator=generator).view(-1, 16)  # [K, G]
+drawn = torch.multinomial(p, 20_000 * 16, replacement=True, generator=generator).view(
+    -1, 16
+)  # [K, G]
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
 for name, A, style in (
     ("R", rewards[drawn], dict(histtype="stepfilled", color="0.75")),
-    ("R - mean of the others", less_the_others(rewards[drawn]), dict(histtype="step", color="black", linewidth=1.6)),
+    (
+        "R - mean of the others",
+        less_the_others(rewards[drawn]),
+        dict(histtype="step", color="black", linewidth=1.6),
+    ),
 ):
     estimates = (A * directions[drawn][..., 1]).mean(1)  # [K]
     axis.hist(
-        estimates, torch.arange(-0.140625, 0.53, 0.04375), weights=torch.full_like(estimates, 5e-5), label=name, **style
+        estimates,
+        torch.arange(-0.140625, 0.53, 0.04375),
+        weights=torch.full_like(estimates, 5e-5),
+        label=name,
+        **style,
     )
-    print(f"{name:23} spread {estimates.std():.3f}   '5' is pushed down by {(estimates < -1e-6).float().mean():.1%}")
+    print(
+        f"{name:23} spread {estimates.std():.3f}   '5' is pushed down by {(estimates < -1e-6).float().mean():.1%}"
+    )
 axis.axvline(exact[1], color="black", linestyle=":", label="exact gradient")
 axis.legend(frameon=False, fontsize=9)
-tidy(axis, "gradient of the logit of '5', estimated from 16 rollouts", "share of the groups")
-show(figure, "04_baseline", "Estimates of one component of the gradient, with and without a baseline")
+tidy(
+    axis,
+    "gradient of the logit of '5', estimated from 16 rollouts",
+    "share of the groups",
+)
+show(
+    figure,
+    "04_baseline",
+    "Estimates of one component of the gradient, with and without a baseline",
+)
 print("four right ones:", less_the_others(torch.ones(1, 4))[0].tolist())
 
 # %% [markdown]
@@ -175,12 +211,16 @@ def log_prob(logits):
     return logits.log_softmax(1)[torch.arange(2), words].sum(1)  # [T, V] -> [9, T] -> [9]
 
 
-start = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]).log().requires_grad_()  # [T, V]: -4 +5 -3, then 61 62 63
+start = (
+    torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]).log().requires_grad_()
+)  # [T, V]: -4 +5 -3, then 61 62 63
 words = torch.cartesian_prod(torch.arange(3), torch.arange(3))  # [9, T], all completions
 directions = torch.autograd.functional.jacobian(log_prob, start).flatten(1)  # [9, T * V]
 p = log_prob(start).exp().detach()  # [9]
 mean, spread = mean_and_spread(p, verdict(words), directions, less_the_others)
-for name, m, s in zip(("-4", "+5", "-3", "61", "62", "63"), mean.round(decimals=6) + 0.0, spread):
+for name, m, s in zip(
+    ("-4", "+5", "-3", "61", "62", "63"), mean.round(decimals=6) + 0.0, spread
+):
     print(f"{name}: mean {m:+.3f}   spread {s:.3f}")
 
 # %% [markdown]
@@ -198,24 +238,42 @@ for name, m, s in zip(("-4", "+5", "-3", "61", "62", "63"), mean.round(decimals=
 logits, history = start.detach().repeat(20, 1, 1).requires_grad_(), []  # [20, T, V]
 for _ in range(200):
     now = logits.detach().softmax(-1)
-    drawn = torch.multinomial(now.flatten(0, 1), 4, replacement=True, generator=generator).view(20, 2, 4)  # [20, T, G]
+    drawn = torch.multinomial(
+        now.flatten(0, 1), 4, replacement=True, generator=generator
+    ).view(20, 2, 4)  # [20, T, G]
     R = verdict(drawn.mT)  # [20, G]
     logprobs = logits.log_softmax(-1).gather(2, drawn).sum(1)  # [20, T, G] -> [20, G]
-    loss = -(less_the_others(R) * logprobs).mean(1)  # [20]; the runs share nothing, so their losses can be summed
+    loss = -(less_the_others(R) * logprobs).mean(
+        1
+    )  # [20]; the runs share nothing, so their losses can be summed
     history.append(torch.stack([now[:, 1, 1], loss.detach(), now[:, 0, 0], R.mean(1)]))
-    logits = (logits - 0.5 * torch.autograd.grad(loss.sum(), logits)[0]).detach().requires_grad_()
+    logits = (
+        (logits - 0.5 * torch.autograd.grad(loss.sum(), logits)[0])
+        .detach()
+        .requires_grad_()
+    )
 total, losses, operand, share_right = torch.stack(history, -1)  # [20, updates] each
 
 figure, axes = plt.subplots(1, 3, figsize=(8, 3.2), layout="constrained")
-pictures = {"probability of 62": total, "loss of one run": losses[:1], "probability of -4": operand}
+pictures = {
+    "probability of 62": total,
+    "loss of one run": losses[:1],
+    "probability of -4": operand,
+}
 for axis, (title, lines) in zip(axes, pictures.items()):
     axis.plot(lines.T, color="black", linewidth=0.9, alpha=0.5 if len(lines) > 1 else 1)
     tidy(axis, "update", title)
 plt.setp(axes[::2], ylim=(0, 1.02))
-show(figure, "04_training", "Twenty runs: the reward rises, the loss does not tell, the operand drifts")
+show(
+    figure,
+    "04_training",
+    "Twenty runs: the reward rises, the loss does not tell, the operand drifts",
+)
 for name, values in (("62", total[:, -1]), ("-4", operand[:, -1])):
     print(f"probability of {name} at the end: {values.min():.0%} to {values.max():.0%}")
-print(f"the lowest loss of the one run: from a sample with {share_right[0, losses[0].argmin()]:.0%} right")
+print(
+    f"the lowest loss of the one run: from a sample with {share_right[0, losses[0].argmin()]:.0%} right"
+)
 
 # %% [markdown]
 # Left: every run learns the total, and so the expected reward rises to nearly 1. Middle: the loss does not tell. It
@@ -237,18 +295,27 @@ print(f"the lowest loss of the one run: from a sample with {share_right[0, losse
 # of the group.
 
 # %%
-drawn = words[torch.multinomial(p, 16, replacement=True, generator=generator)]  # [N, T], four groups of four
+drawn = words[
+    torch.multinomial(p, 16, replacement=True, generator=generator)
+]  # [N, T], four groups of four
 R = verdict(drawn)  # [N]
 A = group_advantages(R, 4, scale="none")  # [N]
 assert torch.allclose(A * 4 / 3, less_the_others(R.view(4, 4)).flatten())
 
-logprobs, mask = start.log_softmax(1)[torch.arange(2), drawn], torch.ones(16, 2, dtype=torch.bool)  # [N, T]
+logprobs, mask = (
+    start.log_softmax(1)[torch.arange(2), drawn],
+    torch.ones(16, 2, dtype=torch.bool),
+)  # [N, T]
 for name, factor in (("R", R), ("A", A)):
     ours = -(factor[:, None] * logprobs).mean()
     theirs = policy_loss(logprobs, logprobs.detach(), factor, mask).loss
-    gradients = [torch.autograd.grad(loss, start, retain_graph=True)[0] for loss in (ours, theirs)]
+    gradients = [
+        torch.autograd.grad(loss, start, retain_graph=True)[0] for loss in (ours, theirs)
+    ]
     assert torch.allclose(*gradients, atol=1e-6)
-    print(f"with {name} their gradients agree; the values of the losses are {ours:+.3f} and {theirs + 0.0:+.3f}")
+    print(
+        f"with {name} their gradients agree; the values of the losses are {ours:+.3f} and {theirs + 0.0:+.3f}"
+    )
 
 # %% [markdown]
 # One gradient, two values: once more, only the slope means something. (Both losses are means over tokens, the training

@@ -10,9 +10,9 @@
 # %%
 import matplotlib.pyplot as plt
 import torch
-from common import METHODS, show, tidy
-
 from minclipo.grpo import group_advantages, kl_penalty, policy_loss
+
+from common import METHODS, show, tidy
 
 # %% [markdown]
 # ## The group is the baseline
@@ -26,10 +26,14 @@ from minclipo.grpo import group_advantages, kl_penalty, policy_loss
 # ($R_g$: the rewards of its group. The $10^{-6}$ is there against 0/0. The std divides by $G-1$.)
 
 # %%
-rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0])  # [N] = [B * G], B = 2 prompts of G = 4 rollouts
+rewards = torch.tensor(
+    [1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0]
+)  # [N] = [B * G], B = 2 prompts of G = 4 rollouts
 
 groups = rewards.view(2, 4)  # [B, G]
-advantages = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)
+advantages = (groups - groups.mean(1, keepdim=True)) / (
+    groups.std(1, keepdim=True) + 1e-6
+)
 print(advantages)
 
 # %% [markdown]
@@ -50,9 +54,20 @@ share_right = torch.linspace(0, 1, 201)
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
 for group_size, linestyle in ((4, ":"), (8, "--"), (16, "-")):
     without = share_right**group_size + (1 - share_right) ** group_size
-    axis.plot(share_right, without, color=METHODS["baseline"], linestyle=linestyle, label=f"G = {group_size}")
+    axis.plot(
+        share_right,
+        without,
+        color=METHODS["baseline"],
+        linestyle=linestyle,
+        label=f"G = {group_size}",
+    )
 axis.legend(frameon=False)
-tidy(axis, "share of right rollouts", "probability of no signal", "A group that is all right or all wrong")
+tidy(
+    axis,
+    "share of right rollouts",
+    "probability of no signal",
+    "A group that is all right or all wrong",
+)
 show(figure, "05_no_signal", "How often a group teaches nothing, against the accuracy")
 print(f"at 95% right, {0.95**16 + 0.05**16:.2f} of the groups of 16 teach nothing")
 
@@ -63,15 +78,19 @@ print(f"at 95% right, {0.95**16 + 0.05**16:.2f} of the groups of 16 teach nothin
 
 # %%
 equal = torch.full((16,), 0.9)
-difference = equal - sum(equal) / 16  # one after the other: torch's own order of summation depends on the machine
+difference = (
+    equal - sum(equal) / 16
+)  # one after the other: torch's own order of summation depends on the machine
 plain = difference / ((difference.square().sum() / 15).sqrt() + 1e-6)
-print(f"plain formula: {plain[0]:.3f}   group_advantages: {group_advantages(equal, 16)[0]:.3f}")
+print(
+    f"plain formula: {plain[0]:.3f}   group_advantages: {group_advantages(equal, 16)[0]:.3f}"
+)
 
 # %% [markdown]
 # ## The ratio: a sample of yesterday's policy, corrected
 #
 # After one update the rollouts come from a policy that no longer exists. The ratio $r = \pi/\pi_{\text{old}}$ reweights
-# each token by how much likelier it has become. (Exact would be the ratio of the whole completion; lesson 11 comes back
+# each token by how much likelier it has become. (Exact would be the ratio of the whole completion; lesson 12 comes back
 # to it.) Its gradient at $r=1$ is lesson 4's: $\nabla r = r \nabla\log\pi$.
 #
 # The further $r$ is from 1, the less the old sample says about the new policy. So PPO (Schulman et al. 2017, arXiv
@@ -96,7 +115,13 @@ for axis, A in zip(axes, (1.0, -1.0)):
     (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
     ratio = log_ratio.detach().exp()
     axis.plot(ratio, loss.detach(), color=METHODS["baseline"], label="loss of the token")
-    axis.plot(ratio, gradient, color="black", linestyle=":", label="its gradient in the log-prob")
+    axis.plot(
+        ratio,
+        gradient,
+        color="black",
+        linestyle=":",
+        label="its gradient in the log-prob",
+    )
     axis.axvspan(0.8, 1.2, color="black", alpha=0.07, linewidth=0)
     tidy(axis, "ratio", "loss, gradient", f"advantage {A:+.0f}")
 axes[1].legend(frameon=False, fontsize=9, loc="lower right")
@@ -113,7 +138,9 @@ show(figure, "05_clip", "The clipped loss and its gradient; grey: within the cli
 generator = torch.Generator().manual_seed(0)
 old_logprobs = -torch.rand(8, 5, generator=generator)  # [N, T]
 mask = torch.ones(8, 5, dtype=torch.bool)
-unmoved = old_logprobs.clone().requires_grad_()  # the policy has not moved yet: every ratio is 1
+unmoved = (
+    old_logprobs.clone().requires_grad_()
+)  # the policy has not moved yet: every ratio is 1
 loss = clipped_loss(unmoved, old_logprobs, group_advantages(rewards, 4), mask)
 loss.backward()
 print(f"loss {abs(loss.item()):.4f}   norm of its gradient {unmoved.grad.norm():.4f}")
@@ -142,12 +169,17 @@ def estimates(logprobs, ref_logprobs):
     return {"k1": d, "k2": d**2 / 2, "k3": torch.exp(-d) + d - 1}
 
 
-policy, reference = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.4, 0.25, 0.35])  # [V] each
+policy, reference = (
+    torch.tensor([0.5, 0.3, 0.2]),
+    torch.tensor([0.4, 0.25, 0.35]),
+)  # [V] each
 true_kl = (policy * (policy / reference).log()).sum()
 for name, estimate in estimates(policy.log(), reference.log()).items():
     mean = (policy * estimate).sum()  # by enumeration, no sampling
     spread = (policy * (estimate - mean) ** 2).sum().sqrt()
-    print(f"{name}: mean {mean:.4f}   spread of a single token {spread:.4f}   smallest {estimate.min():+.4f}")
+    print(
+        f"{name}: mean {mean:.4f}   spread of a single token {spread:.4f}   smallest {estimate.min():+.4f}"
+    )
 print(f"true KL   {true_kl:.4f}")
 
 # %% [markdown]
@@ -161,12 +193,20 @@ print(f"true KL   {true_kl:.4f}")
 logits = policy.log().requires_grad_()
 logprobs = logits.log_softmax(0)  # [V]
 penalties = estimates(logprobs, reference.log())
-losses = {name: (policy * penalty).sum() for name, penalty in penalties.items()}  # policy: a constant, it only drew
+losses = {
+    name: (policy * penalty).sum() for name, penalty in penalties.items()
+}  # policy: a constant, it only drew
 losses["KL(policy || reference)"] = (logprobs.exp() * penalties["k1"]).sum()
 losses["KL(reference || policy)"] = (reference * -penalties["k1"]).sum()
-gradients = {name: torch.autograd.grad(loss, logits, retain_graph=True)[0] for name, loss in losses.items()}
+gradients = {
+    name: torch.autograd.grad(loss, logits, retain_graph=True)[0]
+    for name, loss in losses.items()
+}
 for name, gradient in gradients.items():
-    print(f"{name:24}" + " ".join(f"{value + 0.0:+.4f}" for value in gradient.round(decimals=6)))
+    print(
+        f"{name:24}"
+        + " ".join(f"{value + 0.0:+.4f}" for value in gradient.round(decimals=6))
+    )
 
 # %% [markdown]
 # > **You should know.** A k1 penalty in the loss does nothing on average (lesson 4: the mean of $\nabla\log\pi$ is 0),
@@ -182,7 +222,9 @@ for name, gradient in gradients.items():
 # `minclipo/grpo.py` holds these functions with checks and a few more choices. They agree:
 
 # %%
-moved = old_logprobs + 0.4 * torch.randn(8, 5, generator=generator)  # [N, T], beyond the clip range here and there
+moved = old_logprobs + 0.4 * torch.randn(
+    8, 5, generator=generator
+)  # [N, T], beyond the clip range here and there
 ours = clipped_loss(moved, old_logprobs, group_advantages(rewards, 4), mask)
 found = policy_loss(moved, old_logprobs, group_advantages(rewards, 4), mask)
 assert torch.allclose(ours, found.loss)

@@ -13,8 +13,6 @@ import json
 
 import matplotlib.pyplot as plt
 import torch
-from common import KINDS, LESSONS, METHODS, pretrained, problems_of, show, show_training, tidy, train, verdicts
-
 from minclipo.config import TrainConfig
 from minclipo.grpo import group_advantages, policy_loss
 from minclipo.logprobs import MicroBatch, batch_logprobs
@@ -23,13 +21,30 @@ from minclipo.sampler import sample
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
 
+from common import (
+    KINDS,
+    LESSONS,
+    METHODS,
+    pretrained,
+    problems_of,
+    show,
+    show_training,
+    tidy,
+    train,
+    verdicts,
+)
+
 start, tokenizer, G = pretrained("careless"), toy_tokenizer(), 16
 
 
 def draw(model, problems, generator, group_size=G, temperature=1.0):
     prompts = tokenizer.encode_batch([problem.prompt for problem in problems])
-    options = dict(temperature=temperature, eos_ids=tokenizer.eos_ids, generator=generator)
-    return sample(model, prompts, group_size, 16, **options)  # N = B * G rollouts of at most 16 tokens
+    options = dict(
+        temperature=temperature, eos_ids=tokenizer.eos_ids, generator=generator
+    )
+    return sample(
+        model, prompts, group_size, 16, **options
+    )  # N = B * G rollouts of at most 16 tokens
 
 
 # %% [markdown]
@@ -43,7 +58,9 @@ rollouts = draw(start, [problem], torch.Generator().manual_seed(0))
 correct, steps_right = verdicts([problem], rollouts)  # [N] bool each
 advantages = group_advantages(correct.float(), G)  # [N]
 print(problem.prompt)
-for text, right, clean, A in zip(tokenizer.decode_batch(rollouts.completion_ids()), correct, steps_right, advantages):
+for text, right, clean, A in zip(
+    tokenizer.decode_batch(rollouts.completion_ids()), correct, steps_right, advantages
+):
     kind = "wrong" if not right else "faithful" if clean else "hallucinated"
     print(f"{text:32} {kind:12} reward {right:.0f}   advantage {A:+.2f}")
 
@@ -56,17 +73,30 @@ for text, right, clean, A in zip(tokenizer.decode_batch(rollouts.completion_ids(
 problems = problems_of("lesson 6", 500)
 rollouts = draw(start, problems, torch.Generator().manual_seed(0))
 correct, steps_right = verdicts(problems, rollouts)
-kinds = {"faithful": correct & steps_right, "hallucinated": correct & ~steps_right, "wrong": ~correct}
-rewards = {"outcome": correct.float(), "oracle": correct.float() - 0.5 * kinds["hallucinated"].float()}
-number_right = correct.view(-1, G).sum(1).repeat_interleave(G)  # [N], of the rollout's group
+kinds = {
+    "faithful": correct & steps_right,
+    "hallucinated": correct & ~steps_right,
+    "wrong": ~correct,
+}
+rewards = {
+    "outcome": correct.float(),
+    "oracle": correct.float() - 0.5 * kinds["hallucinated"].float(),
+}
+number_right = (
+    correct.view(-1, G).sum(1).repeat_interleave(G)
+)  # [N], of the rollout's group
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
 for axis, (name, reward) in zip(axes, rewards.items()):
     advantages = group_advantages(reward, G)
     for (kind, chosen), marker, shift in zip(kinds.items(), "o^x", (-0.2, 0.2, 0)):
         x = number_right[chosen] + shift
-        axis.scatter(x, advantages[chosen], s=16, color=KINDS[kind], marker=marker, label=kind)
-        print(f"{name:7} reward: {kind:12} mean advantage {advantages[chosen].mean():+.3f}")
+        axis.scatter(
+            x, advantages[chosen], s=16, color=KINDS[kind], marker=marker, label=kind
+        )
+        print(
+            f"{name:7} reward: {kind:12} mean advantage {advantages[chosen].mean():+.3f}"
+        )
     tidy(axis, "right answers in the group of 16", "advantage", f"reward: {name}")
 axes[1].legend(frameon=False, fontsize=9, loc="lower left")
 show(figure, "06_advantages", "Advantages of 8000 rollouts under two rewards")
@@ -84,14 +114,18 @@ show(figure, "06_advantages", "Advantages of 8000 rollouts under two rewards")
 # Does it depend? Compare the mean advantage after an operand that is quoted rightly with that after a made-up one:
 
 # %%
-operands = [" ".join(f"{operand:+d}" for operand in problem.operands) for problem in problems]
+operands = [
+    " ".join(f"{operand:+d}" for operand in problem.operands) for problem in problems
+]
 asked = torch.tensor(tokenizer.encode_batch(operands))  # [B, 4] tokens
 made_up = rollouts.completions[:, 0:8:2] != asked.repeat_interleave(G, 0)  # [N, 4]
 for name, reward in rewards.items():
     advantages = group_advantages(reward, G)[:, None].expand(-1, 4)  # [N, 4]
     quoted, invented = advantages[~made_up], advantages[made_up]
     error = 1.96 * (quoted.var() / len(quoted) + invented.var() / len(invented)).sqrt()
-    print(f"{name:7} reward: rightly quoted minus made up {quoted.mean() - invented.mean():.3f} +- {error:.3f}")
+    print(
+        f"{name:7} reward: rightly quoted minus made up {quoted.mean() - invented.mean():.3f} +- {error:.3f}"
+    )
 
 # %% [markdown]
 # The oracle's reward speaks for the right quote. The outcome reward, as far as 8000 rollouts can tell, says nothing.
@@ -111,9 +145,15 @@ def grpo_step(model, optimizer, problems, generator):
     rollouts = draw(model, problems, generator)  # 1. sample
     correct, _ = verdicts(problems, rollouts)  # 2. verify; the steps are not looked at
     advantages = group_advantages(correct.float(), G)  # 3. compare with the group, [N]
-    for rows in torch.randperm(len(advantages), generator=generator).chunk(2):  # 4. update
-        logprobs, _ = batch_logprobs(model, MicroBatch.some(rollouts, rows))  # [N / 2, T], T the longest of them
-        old, mask = (x[rows, : logprobs.shape[1]] for x in (rollouts.logprobs, rollouts.mask))
+    for rows in torch.randperm(len(advantages), generator=generator).chunk(
+        2
+    ):  # 4. update
+        logprobs, _ = batch_logprobs(
+            model, MicroBatch.some(rollouts, rows)
+        )  # [N / 2, T], T the longest of them
+        old, mask = (
+            x[rows, : logprobs.shape[1]] for x in (rollouts.logprobs, rollouts.mask)
+        )
         loss = policy_loss(logprobs, old, advantages[rows], mask).loss
         optimizer.zero_grad()
         loss.backward()
@@ -130,15 +170,23 @@ def grpo_step(model, optimizer, problems, generator):
 # %%
 ours, generator = copy.deepcopy(start), torch.Generator().manual_seed(0)
 # fused: the kind of AdamW that the Trainer uses. The default kind rounds differently.
-optimizer = torch.optim.AdamW(ours.parameters(), lr=TOY["learning_rate"], weight_decay=0.0, fused=True)
+optimizer = torch.optim.AdamW(
+    ours.parameters(), lr=TOY["learning_rate"], weight_decay=0.0, fused=True
+)
 trainer = Trainer(copy.deepcopy(start), tokenizer, TASK, TrainConfig(**TOY))
 for first in (0, 32):
-    grpo_step(ours, optimizer, problems_of("training 0", 64)[first : first + 32], generator)
+    grpo_step(
+        ours, optimizer, problems_of("training 0", 64)[first : first + 32], generator
+    )
     trainer.step()
 changes = [(a - b).abs().max() for a, b in zip(ours.parameters(), start.parameters())]
-differences = [(a - b).abs().max() for a, b in zip(ours.parameters(), trainer.model.parameters())]
+differences = [
+    (a - b).abs().max() for a, b in zip(ours.parameters(), trainer.model.parameters())
+]
 assert max(changes) > 1e-4 and max(differences) == 0
-print(f"largest difference between the two models' weights: {max(differences):.0f}. They agree to the last bit")
+print(
+    f"largest difference between the two models' weights: {max(differences):.0f}. They agree to the last bit"
+)
 
 # %% [markdown]
 # ## A hundred steps
@@ -152,9 +200,14 @@ oracle, histories["oracle"] = train("06_oracle", start, process_penalty=0.5)
 watched = ("accuracy", "hallucination_rate", "informative_prompts")
 for name, history in histories.items():
     for metrics in history[::20] + history[-1:]:
-        print(f"{labels[name]:6}   step {metrics['step']:3}", *(f"  {key} {metrics[key]:.2f}" for key in watched))
+        print(
+            f"{labels[name]:6}   step {metrics['step']:3}",
+            *(f"  {key} {metrics[key]:.2f}" for key in watched),
+        )
 
-show_training(histories, "06_training", "GRPO and the oracle, from the same start", watched)
+show_training(
+    histories, "06_training", "GRPO and the oracle, from the same start", watched
+)
 
 # %% [markdown]
 # Left: both learn to answer. Middle: GRPO's right answers keep their made-up steps, the oracle's lose them. So the
@@ -168,7 +221,9 @@ show_training(histories, "06_training", "GRPO and the oracle, from the same star
 # %%
 summary = json.loads((LESSONS / "results" / "toy" / "summary.json").read_text())
 for name, label in ({"pretrained": "before"} | labels).items():
-    mean, low, high = (summary[name]["hallucination_rate"][key] for key in ("mean", "low", "high"))
+    mean, low, high = (
+        summary[name]["hallucination_rate"][key] for key in ("mean", "low", "high")
+    )
     print(f"{label:6}   hallucination rate {mean:.3f} [{low:.3f}, {high:.3f}]")
 
 # %% [markdown]
@@ -190,15 +245,22 @@ for name, model, color, marker in models:
     rollouts = draw(model, problems, torch.Generator().manual_seed(1), group_size=4)
     prompt_words = asked.repeat_interleave(4, 0)  # [4 B, 4]
     false = (rollouts.completions[:, 0:8:2] != prompt_words).float()  # [4 B, 4]
-    shares = [false[prompt_words == tokenizer.encode(f"{value:+d}")[0]].mean() for value in values]
+    shares = [
+        false[prompt_words == tokenizer.encode(f"{value:+d}")[0]].mean()
+        for value in values
+    ]
     axis.plot(range(18), shares, color=color, marker=marker, linestyle="", label=name)
     worst = max(range(18), key=shares.__getitem__)
-    print(f"{name:7} most often false: {values[worst]:+d}, {shares[worst]:4.0%}", end="   ")
+    print(
+        f"{name:7} most often false: {values[worst]:+d}, {shares[worst]:4.0%}", end="   "
+    )
 
     likeliest = draw(model, problems, None, group_size=1, temperature=0)
     correct, steps_right = verdicts(problems, likeliest)
     rate = (correct & ~steps_right).sum() / correct.sum()
-    print(f"at temperature 0: accuracy {correct.float().mean():.2f}   hallucination rate {rate:.2f}")
+    print(
+        f"at temperature 0: accuracy {correct.float().mean():.2f}   hallucination rate {rate:.2f}"
+    )
 axis.set_xticks(range(18), [f"{value:+d}" for value in values])
 tidy(axis, "operand in the prompt", "share quoted falsely")
 axis.set_ylim(-0.03, 1.03)

@@ -11,10 +11,19 @@
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from common import KINDS, mean_pool, pretrained, problems_of, show, tidy, toy_tokenizer, verdicts
-
 from minclipo.contrastive import center_by_group
 from minclipo.sampler import sample
+
+from common import (
+    KINDS,
+    mean_pool,
+    pretrained,
+    problems_of,
+    show,
+    tidy,
+    toy_tokenizer,
+    verdicts,
+)
 
 # %% [markdown]
 # ## One vector from many states
@@ -28,7 +37,9 @@ from minclipo.sampler import sample
 # Two rollouts, states of width 2. The second has two tokens; what stands in its third place is padding.
 
 # %%
-states = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [3.0, 3.0]], [[4.0, 4.0], [0.0, 2.0], [9.0, 9.0]]])  # [N, T, D]
+states = torch.tensor(
+    [[[1.0, 0.0], [2.0, 0.0], [3.0, 3.0]], [[4.0, 4.0], [0.0, 2.0], [9.0, 9.0]]]
+)  # [N, T, D]
 mask = torch.tensor([[True, True, True], [True, True, False]])  # [N, T]
 means = torch.stack([row[real].mean(0) for row, real in zip(states, mask)])  # [N, D]
 print(means)
@@ -58,7 +69,10 @@ rollouts = sample(model, prompts, 16, 24, eos_ids=tokenizer.eos_ids, generator=g
 
 correct, steps_right = verdicts(problems, rollouts)  # [N] each, N = 64 * 16
 faithful, hallucinated, wrong = correct & steps_right, correct & ~steps_right, ~correct
-texts, prompt_of = tokenizer.decode_batch(rollouts.completion_ids()), rollouts.group  # [N], 0 to 63
+texts, prompt_of = (
+    tokenizer.decode_batch(rollouts.completion_ids()),
+    rollouts.group,
+)  # [N], 0 to 63
 for kind, rows in zip(KINDS, (faithful, hallucinated, wrong)):
     different = {(prompt_of[i].item(), texts[i]) for i in rows.nonzero()[:, 0].tolist()}
     print(f"{kind:12} {rows.sum():4} rollouts, {len(different):3} different ones")
@@ -85,7 +99,12 @@ def cosines(vectors):
 def pairs(first, second, same_prompt=True):
     """[N, N] bool: rollout i is one of `first`, rollout j another one of `second`; both [N] bool."""
     same = prompt_of[:, None] == prompt_of[None, :]
-    return first[:, None] & second[None, :] & (same == same_prompt) & ~torch.eye(len(same), dtype=torch.bool)
+    return (
+        first[:, None]
+        & second[None, :]
+        & (same == same_prompt)
+        & ~torch.eye(len(same), dtype=torch.bool)
+    )
 
 
 compared = {
@@ -120,17 +139,40 @@ groups = rollouts.pooled.view(64, 16, -1)  # [B, G, D]
 centred = (groups - groups.mean(1, keepdim=True)).flatten(0, 1)  # [N, D]
 similarity = {"as they are": raw, "centred": cosines(centred)}
 for name, which in compared.items():
-    print(f"{name:30}  mean cosine {raw[which].mean():+.3f}, centred {similarity['centred'][which].mean():+.3f}")
+    print(
+        f"{name:30}  mean cosine {raw[which].mean():+.3f}, centred {similarity['centred'][which].mean():+.3f}"
+    )
 
-styles = ((KINDS["faithful"], "-"), (KINDS["hallucinated"], "-"), (KINDS["wrong"], "-"), ("black", ":"))
+styles = (
+    (KINDS["faithful"], "-"),
+    (KINDS["hallucinated"], "-"),
+    (KINDS["wrong"], "-"),
+    ("black", ":"),
+)
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
 for axis, (title, cosine) in zip(axes, similarity.items()):
     for (name, which), (color, linestyle) in zip(compared.items(), styles):
         shares = torch.histc(cosine[which].clamp(-1, 1), 40, -1, 1) / which.sum()
-        axis.stairs(shares, torch.linspace(-1, 1, 41), color=color, linestyle=linestyle, linewidth=1.8, label=name)
-    tidy(axis, "cosine of two rollouts", "share of the pairs" if axis is axes[0] else "", title)
+        axis.stairs(
+            shares,
+            torch.linspace(-1, 1, 41),
+            color=color,
+            linestyle=linestyle,
+            linewidth=1.8,
+            label=name,
+        )
+    tidy(
+        axis,
+        "cosine of two rollouts",
+        "share of the pairs" if axis is axes[0] else "",
+        title,
+    )
 axes[0].legend(frameon=False, fontsize=9, loc="upper left")
-show(figure, "07_cosines", "Cosines of pairs of rollouts by kind, before and after centring")
+show(
+    figure,
+    "07_cosines",
+    "Cosines of pairs of rollouts by kind, before and after centring",
+)
 
 # %% [markdown]
 # What shared the last bar on the left (orange on blue) is now spread from -0.5 to 1. Faithful pairs stay at 1, being
@@ -146,17 +188,44 @@ show(figure, "07_cosines", "Cosines of pairs of rollouts by kind, before and aft
 figure, axes = plt.subplots(1, 3, figsize=(8, 3.3), layout="constrained")
 for prompt, axis in enumerate(axes):
     points = F.normalize(centred[prompt_of == prompt], dim=1)  # [G, D]
-    _, sizes, directions = torch.linalg.svd(points, full_matrices=False)  # directions [G, D], the most important first
+    _, sizes, directions = torch.linalg.svd(
+        points, full_matrices=False
+    )  # directions [G, D], the most important first
     kept = (sizes[:2] ** 2).sum() / (sizes**2).sum()
     for kind, rows in zip(KINDS, (faithful, hallucinated, wrong)):
-        own = points[rows[prompt_of == prompt]] @ directions[:2].T  # [rollouts of that kind, 2]
-        places, count = own.mul(100).round().unique(dim=0, return_counts=True)  # those that coincide make one marker
-        axis.scatter(*(places / 100).T, s=30 * count, color=KINDS[kind], edgecolors="white", label=kind, zorder=2)
+        own = (
+            points[rows[prompt_of == prompt]] @ directions[:2].T
+        )  # [rollouts of that kind, 2]
+        places, count = (
+            own.mul(100).round().unique(dim=0, return_counts=True)
+        )  # those that coincide make one marker
+        axis.scatter(
+            *(places / 100).T,
+            s=30 * count,
+            color=KINDS[kind],
+            edgecolors="white",
+            label=kind,
+            zorder=2,
+        )
     axis.add_patch(plt.Circle((0, 0), 1, fill=False, color="black", alpha=0.3))
-    tidy(axis, "1st component", "2nd component" if prompt == 0 else "", f"prompt {prompt}: {kept:.0%} kept")
+    tidy(
+        axis,
+        "1st component",
+        "2nd component" if prompt == 0 else "",
+        f"prompt {prompt}: {kept:.0%} kept",
+    )
     axis.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-show(figure, "07_map", "The rollouts of three prompts; a marker's area says how many coincide")
+figure.legend(
+    *axes[0].get_legend_handles_labels(),
+    loc="outside lower center",
+    ncols=3,
+    frameon=False,
+)
+show(
+    figure,
+    "07_map",
+    "The rollouts of three prompts; a marker's area says how many coincide",
+)
 
 # %% [markdown]
 # The large marker is the faithful text, written several times over. The hallucinated ones lie off it, most of them on
@@ -172,11 +241,15 @@ show(figure, "07_map", "The rollouts of three prompts; a marker's area says how 
 # %%
 def auc(scores, positive):
     """scores [n], positive [n] bool"""
-    difference = scores[positive][:, None] - scores[~positive][None, :]  # [positive ones, negative ones]
+    difference = (
+        scores[positive][:, None] - scores[~positive][None, :]
+    )  # [positive ones, negative ones]
     return ((difference > 0) + 0.5 * (difference == 0)).mean()
 
 
-print(auc(torch.tensor([0.9, 0.8, 0.8, 0.7]), torch.tensor([True, True, False, False])))  # of 4 pairs 3 and a tie
+print(
+    auc(torch.tensor([0.9, 0.8, 0.8, 0.7]), torch.tensor([True, True, False, False]))
+)  # of 4 pairs 3 and a tie
 
 
 def agreement(similarity, among):
@@ -189,20 +262,29 @@ def report(name, scores):
     """Means over the prompts, each of which has both kinds here."""
     groups = [correct & (prompt_of == prompt) for prompt in range(64)]
     aucs = torch.stack([auc(scores[rows], faithful[rows]) for rows in groups])  # [B]
-    gaps = torch.stack([scores[rows & faithful].mean() - scores[rows & hallucinated].mean() for rows in groups])  # [B]
-    print(f"{name:37}  AUC {aucs.mean():.3f}   faithful - hallucinated {gaps.mean():+.3f}")
+    gaps = torch.stack(
+        [
+            scores[rows & faithful].mean() - scores[rows & hallucinated].mean()
+            for rows in groups
+        ]
+    )  # [B]
+    print(
+        f"{name:37}  AUC {aucs.mean():.3f}   faithful - hallucinated {gaps.mean():+.3f}"
+    )
 
 
 for title, cosine in similarity.items():
     report(f"{title}: cosine to the right ones", agreement(cosine, correct))
     report(f"{title}: cosine to all others", agreement(cosine, torch.ones_like(correct)))
-same_text = torch.tensor([[float(one == other) for one in texts] for other in texts])  # [N, N]
+same_text = torch.tensor(
+    [[float(one == other) for one in texts] for other in texts]
+)  # [N, N]
 report("same text, among the right ones", agreement(same_text, correct))
 report("log-prob of the rollout", rollouts.logprobs.sum(1))
 
 # %% [markdown]
 # > **You should know.** No step was labelled, nothing trained, and yet the made-up steps stand out. Not because
-# > somebody knows the truth: because right reasoning is all alike. The score finds the largest cluster (in lesson 10
+# > somebody knows the truth: because right reasoning is all alike. The score finds the largest cluster (in lesson 11
 # > that will be a false one).
 #
 # Raw cosines give the right order, too (AUC 0.981), but by differences of 0.010 (last column: the two kinds' mean
@@ -220,16 +302,24 @@ report("log-prob of the rollout", rollouts.logprobs.sum(1))
 # `center_by_group` is what training calls.
 
 # %%
-tokens = torch.cat([torch.tensor(prompts).repeat_interleave(16, 0), rollouts.completions], 1)  # [N, P + T]
+tokens = torch.cat(
+    [torch.tensor(prompts).repeat_interleave(16, 0), rollouts.completions], 1
+)  # [N, P + T]
 with torch.no_grad():
-    hidden = model(tokens)[:, len(prompts[0]) :]  # [N, T, D], the state at each token of the completion
+    hidden = model(tokens)[
+        :, len(prompts[0]) :
+    ]  # [N, T, D], the state at each token of the completion
 assert torch.allclose(mean_pool(hidden, rollouts.mask), rollouts.pooled, atol=1e-5)
 assert torch.equal(mean_pool(states, mask), means)
 assert torch.allclose(center_by_group(rollouts.pooled, prompt_of), centred, atol=1e-5)
 print("they agree")
 
-four = torch.tensor([[0.2, 0.7], [0.3, 0.4], [0.4, 0.3], [0.7, 0.2]])  # the states of one rollout, [T, D]
-twice = torch.stack([sum(four), sum(four.flip(0))]) / 4  # added up from the front and from the back, [2, D]
+four = torch.tensor(
+    [[0.2, 0.7], [0.3, 0.4], [0.4, 0.3], [0.7, 0.2]]
+)  # the states of one rollout, [T, D]
+twice = (
+    torch.stack([sum(four), sum(four.flip(0))]) / 4
+)  # added up from the front and from the back, [2, D]
 print(f"plain: cosine {cosines(twice - twice.mean(0))[0, 1]:.0f}")
 print(f"guarded: {center_by_group(twice, torch.zeros(2)).tolist()}")
 

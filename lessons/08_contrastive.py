@@ -12,11 +12,16 @@ import json
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from common import LESSONS, METHODS, show, tidy
-
 from minclipo.contrastive import contrastive_loss
 
-COLORS = {"infonce": METHODS["clipo_paper"], "supcon_out": "#777777", "supcon_in": "black", "soft_nn": METHODS["clipo"]}
+from common import LESSONS, METHODS, show, tidy
+
+COLORS = {
+    "infonce": METHODS["clipo_paper"],
+    "supcon_out": "#777777",
+    "supcon_in": "black",
+    "soft_nn": METHODS["clipo"],
+}
 
 # %% [markdown]
 # ## A probability for each candidate
@@ -84,7 +89,11 @@ def soft_nn(q, P, A):
 
 
 draws = torch.stack([infonce(q, A, j) for j in (1, 2, 3)])
-print("InfoNCE, by the positive drawn:", [f"{x:.3f}" for x in draws], f" mean {draws.mean():.3f}")
+print(
+    "InfoNCE, by the positive drawn:",
+    [f"{x:.3f}" for x in draws],
+    f" mean {draws.mean():.3f}",
+)
 for loss in (supcon_out, supcon_in, soft_nn):
     print(f"{loss.__name__:10} {loss(q, P, A):.3f}")
 assert torch.isclose(draws.mean(), supcon_out(q, P, A))
@@ -100,24 +109,54 @@ assert soft_nn(q, P, A) <= supcon_in(q, P, A) <= supcon_out(q, P, A)
 # %%
 turn = torch.linspace(0, 360, 361)
 scores = on_circle(turn) @ z.T / 0.5  # [361, 7]
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), width_ratios=(1, 2), layout="constrained")
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(8, 3.4), width_ratios=(1, 2), layout="constrained"
+)
 left.add_patch(plt.Circle((0, 0), 1, fill=False, color="black", alpha=0.3))
-for rows, marker, color, name in ((P, "o", "black", "positive"), (A & ~P, "X", "#999999", "negative")):
+for rows, marker, color, name in (
+    (P, "o", "black", "positive"),
+    (A & ~P, "X", "#999999", "negative"),
+):
     left.scatter(*z[rows].T, s=70, marker=marker, color=color, label=name, zorder=2)
     for angle in angles[rows]:
         right.plot(angle, -0.35, marker, color=color, markersize=7, clip_on=False)
-left.scatter(*z[:1].T, s=120, marker="*", facecolor="white", edgecolor="black", label="anchor", zorder=2)
+left.scatter(
+    *z[:1].T,
+    s=120,
+    marker="*",
+    facecolor="white",
+    edgecolor="black",
+    label="anchor",
+    zorder=2,
+)
 left.legend(frameon=False, fontsize=9, loc="center")
 left.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
 left.axis("off")
 for j in (1, 2, 3):
-    right.plot(turn, infonce(scores, A, j), ":", color=COLORS["infonce"], label="infonce" if j == 1 else None)
+    right.plot(
+        turn,
+        infonce(scores, A, j),
+        ":",
+        color=COLORS["infonce"],
+        label="infonce" if j == 1 else None,
+    )
 for loss, linestyle in ((supcon_out, "--"), (supcon_in, "-."), (soft_nn, "-")):
-    right.plot(turn, loss(scores, P, A), linestyle, color=COLORS[loss.__name__], label=loss.__name__, linewidth=1.8)
+    right.plot(
+        turn,
+        loss(scores, P, A),
+        linestyle,
+        color=COLORS[loss.__name__],
+        label=loss.__name__,
+        linewidth=1.8,
+    )
 right.legend(frameon=False, fontsize=9, loc="upper right")
 right.set(ylim=(-0.5, 6.5), xticks=range(0, 361, 60))
 tidy(right, "angle of the anchor, degrees", "its loss, nats")
-show(figure, "08_circle", "The losses as the anchor goes round the circle; dotted: InfoNCE for each positive drawn")
+show(
+    figure,
+    "08_circle",
+    "The losses as the anchor goes round the circle; dotted: InfoNCE for each positive drawn",
+)
 
 # %% [markdown]
 # soft-NN asks for *some* friend nearby: at 20 degrees, beside two positives, it is nearly 0, and the third one on the
@@ -133,22 +172,60 @@ show(figure, "08_circle", "The losses as the anchor goes round the circle; dotte
 
 # %%
 counts = range(1, 15)  # positives of an anchor that has 15 candidates
-A15, best = torch.ones(15, dtype=torch.bool), {"supcon_out": [], "supcon_in": [], "soft_nn": []}
+A15, best = (
+    torch.ones(15, dtype=torch.bool),
+    {"supcon_out": [], "supcon_in": [], "soft_nn": []},
+)
 for count in counts:
     P15 = torch.arange(15) < count
     for loss in (supcon_out, supcon_in, soft_nn):
         best[loss.__name__].append(loss(torch.where(P15, 1.0, -1.0) / 0.5, P15, A15))
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
-axis.plot(counts, best["supcon_out"], "s", color=COLORS["supcon_out"], markersize=9, label="supcon_out")
-axis.plot(counts, best["supcon_out"], ":", color=COLORS["infonce"], linewidth=3, label="infonce (mean)")
-axis.plot(counts, best["supcon_in"], "o", color=COLORS["supcon_in"], markersize=4, label="supcon_in")
-axis.plot(counts, best["soft_nn"], "-", color=COLORS["soft_nn"], linewidth=1.8, label="soft_nn")
-axis.plot(counts, torch.tensor(counts).log(), color="black", linewidth=0.8, label="log |P|")
-axis.axhline(torch.tensor(15.0).log(), color="black", linestyle="--", linewidth=0.8, label="log |A|: all cosines equal")
+axis.plot(
+    counts,
+    best["supcon_out"],
+    "s",
+    color=COLORS["supcon_out"],
+    markersize=9,
+    label="supcon_out",
+)
+axis.plot(
+    counts,
+    best["supcon_out"],
+    ":",
+    color=COLORS["infonce"],
+    linewidth=3,
+    label="infonce (mean)",
+)
+axis.plot(
+    counts,
+    best["supcon_in"],
+    "o",
+    color=COLORS["supcon_in"],
+    markersize=4,
+    label="supcon_in",
+)
+axis.plot(
+    counts, best["soft_nn"], "-", color=COLORS["soft_nn"], linewidth=1.8, label="soft_nn"
+)
+axis.plot(
+    counts, torch.tensor(counts).log(), color="black", linewidth=0.8, label="log |P|"
+)
+axis.axhline(
+    torch.tensor(15.0).log(),
+    color="black",
+    linestyle="--",
+    linewidth=0.8,
+    label="log |A|: all cosines equal",
+)
 axis.legend(frameon=False, fontsize=9, loc=(0.27, 0.13), ncols=2)
 axis.set(ylim=(-0.1, 3), xticks=range(2, 15, 2))
 tidy(axis, "positives of the anchor, of 15 candidates", "loss in the best case, nats")
-show(figure, "08_floors", "The loss in the best case against the number of positives; three of the four coincide")
+show(
+    figure,
+    "08_floors",
+    "The loss in the best case against the number of positives; three of the four coincide",
+)
 
 # %% [markdown]
 # > **You should know.** Under three of the four losses the floor rises as the policy gets better: the more right
@@ -179,16 +256,44 @@ for tau in (1.0, 0.5, 0.05, 0.005):
 # and three negatives:
 
 # %%
-cluster = [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, -0.4, -0.4, -0.4]  # to 4 others of the cluster, 2 outliers, 3 wrong ones
-outlier = [0.5, 0.5, 0.5, 0.5, 0.5, 0.25, -0.2, -0.2, -0.2]  # to 5 of the cluster, the other outlier, 3 wrong ones
+cluster = [
+    1.0,
+    1.0,
+    1.0,
+    1.0,
+    0.5,
+    0.5,
+    -0.4,
+    -0.4,
+    -0.4,
+]  # to 4 others of the cluster, 2 outliers, 3 wrong ones
+outlier = [
+    0.5,
+    0.5,
+    0.5,
+    0.5,
+    0.5,
+    0.25,
+    -0.2,
+    -0.2,
+    -0.2,
+]  # to 5 of the cluster, the other outlier, 3 wrong ones
 cosine = torch.tensor([cluster, outlier])  # [2 anchors, 9]
 P9, A9 = (torch.arange(9) < 6).expand(2, 9), torch.ones(2, 9, dtype=torch.bool)
 for tau in (0.5, 0.05):
-    rows = {f"infonce, {name} drawn": infonce(cosine / tau, A9, j) for j, name in ((0, "cluster"), (5, "outlier"))}
-    rows |= {loss.__name__: loss(cosine / tau, P9, A9) for loss in (supcon_out, supcon_in, soft_nn)}
+    rows = {
+        f"infonce, {name} drawn": infonce(cosine / tau, A9, j)
+        for j, name in ((0, "cluster"), (5, "outlier"))
+    }
+    rows |= {
+        loss.__name__: loss(cosine / tau, P9, A9)
+        for loss in (supcon_out, supcon_in, soft_nn)
+    }
     print(f"tau {tau}")
     for name, (of_cluster, of_outlier) in rows.items():  # abs: 0 and not -0
-        print(f"  {name:22} cluster pays {of_cluster.abs():6.3f}   outlier pays {of_outlier.abs():6.3f}")
+        print(
+            f"  {name:22} cluster pays {of_cluster.abs():6.3f}   outlier pays {of_outlier.abs():6.3f}"
+        )
 
 # %% [markdown]
 # > **You should know.** Under SupCon-out a faithful rollout is charged for the distance to its *hallucinated* siblings:
@@ -207,12 +312,21 @@ for tau in (0.5, 0.05):
 # to soft-NN's next-to-nothings at 0.05.)
 
 # %%
-measured = json.loads((LESSONS / "results" / "separation" / "results.json").read_text())["separation"]
+measured = json.loads((LESSONS / "results" / "separation" / "results.json").read_text())[
+    "separation"
+]
 for loss in ("infonce", "supcon_out", "supcon_in", "soft_nn"):
     print(f"{loss:10}", end="")
     for tau in (2.0, 0.5, 0.05):
-        wanted = dict(level="group", center=True, loss=loss, temperature=tau, head="no head")
-        found = [row["auc"] for seed in measured.values() for row in seed if wanted.items() <= row.items()]
+        wanted = dict(
+            level="group", center=True, loss=loss, temperature=tau, head="no head"
+        )
+        found = [
+            row["auc"]
+            for seed in measured.values()
+            for row in seed
+            if wanted.items() <= row.items()
+        ]
         print(f"   tau {tau}: AUC {sum(found) / len(found):.2f}", end="")
     print()
 
@@ -231,7 +345,9 @@ for loss in ("infonce", "supcon_out", "supcon_in", "soft_nn"):
 for nearest in (0.9, 0.7, 0.6, 0.3):
     q2 = torch.tensor([nearest, nearest - 0.1]) / 0.02
     with_epsilon = ((q2 - 1 / 0.02).exp().sum() + 1e-8).log() + 1 / 0.02 - q2[0]
-    print(f"positive at {nearest}: with epsilon {with_epsilon:6.3f}, exactly {q2.logsumexp(0) - q2[0]:.3f}")
+    print(
+        f"positive at {nearest}: with epsilon {with_epsilon:6.3f}, exactly {q2.logsumexp(0) - q2[0]:.3f}"
+    )
 
 # %% [markdown]
 # The loss depends on nothing but the difference, which is always the same. As long as somebody lies close, as raw
@@ -245,7 +361,9 @@ for nearest in (0.9, 0.7, 0.6, 0.3):
 
 # %%
 generator = torch.Generator().manual_seed(0)
-z = F.normalize(torch.randn(16, 8, generator=generator), dim=1)  # [N, E], E numbers each; four groups of four
+z = F.normalize(
+    torch.randn(16, 8, generator=generator), dim=1
+)  # [N, E], E numbers each; four groups of four
 group = torch.arange(16) // 4
 correct = torch.tensor([1, 1, 1, 0, 1, 1, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1]).bool()
 
@@ -255,12 +373,20 @@ is_anchor = correct & P.any(1) & (A & ~P).any(1)  # [N]
 print("anchors", is_anchor.int().view(4, 4).tolist())
 for loss in (supcon_out, supcon_in, soft_nn):
     ours = loss(z @ z.T / 0.5, P, A)[is_anchor]
-    found = contrastive_loss(z, correct, group, loss=loss.__name__, level="group", temperature=0.5)
-    assert torch.equal(found.anchors, is_anchor) and torch.allclose(ours, found.loss[is_anchor], atol=1e-5)
+    found = contrastive_loss(
+        z, correct, group, loss=loss.__name__, level="group", temperature=0.5
+    )
+    assert torch.equal(found.anchors, is_anchor) and torch.allclose(
+        ours, found.loss[is_anchor], atol=1e-5
+    )
 
 drawn = P.float().argmax(1)  # the first positive of each row
-ours = infonce(z @ z.T / 0.5, A, drawn).diagonal()[is_anchor]  # row i's loss with row i's positive
-found = contrastive_loss(z, correct, group, loss="infonce", level="group", temperature=0.5, positive=drawn)
+ours = infonce(z @ z.T / 0.5, A, drawn).diagonal()[
+    is_anchor
+]  # row i's loss with row i's positive
+found = contrastive_loss(
+    z, correct, group, loss="infonce", level="group", temperature=0.5, positive=drawn
+)
 assert torch.allclose(ours, found.loss[is_anchor], atol=1e-5)
 print("they agree")
 

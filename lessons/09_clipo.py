@@ -13,11 +13,14 @@ import copy
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from common import KINDS, LESSONS, pretrained, problems_of, show, show_training, tidy, train, training_steps, verdicts
-
 from minclipo.checkpoint.files import read_json
 from minclipo.config import TrainConfig
-from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_loss, contrastive_reward
+from minclipo.contrastive import (
+    ContrastiveHead,
+    center_by_group,
+    contrastive_loss,
+    contrastive_reward,
+)
 from minclipo.grpo import group_advantages
 from minclipo.runs.intervals import mean_interval
 from minclipo.runs.plots import STYLES
@@ -25,6 +28,19 @@ from minclipo.runs.recipes import METHODS as OPTIONS
 from minclipo.runs.recipes import PAPER_WARMUP
 from minclipo.sampler import sample
 from minclipo.toy import toy_tokenizer
+
+from common import (
+    KINDS,
+    LESSONS,
+    pretrained,
+    problems_of,
+    show,
+    show_training,
+    tidy,
+    train,
+    training_steps,
+    verdicts,
+)
 
 # %% [markdown]
 # ## From a loss to a reward
@@ -63,7 +79,9 @@ def contrastive_rewards(pooled, correct, group, head, weight=0.1, floor=-0.5, ta
     nearness = (z @ z.T / tau).exp() * (1 - torch.eye(len(z)))  # [N, N], 0 to itself
     positive = correct[:, None] & correct & (group[:, None] == group)  # [N, N]
     of_positives, of_all = (nearness * positive).sum(1), nearness.sum(1)  # [N]
-    anchors = correct & (of_positives > 0)  # a right rollout that is alone has nobody to agree with: it pays nothing
+    anchors = correct & (
+        of_positives > 0
+    )  # a right rollout that is alone has nobody to agree with: it pays nothing
     loss = -(of_positives / of_all)[anchors].log()
     prices = (-weight * loss.detach()).clamp(min=floor)
     return torch.zeros(len(z)).masked_scatter(anchors, prices), loss.mean()
@@ -73,7 +91,9 @@ tokenizer, G = toy_tokenizer(), 16
 problems = problems_of("lesson 9", 32)
 prompts = tokenizer.encode_batch([problem.prompt for problem in problems])
 model, generator = pretrained("careless"), torch.Generator().manual_seed(0)
-rollouts = sample(model, prompts, G, 16, eos_ids=tokenizer.eos_ids, generator=generator)  # N = 512
+rollouts = sample(
+    model, prompts, G, 16, eos_ids=tokenizer.eos_ids, generator=generator
+)  # N = 512
 pooled, group = rollouts.pooled, rollouts.group  # [N, D], [N]
 correct, steps_right = verdicts(problems, rollouts)  # [N] each
 faithful, hallucinated = correct & steps_right, correct & ~steps_right
@@ -85,12 +105,17 @@ random_c, _ = contrastive_rewards(pooled, correct, group, random_head)
 
 # %%
 texts = tokenizer.decode_batch(rollouts.completion_ids())
-alone, together = group_advantages(correct.float(), G), group_advantages(correct + random_c, G)
+alone, together = (
+    group_advantages(correct.float(), G),
+    group_advantages(correct + random_c, G),
+)
 print(f"{problems[0].prompt:53}    c   advantage   without c")
 for text in sorted(set(texts[:G]), key=lambda text: (-together[texts.index(text)], text)):
     i, count = texts.index(text), texts[:G].count(text)
     kind = "faithful" if faithful[i] else "hallucinated" if hallucinated[i] else "wrong"
-    print(f"{count} x  {text:32}{kind:14}{random_c[i]:8.3f}{together[i]:10.2f}{alone[i]:11.2f}")
+    print(
+        f"{count} x  {text:32}{kind:14}{random_c[i]:8.3f}{together[i]:10.2f}{alone[i]:11.2f}"
+    )
 
 # %% [markdown]
 # Sixteen rollouts of one prompt, equal ones in one line. The outcome alone pays all right ones alike (last column).
@@ -107,8 +132,12 @@ def auc(rewards):
     return ((difference > 1e-6) + 0.5 * (difference.abs() <= 1e-6))[pairs].mean().item()
 
 
-print(f"{correct.float().mean():.0%} are right, of those {hallucinated.sum() / correct.sum():.0%} hallucinated")
-print(f"AUC of the outcome {auc(correct.float()):.3f}, of the reward with c {auc(correct + random_c):.3f}")
+print(
+    f"{correct.float().mean():.0%} are right, of those {hallucinated.sum() / correct.sum():.0%} hallucinated"
+)
+print(
+    f"AUC of the outcome {auc(correct.float()):.3f}, of the reward with c {auc(correct + random_c):.3f}"
+)
 
 # %% [markdown]
 # ## The head learns, the policy is only paid
@@ -130,7 +159,10 @@ for update in range(101):
     optimizer.step()
 c, head_loss = contrastive_rewards(pooled, correct, group, torch.nn.Identity())
 print(f"no head at all: loss {head_loss:.2f}, AUC {auc(c):.3f}")
-print("weights of the policy that have a gradient:", sum(w.grad is not None for w in model.parameters()))
+print(
+    "weights of the policy that have a gradient:",
+    sum(w.grad is not None for w in model.parameters()),
+)
 
 # %% [markdown]
 # > **You should know.** At weight 0.1 the head does nothing on this toy that we could measure. The pooled states know
@@ -167,8 +199,12 @@ for weight in (0.1, 0.001):
     R = (correct + c)[:G]
     A, A_right = group_advantages(R, G), group_advantages(R[right], int(right.sum()))
     best, worst, wrong = A[right].max(), A[right].min(), A[~right].max()
-    print(f"weight {weight:<6} all sixteen:    best {best:+.2f}   worst right {worst:+.2f}   wrong {wrong:+.2f}")
-    print(f"weight {weight:<6} the right ones: best {A_right.max():+.2f}   worst {A_right.min():+.2f}")
+    print(
+        f"weight {weight:<6} all sixteen:    best {best:+.2f}   worst right {worst:+.2f}   wrong {wrong:+.2f}"
+    )
+    print(
+        f"weight {weight:<6} the right ones: best {A_right.max():+.2f}   worst {A_right.min():+.2f}"
+    )
 
 # %% [markdown]
 # > **You should know.** Where all are right, the contrast is the only difference, and dividing by the group's standard
@@ -184,7 +220,9 @@ for weight in (0.1, 0.001):
 theirs = ContrastiveHead(64, 32)
 theirs.projection[0].load_state_dict(head.state_dict())
 z = theirs(center_by_group(pooled, group))  # [N, E]
-found = contrastive_loss(z, correct, group, loss="soft_nn", level="cross", temperature=0.5)
+found = contrastive_loss(
+    z, correct, group, loss="soft_nn", level="cross", temperature=0.5
+)
 c, head_loss = contrastive_rewards(pooled, correct, group, head)
 assert torch.allclose(c, contrastive_reward(found.loss, correct, weight=0.1), atol=1e-5)
 assert torch.allclose(head_loss, found.mean, atol=1e-5)
@@ -197,7 +235,9 @@ print(f"they agree: a right rollout pays {-c[correct].mean():.3f} on average")
 
 # %%
 for name, value in OPTIONS["clipo_paper"].items():
-    print(f"{name:24} ours {OPTIONS['clipo'].get(name, getattr(TrainConfig(), name))!s:10} paper's {value}")
+    print(
+        f"{name:24} ours {OPTIONS['clipo'].get(name, getattr(TrainConfig(), name))!s:10} paper's {value}"
+    )
 
 # %% [markdown]
 # `level` says whom a rollout is compared with: `cross` is the whole batch, `group` its own prompt's rollouts only, so
@@ -205,20 +245,45 @@ for name, value in OPTIONS["clipo_paper"].items():
 # one more bound on the loss of bad tokens.) Both settings on this batch, each with a random head:
 
 # %%
-paper_loss = dict(loss="infonce", level="group", temperature=0.05, generator=torch.Generator().manual_seed(0))
+paper_loss = dict(
+    loss="infonce",
+    level="group",
+    temperature=0.05,
+    generator=torch.Generator().manual_seed(0),
+)
 torch.manual_seed(0)
 found = contrastive_loss(ContrastiveHead(64, 16)(pooled), correct, group, **paper_loss)
-rewards = {"our setting": random_c, "the paper's setting": contrastive_reward(found.loss, correct, weight=0.2)}
+rewards = {
+    "our setting": random_c,
+    "the paper's setting": contrastive_reward(found.loss, correct, weight=0.2),
+}
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
 for axis, (name, c) in zip(axes, rewards.items()):
-    print(f"{name}: AUC {auc(c):.3f}, at the floor {(c[correct] <= -0.5).float().mean():.0%}")
-    for kind, rows, marker, shift in (("faithful", faithful, "o", -0.2), ("hallucinated", hallucinated, "^", 0.2)):
-        axis.plot(group[rows] + shift, c[rows], marker, color=KINDS[kind], markersize=3.5, label=kind)
+    print(
+        f"{name}: AUC {auc(c):.3f}, at the floor {(c[correct] <= -0.5).float().mean():.0%}"
+    )
+    for kind, rows, marker, shift in (
+        ("faithful", faithful, "o", -0.2),
+        ("hallucinated", hallucinated, "^", 0.2),
+    ):
+        axis.plot(
+            group[rows] + shift,
+            c[rows],
+            marker,
+            color=KINDS[kind],
+            markersize=3.5,
+            label=kind,
+        )
     axis.axhline(-0.5, color="black", linewidth=1, linestyle="--", label="floor")
     tidy(axis, "prompt of the batch", "contrastive reward c", name)
     axis.label_outer()
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+figure.legend(
+    *axes[0].get_legend_handles_labels(),
+    loc="outside lower center",
+    ncols=3,
+    frameon=False,
+)
 print("prompts without a wrong rollout:", int(correct.view(-1, G).all(1).sum()))
 show(figure, "09_rewards", "Contrastive rewards of all right rollouts, a column a prompt")
 
@@ -234,17 +299,29 @@ show(figure, "09_rewards", "Contrastive rewards of all right rollouts, a column 
 # GRPO, CLIPO, and CLIPO in the paper's setting, from the same start, on the same problems:
 
 # %%
-paper = OPTIONS["clipo_paper"] | {"head_warmup_steps": round(training_steps(100) * PAPER_WARMUP)}
+paper = OPTIONS["clipo_paper"] | {
+    "head_warmup_steps": round(training_steps(100) * PAPER_WARMUP)
+}
 histories = {}
-for method, options in (("baseline", {}), ("clipo", OPTIONS["clipo"]), ("clipo_paper", paper)):
+for method, options in (
+    ("baseline", {}),
+    ("clipo", OPTIONS["clipo"]),
+    ("clipo_paper", paper),
+):
     _, histories[method] = train(f"09_{method}", model, **options)
 
-show_training(histories, "09_training", "Accuracy and hallucination rate of the training rollouts, one run each")
+show_training(
+    histories,
+    "09_training",
+    "Accuracy and hallucination rate of the training rollouts, one run each",
+)
 for method in ("clipo", "clipo_paper"):
     last = histories[method][-20:]
     watched = ("informative_prompts", "contrastive_signal")
     mixed, differ = (sum(line[name] for line in last) / len(last) for name in watched)
-    print(f"{method:11} last steps: {mixed:.0%} of the prompts have right and wrong ones, in {differ:.0%} c differs")
+    print(
+        f"{method:11} last steps: {mixed:.0%} of the prompts have right and wrong ones, in {differ:.0%} c differs"
+    )
 
 # %% [markdown]
 # The accuracies end together, at nearly 1. GRPO's right answers keep their made-up steps, CLIPO's lose nearly all of
@@ -262,11 +339,24 @@ summary = read_json(LESSONS / "results" / "toy" / "summary.json")
 print(f"{'':32}accuracy               hallucination rate")
 for method in ("baseline", "clipo", "oracle", "clipo_paper"):
     found = [summary[method][measure] for measure in ("accuracy", "hallucination_rate")]
-    cells = [f"{cell['mean']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]" for cell in found]
+    cells = [
+        f"{cell['mean']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]" for cell in found
+    ]
     print(f"{STYLES[method]['label'].format('GRPO'):32}{cells[0]}   {cells[1]}")
 print("\n60 steps, one thing changed")
-rows = {row["name"]: row["values"] for row in read_json(LESSONS / "results" / "ingredients" / "results.json")}
-changes = ("not centred", "level group", "loss supcon_out", "weight 0.3", "weight 0.001", "no head", "head frozen")
+rows = {
+    row["name"]: row["values"]
+    for row in read_json(LESSONS / "results" / "ingredients" / "results.json")
+}
+changes = (
+    "not centred",
+    "level group",
+    "loss supcon_out",
+    "weight 0.3",
+    "weight 0.001",
+    "no head",
+    "head frozen",
+)
 for name in ("GRPO", "CLIPO", *(f"CLIPO, {change}" for change in changes)):
     cell = mean_interval(rows[name]["hallucination_rate"])
     print(f"{name:55}{cell.mean:.3f} [{cell.low:.3f}, {cell.high:.3f}]")
@@ -287,5 +377,5 @@ for name in ("GRPO", "CLIPO", *(f"CLIPO, {change}" for change in changes)):
 #
 # **What to try next.** Train with `OPTIONS["clipo"] | {"contrastive_weight": 0.3}`, then with 0.001: one of them is
 # GRPO, the other is not. Set `contrastive_level="group"` and look at `contrastive_signal` in the last steps. Then read
-# `Trainer.step` in `minclipo/trainer.py`. Lesson 10 will ask what happens when the right rollouts agree on something
+# `Trainer.step` in `minclipo/trainer.py`. Lesson 11 will ask what happens when the right rollouts agree on something
 # false.

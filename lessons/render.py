@@ -24,7 +24,9 @@ PAGES = LESSONS / "pages"
 
 def fingerprint(lesson: Path) -> str:
     """What a page made from this lesson begins with."""
-    digest = hashlib.sha256(lesson.read_text(encoding="utf-8").encode()).hexdigest()[:16]  # as text: line ends differ
+    digest = hashlib.sha256(lesson.read_text(encoding="utf-8").encode()).hexdigest()[
+        :16
+    ]  # as text: line ends differ
     return f"<!-- made by lessons/render.py from {lesson.name}, {digest} -->"
 
 
@@ -41,7 +43,11 @@ def footer(lesson: Path) -> str:
     place = lessons.index(lesson)
     links = [f"[lesson {place}]({lessons[place - 1].stem}.md)"] if place else []
     links += [f"[this one as Python](../{lesson.name})", "[all lessons](../README.md)"]
-    links += [f"[lesson {place + 2}]({lessons[place + 1].stem}.md)"] if place + 1 < len(lessons) else []
+    links += (
+        [f"[lesson {place + 2}]({lessons[place + 1].stem}.md)"]
+        if place + 1 < len(lessons)
+        else []
+    )
     return f"---\n\n{' · '.join(links)}\n"
 
 
@@ -54,16 +60,26 @@ def render(lesson: Path) -> str:
 
     notebook = jupytext.read(lesson)
     kernel = dict(kernel_name="python3", extra_arguments=["--log-level=ERROR"])
-    ExecutePreprocessor(timeout=None, **kernel).preprocess(notebook, {"metadata": {"path": str(LESSONS)}})
-    for cell in notebook.cells:  # warnings of a machine, progress bars: not part of a lesson
-        cell["outputs"] = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
-    notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})  # what came in two parts is one again
+    ExecutePreprocessor(timeout=None, **kernel).preprocess(
+        notebook, {"metadata": {"path": str(LESSONS)}}
+    )
+    for (
+        cell
+    ) in notebook.cells:  # warnings of a machine, progress bars: not part of a lesson
+        cell["outputs"] = [
+            output for output in cell.get("outputs", []) if output.get("name") != "stderr"
+        ]
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(
+        notebook, {}
+    )  # what came in two parts is one again
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     return f"{fingerprint(lesson)}\n{machine()}\n\n{text.strip()}\n\n{footer(lesson)}"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("lessons", nargs="*", help="names such as 05_grpo; default: all")
     names = parser.parse_args(argv).lessons
     everything = sorted(LESSONS.glob("[0-9]*.py"))
@@ -74,11 +90,15 @@ def main(argv: list[str] | None = None) -> None:
         import jupytext  # noqa: F401
         import nbconvert  # noqa: F401
     except ImportError as error:
-        parser.exit(1, f'render.py: {error}. It comes with: pip install -e ".[lessons]"\n')
+        parser.exit(
+            1, f'render.py: {error}. It comes with: pip install -e ".[lessons]"\n'
+        )
     os.environ["LESSON_PICTURES"] = str(PAGES / "pictures")
     for lesson in lessons:
         started = time.perf_counter()
-        write_text(PAGES / f"{lesson.stem}.md", render(lesson))  # whole, or the earlier page stays
+        write_text(
+            PAGES / f"{lesson.stem}.md", render(lesson)
+        )  # whole, or the earlier page stays
         print(f"{lesson.stem}: {time.perf_counter() - started:.0f} s", flush=True)
 
 

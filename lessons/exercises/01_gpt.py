@@ -25,7 +25,9 @@ def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     positions [B, T], whole numbers: every row of the batch has its own, shared by its heads. x may be bfloat16, the
     angles must be exact all the same. The result has the dtype of x.
     """
-    raise NotImplementedError("Angles of which shape? They have no heads, and half of the channels.")
+    raise NotImplementedError(
+        "Angles of which shape? They have no heads, and half of the channels."
+    )
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -43,68 +45,174 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def check_rms_norm(rms_norm):
     one = torch.ones(2)
-    expect(rms_norm(torch.tensor([3.0, 4.0]), one, 0.0), [0.848528, 1.131371], "the norm of (3, 4)")
-    expect(rms_norm(torch.tensor([5.0, 5.0]), one, 0.0), [1.0, 1.0], "(5, 5): RMSNorm subtracts no mean")
+    expect(
+        rms_norm(torch.tensor([3.0, 4.0]), one, 0.0),
+        [0.848528, 1.131371],
+        "the norm of (3, 4)",
+    )
+    expect(
+        rms_norm(torch.tensor([5.0, 5.0]), one, 0.0),
+        [1.0, 1.0],
+        "(5, 5): RMSNorm subtracts no mean",
+    )
     rows = rms_norm(torch.tensor([[3.0, 4.0], [30.0, 40.0]]), one, 0.0)
-    expect(rows, [[0.848528, 1.131371]] * 2, "two rows, the second ten times the first: each has its own mean")
-    expect(rms_norm(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0]), 0.0), [1.697056, 0.0], "with g = (2, 0)")
-    expect(rms_norm(torch.tensor([0.3, 0.4]), one, 0.125), [0.6, 0.8], "eps = 0.125 belongs under the root")
+    expect(
+        rows,
+        [[0.848528, 1.131371]] * 2,
+        "two rows, the second ten times the first: each has its own mean",
+    )
+    expect(
+        rms_norm(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0]), 0.0),
+        [1.697056, 0.0],
+        "with g = (2, 0)",
+    )
+    expect(
+        rms_norm(torch.tensor([0.3, 0.4]), one, 0.125),
+        [0.6, 0.8],
+        "eps = 0.125 belongs under the root",
+    )
     half = rms_norm(torch.tensor([300.0, 300.0], dtype=torch.float16), one.half(), 1e-5)
     expect(half, [1.0, 1.0], "(300, 300) in float16: compute in float32", tolerance=1e-3)
-    expect_true(half.dtype == torch.float16, f"the result for float16 should be float16, found {half.dtype}")
+    expect_true(
+        half.dtype == torch.float16,
+        f"the result for float16 should be float16, found {half.dtype}",
+    )
     brief = rms_norm(torch.tensor([1.0, 17.0]).bfloat16(), one.bfloat16(), 1e-5)
-    expect(brief, [0.08301, 1.4141], "(1, 17) in bfloat16: compute in float32", tolerance=2e-4)
+    expect(
+        brief,
+        [0.08301, 1.4141],
+        "(1, 17) in bfloat16: compute in float32",
+        tolerance=2e-4,
+    )
     double = rms_norm(torch.tensor([3.0, 4.0]).double(), one.double(), 0.0)
     third = torch.tensor([3.0, 4.0]).double() / math.sqrt(12.5)
     expect(double, third, "float64 should not lose digits on the way", tolerance=1e-12)
 
 
 def check_rotate(rotate):
-    x = torch.randn(2, 2, 3, 6, generator=torch.Generator().manual_seed(0))  # [B, H, T, C]
+    x = torch.randn(
+        2, 2, 3, 6, generator=torch.Generator().manual_seed(0)
+    )  # [B, H, T, C]
     places = torch.tensor([[0, 1, 2], [7, 8, 9]])  # [B, T]
-    expect(rotate(x, torch.zeros(2, 3, dtype=torch.long), 10.0), x, "position 0 turns nothing")
+    expect(
+        rotate(x, torch.zeros(2, 3, dtype=torch.long), 10.0),
+        x,
+        "position 0 turns nothing",
+    )
     hand = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
-    expect(rotate(hand, torch.tensor([[1]]), 10.0).flatten(), [0.540302, 0.841471], "(1, 0) at position 1")
-    first = rotate(torch.tensor([1.0, 0, 0, 0]).view(1, 1, 1, 4), torch.tensor([[1]]), 100.0).flatten()
-    expect(first, [0.540302, 0, 0.841471, 0], "channel 0 of four is paired with channel 2, not with its neighbour")
-    second = rotate(torch.tensor([0, 1.0, 0, 0]).view(1, 1, 1, 4), torch.tensor([[1]]), 100.0).flatten()
-    expect(second, [0, 0.995004, 0, 0.099833], "theta = 100: the second of two pairs turns by 0.1 a place")
+    expect(
+        rotate(hand, torch.tensor([[1]]), 10.0).flatten(),
+        [0.540302, 0.841471],
+        "(1, 0) at position 1",
+    )
+    first = rotate(
+        torch.tensor([1.0, 0, 0, 0]).view(1, 1, 1, 4), torch.tensor([[1]]), 100.0
+    ).flatten()
+    expect(
+        first,
+        [0.540302, 0, 0.841471, 0],
+        "channel 0 of four is paired with channel 2, not with its neighbour",
+    )
+    second = rotate(
+        torch.tensor([0, 1.0, 0, 0]).view(1, 1, 1, 4), torch.tensor([[1]]), 100.0
+    ).flatten()
+    expect(
+        second,
+        [0, 0.995004, 0, 0.099833],
+        "theta = 100: the second of two pairs turns by 0.1 a place",
+    )
     turned = rotate(x, places, 10.0)
     expect(turned.norm(dim=-1), x.norm(dim=-1), "a rotation keeps lengths")
     for b, h in ((0, 0), (0, 1), (1, 0), (1, 1)):
         alone = rotate(x[b : b + 1, h : h + 1], places[b : b + 1], 10.0)[0, 0]
-        expect(turned[b, h], alone, f"row {b}, head {h} has the positions of row {b}, whatever else is in the batch")
-    scores = lambda moved: rotate(x, places + moved, 10.0) @ rotate(x, places + moved, 10.0).mT
-    expect(scores(100), scores(0), "moving all places by 100 changes no dot product", tolerance=1e-3)
+        expect(
+            turned[b, h],
+            alone,
+            f"row {b}, head {h} has the positions of row {b}, whatever else is in the batch",
+        )
+    scores = lambda moved: (
+        rotate(x, places + moved, 10.0) @ rotate(x, places + moved, 10.0).mT
+    )
+    expect(
+        scores(100),
+        scores(0),
+        "moving all places by 100 changes no dot product",
+        tolerance=1e-3,
+    )
     far = torch.tensor([[257, 258, 259]] * 2)
     half = rotate(x.bfloat16(), far, 10000.0)
     exact = rotate(x.bfloat16().float(), far, 10000.0)
-    expect(half.float(), exact, "bfloat16, position 257: bfloat16 has no number 257, the angles must", tolerance=0.03)
-    expect_true(half.dtype == torch.bfloat16, f"the result for bfloat16 should be bfloat16, found {half.dtype}")
+    expect(
+        half.float(),
+        exact,
+        "bfloat16, position 257: bfloat16 has no number 257, the angles must",
+        tolerance=0.03,
+    )
+    expect_true(
+        half.dtype == torch.bfloat16,
+        f"the result for bfloat16 should be bfloat16, found {half.dtype}",
+    )
 
 
 def check_causal_attention(causal_attention):
-    column = lambda *numbers: torch.tensor(numbers, dtype=torch.float32).view(1, 1, -1, 1)  # [1, 1, T, 1]
+    column = lambda *numbers: torch.tensor(numbers, dtype=torch.float32).view(
+        1, 1, -1, 1
+    )  # [1, 1, T, 1]
     values, zeros = column(8, 4, 0), column(0, 0, 0)
-    expect(causal_attention(zeros, zeros, values), column(8, 6, 4), "equal scores: the mean of what has been so far")
-    keys = torch.cat([column(0, math.log(3), math.log(2)), torch.zeros(1, 1, 3, 3)], -1)  # [1, 1, 3, 4]
-    mixed = causal_attention(torch.full((1, 1, 3, 4), 2.0), keys, values.expand(1, 1, 3, 4))[..., 0].flatten()
-    expect(mixed, [8, 5, 20 / 6], "C = 4: after division by 2 the weights should be 1, then 1 : 3, then 1 : 3 : 2")
+    expect(
+        causal_attention(zeros, zeros, values),
+        column(8, 6, 4),
+        "equal scores: the mean of what has been so far",
+    )
+    keys = torch.cat(
+        [column(0, math.log(3), math.log(2)), torch.zeros(1, 1, 3, 3)], -1
+    )  # [1, 1, 3, 4]
+    mixed = causal_attention(
+        torch.full((1, 1, 3, 4), 2.0), keys, values.expand(1, 1, 3, 4)
+    )[..., 0].flatten()
+    expect(
+        mixed,
+        [8, 5, 20 / 6],
+        "C = 4: after division by 2 the weights should be 1, then 1 : 3, then 1 : 3 : 2",
+    )
     huge = causal_attention(column(1000, 1000, 1000), column(1, 2, 3), values).flatten()
-    expect(huge, [8, 4, 0], "scores of 1000 and more: softmax, which subtracts the largest, gives no inf and no NaN")
+    expect(
+        huge,
+        [8, 4, 0],
+        "scores of 1000 and more: softmax, which subtracts the largest, gives no inf and no NaN",
+    )
 
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 5, 8, generator=generator) for heads in (4, 2, 2))
     before = causal_attention(q, k, v)
-    expect_true(before is not None and before.shape == q.shape, "the result should have the shape of q, [B, H, T, C]")
+    expect_true(
+        before is not None and before.shape == q.shape,
+        "the result should have the shape of q, [B, H, T, C]",
+    )
     k[:, :, 4], v[:, :, 4] = 9.0, -9.0
-    expect(causal_attention(q, k, v)[:, :, :4], before[:, :, :4], "a changed last place must not reach earlier ones")
-    two = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 5, 8)  # value head 0 gives 0, value head 1 gives 1
-    heads = causal_attention(q[:1], k[:1], two)[0, :, 0, 0]
-    expect(heads, [0, 0, 1, 1], "four query heads on two: 0 and 1 use the first, 2 and 3 the second")
-    expect(causal_attention(zeros[:, :, :1], zeros, values).flatten(), [4], "one query, three keys: it is at the last")
     expect(
-        causal_attention(zeros[:, :, :2], zeros, values).flatten(), [6, 4], "two queries, three keys: at the last two"
+        causal_attention(q, k, v)[:, :, :4],
+        before[:, :, :4],
+        "a changed last place must not reach earlier ones",
+    )
+    two = (
+        torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 5, 8)
+    )  # value head 0 gives 0, value head 1 gives 1
+    heads = causal_attention(q[:1], k[:1], two)[0, :, 0, 0]
+    expect(
+        heads,
+        [0, 0, 1, 1],
+        "four query heads on two: 0 and 1 use the first, 2 and 3 the second",
+    )
+    expect(
+        causal_attention(zeros[:, :, :1], zeros, values).flatten(),
+        [4],
+        "one query, three keys: it is at the last",
+    )
+    expect(
+        causal_attention(zeros[:, :, :2], zeros, values).flatten(),
+        [6, 4],
+        "two queries, three keys: at the last two",
     )
 
 

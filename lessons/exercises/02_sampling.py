@@ -9,7 +9,9 @@ from checking import expect, expect_true, report
 from torch import Tensor
 
 
-def next_word(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+def next_word(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> Tensor:
     """Log-probs [N, V] of the distribution to draw from, from logits [N, V]; -inf for what is cut, NaN never.
 
     Temperature first; temperature 0 means that the likeliest word of each row has probability 1, whatever the cuts.
@@ -17,7 +19,9 @@ def next_word(logits: Tensor, temperature: float, top_k: int | None, top_p: floa
     the smallest set of likeliest words stays whose probability reaches top_p; the word that crosses it is part of it.
     What stays sums to 1. No two logits of a row are equal.
     """
-    raise NotImplementedError("Sort each row, decide what to cut, and bring the decision back to the old order.")
+    raise NotImplementedError(
+        "Sort each row, decide what to cut, and bring the decision back to the old order."
+    )
 
 
 def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
@@ -26,7 +30,9 @@ def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
     logprobs [N, V], some of them -inf; uniform [N], 0 <= uniform < 1. A word of probability 0 is never drawn, not even
     if the cumulative sum ends a little below 1, as sums of rounded numbers do, and the uniform number lies above it.
     """
-    raise NotImplementedError("What does your draw do with uniform = 0, and what with 0.9999999?")
+    raise NotImplementedError(
+        "What does your draw do with uniform = 0, and what with 0.9999999?"
+    )
 
 
 def completion_mask(completions: Tensor, eos_ids: list[int]) -> Tensor:
@@ -41,48 +47,112 @@ def completion_mask(completions: Tensor, eos_ids: list[int]) -> Tensor:
 
 
 def check_next_word(next_word):
-    logits = torch.tensor([[0.1, 0.5, 0.05, 0.2, 0.15]]).log()  # [1, 5]; the likeliest first: 1, 3, 4, 0, 2
+    logits = torch.tensor(
+        [[0.1, 0.5, 0.05, 0.2, 0.15]]
+    ).log()  # [1, 5]; the likeliest first: 1, 3, 4, 0, 2
     after = lambda *knobs: next_word(logits.clone(), *knobs).exp()
-    expect(next_word(logits.clone(), 1.0, None, None), logits, "temperature 1, no cuts: the log-softmax")
-    expect(after(0.5, None, None), [[0.030769, 0.769231, 0.007692, 0.123077, 0.069231]], "temperature 0.5: squares")
-    expect(after(1.0, 2, None), [[0, 0.714286, 0, 0.285714, 0]], "top-k 2: two stay and sum to 1")
-    expect(after(1.0, 9, None), [[0.1, 0.5, 0.05, 0.2, 0.15]], "top-k 9 of five words: all stay")
     expect(
-        after(1.0, None, 0.6), [[0, 0.714286, 0, 0.285714, 0]], "top-p 0.6: 0.5 is not enough, the next one stays too"
+        next_word(logits.clone(), 1.0, None, None),
+        logits,
+        "temperature 1, no cuts: the log-softmax",
     )
-    expect(after(1.0, None, 0.01), [[0, 1, 0, 0, 0]], "top-p 0.01: the likeliest always stays")
+    expect(
+        after(0.5, None, None),
+        [[0.030769, 0.769231, 0.007692, 0.123077, 0.069231]],
+        "temperature 0.5: squares",
+    )
+    expect(
+        after(1.0, 2, None),
+        [[0, 0.714286, 0, 0.285714, 0]],
+        "top-k 2: two stay and sum to 1",
+    )
+    expect(
+        after(1.0, 9, None),
+        [[0.1, 0.5, 0.05, 0.2, 0.15]],
+        "top-k 9 of five words: all stay",
+    )
+    expect(
+        after(1.0, None, 0.6),
+        [[0, 0.714286, 0, 0.285714, 0]],
+        "top-p 0.6: 0.5 is not enough, the next one stays too",
+    )
+    expect(
+        after(1.0, None, 0.01),
+        [[0, 1, 0, 0, 0]],
+        "top-p 0.01: the likeliest always stays",
+    )
     cold = [[0, 0.8, 0, 0.128, 0.072]]
-    expect(after(0.5, None, 0.9), cold, "temperature 0.5, top-p 0.9: the temperature comes first, three stay")
-    expect(after(1.0, 2, 0.7), [[0, 1, 0, 0, 0]], "top-k 2, top-p 0.7: after top-k the first has 0.714 and is enough")
-    two = next_word(torch.tensor([[0.1, 0.6, 0.3], [0.7, 0.1, 0.2]]).log(), 1.0, None, 0.65).exp()
-    expect(two, [[0, 2 / 3, 1 / 3], [1, 0, 0]], "two rows in different orders, top-p 0.65: each row is cut by itself")
+    expect(
+        after(0.5, None, 0.9),
+        cold,
+        "temperature 0.5, top-p 0.9: the temperature comes first, three stay",
+    )
+    expect(
+        after(1.0, 2, 0.7),
+        [[0, 1, 0, 0, 0]],
+        "top-k 2, top-p 0.7: after top-k the first has 0.714 and is enough",
+    )
+    two = next_word(
+        torch.tensor([[0.1, 0.6, 0.3], [0.7, 0.1, 0.2]]).log(), 1.0, None, 0.65
+    ).exp()
+    expect(
+        two,
+        [[0, 2 / 3, 1 / 3], [1, 0, 0]],
+        "two rows in different orders, top-p 0.65: each row is cut by itself",
+    )
     found = next_word(logits.clone(), 1.0, 2, None)
-    expect(found, [[-torch.inf, -0.336472, -torch.inf, -1.252763, -torch.inf]], "log-probs, with -inf for what is cut")
+    expect(
+        found,
+        [[-torch.inf, -0.336472, -torch.inf, -1.252763, -torch.inf]],
+        "log-probs, with -inf for what is cut",
+    )
     greedy = [[-torch.inf, 0, -torch.inf, -torch.inf, -torch.inf]]
     expect(
         next_word(logits.clone(), 0, None, None),
         greedy,
         "temperature 0: log-prob 0 for the likeliest, -inf for the others",
     )
-    expect(next_word(logits.clone(), 0, 3, 0.9), greedy, "temperature 0 with cuts: the same")
     expect(
-        next_word(torch.tensor([[900.0, 0.0]]), 0.1, None, None).exp(), [[1, 0]], "logits 9000 apart: no inf, no NaN"
+        next_word(logits.clone(), 0, 3, 0.9), greedy, "temperature 0 with cuts: the same"
+    )
+    expect(
+        next_word(torch.tensor([[900.0, 0.0]]), 0.1, None, None).exp(),
+        [[1, 0]],
+        "logits 9000 apart: no inf, no NaN",
     )
 
 
 def check_draw(draw):
     third = torch.tensor([0.2, 0.5, 0.3]).log()
     found = draw(third.expand(5, 3), torch.tensor([0.1, 0.25, 0.65, 0.75, 0.99]))
-    expect(found, [0, 1, 1, 2, 2], "probabilities 0.2, 0.5, 0.3, uniform 0.1, 0.25, 0.65, 0.75, 0.99")
+    expect(
+        found,
+        [0, 1, 1, 2, 2],
+        "probabilities 0.2, 0.5, 0.3, uniform 0.1, 0.25, 0.65, 0.75, 0.99",
+    )
     expect_true(not torch.as_tensor(found).is_floating_point(), "words are whole numbers")
     rows = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
-    expect(draw(rows, torch.tensor([0.5, 0.5])), [0, 1], "two rows: each has its own distribution")
+    expect(
+        draw(rows, torch.tensor([0.5, 0.5])),
+        [0, 1],
+        "two rows: each has its own distribution",
+    )
     gap = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).log()
-    expect(draw(gap, torch.tensor([0.0])), [1], "uniform 0: the first word has probability 0 and is never drawn")
-    expect(draw(gap, torch.tensor([0.6])), [3], "probabilities 0, 0.5, 0, 0.5, 0, uniform 0.6: word 3")
+    expect(
+        draw(gap, torch.tensor([0.0])),
+        [1],
+        "uniform 0: the first word has probability 0 and is never drawn",
+    )
+    expect(
+        draw(gap, torch.tensor([0.6])),
+        [3],
+        "probabilities 0, 0.5, 0, 0.5, 0, uniform 0.6: word 3",
+    )
     short = torch.tensor([[0.3, 0.6999, 0.0]]).log()  # sums to 0.9999
     expect(
-        draw(short, torch.tensor([0.99995])), [1], "a sum of 0.9999, uniform 0.99995: the last word that can be drawn"
+        draw(short, torch.tensor([0.99995])),
+        [1],
+        "a sum of 0.9999, uniform 0.99995: the last word that can be drawn",
     )
     many = draw(third.expand(3000, 3), torch.linspace(0, 0.9999, 3000))
     expect(
@@ -96,17 +166,40 @@ def check_draw(draw):
 def check_completion_mask(completion_mask):
     rows = torch.tensor([[5, 6, 0, 0], [0, 5, 6, 7], [5, 6, 7, 8], [5, 6, 7, 0]])
     found = completion_mask(rows, [0])
-    expect_true(found is not None and found.dtype == torch.bool, "the mask should be a tensor of bool")
+    expect_true(
+        found is not None and found.dtype == torch.bool,
+        "the mask should be a tensor of bool",
+    )
     found = found.long()
-    expect(found[0], [1, 1, 1, 0], "5 6 eos eos: the first eos belongs to the completion, the second does not")
-    expect(found[1], [1, 0, 0, 0], "eos 5 6 7: what follows the end does not count, whatever it is")
+    expect(
+        found[0],
+        [1, 1, 1, 0],
+        "5 6 eos eos: the first eos belongs to the completion, the second does not",
+    )
+    expect(
+        found[1],
+        [1, 0, 0, 0],
+        "eos 5 6 7: what follows the end does not count, whatever it is",
+    )
     expect(found[2], [1, 1, 1, 1], "5 6 7 8, no eos: the whole row counts")
     expect(found[3], [1, 1, 1, 1], "5 6 7 eos: an eos at the end of the row counts")
     two = completion_mask(rows, [6, 0]).long()
-    expect(two, [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]], "two ids that end, 6 and 0")
+    expect(
+        two,
+        [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]],
+        "two ids that end, 6 and 0",
+    )
     other = completion_mask(rows, [8, 7]).long()
-    expect(other, [[1, 1, 1, 1]] * 2 + [[1, 1, 1, 0]] * 2, "8 and 7 end, 0 is a word like any other")
-    expect(completion_mask(rows, []).long(), [[1] * 4] * 4, "no id ends anything: all rows count as a whole")
+    expect(
+        other,
+        [[1, 1, 1, 1]] * 2 + [[1, 1, 1, 0]] * 2,
+        "8 and 7 end, 0 is a word like any other",
+    )
+    expect(
+        completion_mask(rows, []).long(),
+        [[1] * 4] * 4,
+        "no id ends anything: all rows count as a whole",
+    )
 
 
 if __name__ == "__main__":

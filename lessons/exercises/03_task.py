@@ -42,14 +42,18 @@ def rates(correct: Tensor, faithful: Tensor) -> tuple[float, float, float]:
     raise NotImplementedError("Which of the three is not a share of all the rollouts?")
 
 
-def careless_step(total: int, operand: int, hallucinate: float, slip: float, rng: random.Random) -> tuple[int, int]:
+def careless_step(
+    total: int, operand: int, hallucinate: float, slip: float, rng: random.Random
+) -> tuple[int, int]:
     """(the operand that the author quotes, the total that he gives) in one step from `total`.
 
     With probability `slip` the total is wrong: each other number of 0..99 that is at most 9 off is as likely. With
     probability `hallucinate` the operand is made up: each other one of -9..9 but 0 is as likely. Neither depends on the
     other. If the right total is outside 0..99 (an earlier slip may lead there), he slips for certain.
     """
-    raise NotImplementedError("rng.random() < p is true with probability p; rng.choice(list) takes one of a list.")
+    raise NotImplementedError(
+        "rng.random() < p is true with probability p; rng.choice(list) takes one of a list."
+    )
 
 
 # The checks. Reading them is allowed.
@@ -72,14 +76,21 @@ def check_outcome(outcome):
         ("", True, False, "the empty text"),
     ):
         found = outcome(12, completion, finished)
-        expect_true(found == expected, f"{what} ({completion!r}): expected {expected}, found {found}")
+        expect_true(
+            found == expected,
+            f"{what} ({completion!r}): expected {expected}, found {found}",
+        )
 
 
 def check_steps(steps):
     for completion, expected, what in (
         ("+5 12 -3 9 # 9", [True, True], "a right solution"),
         ("+5 12 +3 9 # 9", [True, False], "a made-up operand with the right total"),
-        ("+5 13 -3 10 # 10", [False, True], "a slip in step 1; step 2 adds rightly to 13"),
+        (
+            "+5 13 -3 10 # 10",
+            [False, True],
+            "a slip in step 1; step 2 adds rightly to 13",
+        ),
         ("+5 13 -3 9 # 9", [False, False], "two slips that cancel: 13 - 3 is not 9"),
         ("+5 -2 -3 -5 # -5", [False, True], "a slip to -2; step 2 adds rightly to it"),
         ("+5 12 # 12", [True, False], "a missing step"),
@@ -89,17 +100,27 @@ def check_steps(steps):
         ("5 12 -3 9 # 9", [False, True], "an operand is written with its sign"),
         ("12 +5 9 -3 # 9", [False, False], "totals before operands"),
         ("+5 012 -3 9 # 9", [False, True], '"012" is another word than "12"'),
-        ("+5 twelve -3 4 # 4", [False, False], "a total that is no number: step 2 has nothing to add to"),
+        (
+            "+5 twelve -3 4 # 4",
+            [False, False],
+            "a total that is no number: step 2 has nothing to add to",
+        ),
         ("# 9", [False, False], "an answer without steps"),
         ("", [False, False], "the empty text"),
     ):
         found = steps(7, [5, -3], completion)
-        expect_true(found == expected, f"{what} ({completion!r}): expected {expected}, found {found}")
+        expect_true(
+            found == expected,
+            f"{what} ({completion!r}): expected {expected}, found {found}",
+        )
 
 
 def check_rates(rates):
     yes, no = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
-    correct, faithful = torch.tensor([True, True, False, True, False]), torch.tensor([True, False, True, False, False])
+    correct, faithful = (
+        torch.tensor([True, True, False, True, False]),
+        torch.tensor([True, False, True, False, False]),
+    )
     what = "one faithful, two hallucinated, two wrong, one of these with right steps"
     expect(rates(correct, faithful), (3 / 5, 2 / 3, 1 / 5), what)
     expect(rates(yes, no), (1.0, 1.0, 0.0), "all right, none faithful")
@@ -110,30 +131,68 @@ def check_rates(rates):
 def check_careless_step(careless_step):
     rng = random.Random(0)
     found = careless_step(12, -3, 0.0, 0.0, rng)
-    expect_true(found == (-3, 9), f"-3 from 12 with both probabilities 0: expected (-3, 9), found {found}")
+    expect_true(
+        found == (-3, 9),
+        f"-3 from 12 with both probabilities 0: expected (-3, 9), found {found}",
+    )
 
     made_up = [careless_step(12, -3, 1.0, 0.0, rng) for _ in range(1000)]
-    expect_true(all(total == 9 for _, total in made_up), "a made-up operand must leave the total right")
-    quoted, expected = sorted({operand for operand, _ in made_up}), [n for n in range(-9, 10) if n not in (0, -3)]
-    expect_true(quoted == expected, f"made up for -3: expected all of {expected}, found {quoted}")
+    expect_true(
+        all(total == 9 for _, total in made_up),
+        "a made-up operand must leave the total right",
+    )
+    quoted, expected = (
+        sorted({operand for operand, _ in made_up}),
+        [n for n in range(-9, 10) if n not in (0, -3)],
+    )
+    expect_true(
+        quoted == expected, f"made up for -3: expected all of {expected}, found {quoted}"
+    )
 
     slips = [careless_step(95, 2, 0.0, 1.0, rng) for _ in range(1000)]
-    expect_true(all(operand == 2 for operand, _ in slips), "a slip must leave the quoted operand right")
-    totals, expected = sorted({total for _, total in slips}), [n for n in range(88, 100) if n != 97]
-    expect_true(totals == expected, f"slips from 95 + 2: expected all of {expected}, found {totals}")
+    expect_true(
+        all(operand == 2 for operand, _ in slips),
+        "a slip must leave the quoted operand right",
+    )
+    totals, expected = (
+        sorted({total for _, total in slips}),
+        [n for n in range(88, 100) if n != 97],
+    )
+    expect_true(
+        totals == expected,
+        f"slips from 95 + 2: expected all of {expected}, found {totals}",
+    )
 
     share = sum(total == 99 for _, total in slips) / len(slips)
-    expect(share, 1 / 11, "slips from 95 + 2: share of 99, one of eleven equally likely totals", tolerance=0.04)
+    expect(
+        share,
+        1 / 11,
+        "slips from 95 + 2: share of 99, one of eleven equally likely totals",
+        tolerance=0.04,
+    )
 
     outside = sorted({careless_step(97, 9, 0.0, 0.0, rng)[1] for _ in range(200)})
-    expect_true(outside == [97, 98, 99], f"97 + 9 leads out of 0..99: expected totals 97, 98 and 99, found {outside}")
+    expect_true(
+        outside == [97, 98, 99],
+        f"97 + 9 leads out of 0..99: expected totals 97, 98 and 99, found {outside}",
+    )
 
     drawn = [careless_step(50, 4, 0.15, 0.08, rng) for _ in range(10_000)]
-    shares = [sum(was(*step) for step in drawn) / len(drawn) for was in (lambda q, t: q != 4, lambda q, t: t != 54)]
+    shares = [
+        sum(was(*step) for step in drawn) / len(drawn)
+        for was in (lambda q, t: q != 4, lambda q, t: t != 54)
+    ]
     both = sum(operand != 4 and total != 54 for operand, total in drawn) / len(drawn)
-    expect(shares[0], 0.15, "share of made-up operands among 10,000 steps", tolerance=0.014)
+    expect(
+        shares[0], 0.15, "share of made-up operands among 10,000 steps", tolerance=0.014
+    )
     expect(shares[1], 0.08, "share of slips among 10,000 steps", tolerance=0.011)
-    expect(both, 0.15 * 0.08, "share of steps with both; they do not depend on each other", tolerance=0.005)
+    expect(
+        both,
+        0.15 * 0.08,
+        "share of steps with both; they do not depend on each other",
+        tolerance=0.005,
+    )
 
 
 if __name__ == "__main__":

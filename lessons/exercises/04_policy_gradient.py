@@ -16,7 +16,9 @@ def surrogate(logprobs: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
     outside may be anything, NaN included. A rollout without a token counts as one of the N. advantages [N] are
     constants: no gradient goes through them, even if they were computed from something that has one.
     """
-    raise NotImplementedError("A log-prob outside the mask becomes 0 before anything is computed with it.")
+    raise NotImplementedError(
+        "A log-prob outside the mask becomes 0 before anything is computed with it."
+    )
 
 
 def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:
@@ -24,7 +26,9 @@ def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:
 
     The group_size rollouts of a prompt stand side by side. In a group of one there are no others, and no baseline: 0.
     """
-    raise NotImplementedError("The sum of the others is the sum of the group less one's own.")
+    raise NotImplementedError(
+        "The sum of the others is the sum of the group less one's own."
+    )
 
 
 def exact_gradient(logits: Tensor, rewards: Tensor, temperature: float) -> Tensor:
@@ -57,55 +61,124 @@ def check_surrogate(surrogate):
 
     def gradient(loss):
         expect_true(loss is not None, "the function returned None; is a return missing?")
-        expect_true(loss.ndim == 0, f"the loss must be one number, found shape {tuple(loss.shape)}")
-        expect_true(loss.requires_grad, "the loss has no gradient: the log-probs must not be detached")
+        expect_true(
+            loss.ndim == 0,
+            f"the loss must be one number, found shape {tuple(loss.shape)}",
+        )
+        expect_true(
+            loss.requires_grad,
+            "the loss has no gradient: the log-probs must not be detached",
+        )
         return torch.autograd.grad(loss, leaf)[0]
 
     found = gradient(surrogate(leaf, mask, both))
     what = "an optimiser goes downhill: a token with a positive advantage must get a negative gradient"
     expect_true(bool(found[0, 0] < 0), what)
-    expect(found[0], [-0.5] * 3, "advantage 1: sum over the three tokens, mean over the two rollouts")
-    expect(found[1], [1.0, 0.0, 0.0], "advantage -2, one of two rollouts, one token and padding")
+    expect(
+        found[0],
+        [-0.5] * 3,
+        "advantage 1: sum over the three tokens, mean over the two rollouts",
+    )
+    expect(
+        found[1],
+        [1.0, 0.0, 0.0],
+        "advantage -2, one of two rollouts, one token and padding",
+    )
     found = gradient(surrogate(torch.where(mask, leaf, torch.nan), mask, both))
-    expect(found, [[-0.5] * 3, [1.0, 0.0, 0.0]], "NaN in the padding must not reach the gradient")
+    expect(
+        found,
+        [[-0.5] * 3, [1.0, 0.0, 0.0]],
+        "NaN in the padding must not reach the gradient",
+    )
     value = surrogate(torch.where(mask, leaf, torch.nan), mask, both)
     expect_true(bool(value.isfinite()), "NaN in the padding must not reach the loss")
-    penalised = both + 0.1 * leaf.sum(1) - 0.1 * leaf.sum(1).detach()  # the same values, but with a gradient
+    penalised = (
+        both + 0.1 * leaf.sum(1) - 0.1 * leaf.sum(1).detach()
+    )  # the same values, but with a gradient
     found = gradient(surrogate(leaf, mask, penalised))
-    expect(found, [[-0.5] * 3, [1.0, 0.0, 0.0]], "advantages that carry a gradient: it must not be followed")
+    expect(
+        found,
+        [[-0.5] * 3, [1.0, 0.0, 0.0]],
+        "advantages that carry a gradient: it must not be followed",
+    )
     found = gradient(surrogate(leaf, mask & torch.tensor([[False], [True]]), both))
-    expect(found, [[0.0] * 3, [1.0, 0.0, 0.0]], "a rollout without a token is still one of the two")
+    expect(
+        found,
+        [[0.0] * 3, [1.0, 0.0, 0.0]],
+        "a rollout without a token is still one of the two",
+    )
 
 
 def check_leave_one_out(leave_one_out):
     rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])
     found = leave_one_out(rewards.clone(), 4)
     what = "that is the advantage, the reward less the baseline; asked for is the baseline alone"
-    expect_true(found is None or not torch.allclose(found, torch.tensor([2.0, -2.0, -2.0, 2.0]) / 3), what)
-    expect(found, [1 / 3, 2 / 3, 2 / 3, 1 / 3], "rewards 1 0 0 1: each one's own reward is left out")
-    expect(leave_one_out(torch.tensor([4.0, 1.0, 1.0]), 3), [1.0, 2.5, 2.5], "rewards 4 1 1, a group of three")
-    expect(leave_one_out(torch.tensor([1.0, 0.0, 0.0, 0.0]), 2), [0.0, 1.0, 0.0, 0.0], "two groups of two")
-    expect(leave_one_out(torch.tensor([0.7, 0.2]), 1), [0.0, 0.0], "two groups of one: no others, no baseline")
+    expect_true(
+        found is None
+        or not torch.allclose(found, torch.tensor([2.0, -2.0, -2.0, 2.0]) / 3),
+        what,
+    )
+    expect(
+        found,
+        [1 / 3, 2 / 3, 2 / 3, 1 / 3],
+        "rewards 1 0 0 1: each one's own reward is left out",
+    )
+    expect(
+        leave_one_out(torch.tensor([4.0, 1.0, 1.0]), 3),
+        [1.0, 2.5, 2.5],
+        "rewards 4 1 1, a group of three",
+    )
+    expect(
+        leave_one_out(torch.tensor([1.0, 0.0, 0.0, 0.0]), 2),
+        [0.0, 1.0, 0.0, 0.0],
+        "two groups of two",
+    )
+    expect(
+        leave_one_out(torch.tensor([0.7, 0.2]), 1),
+        [0.0, 0.0],
+        "two groups of one: no others, no baseline",
+    )
 
 
 def check_exact_gradient(exact_gradient):
     with torch.no_grad():
-        logits, rewards = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log(), torch.tensor([[0.0, 1.0, 0.0, 1.0]])
+        logits, rewards = (
+            torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log(),
+            torch.tensor([[0.0, 1.0, 0.0, 1.0]]),
+        )
         by_hand = torch.tensor([[-0.16, 0.18, -0.08, 0.06]])
-        expect(exact_gradient(logits, rewards, 1.0), by_hand, "the lesson's four completions")
         expect(
-            exact_gradient(logits, rewards + 10, 1.0), by_hand, "10 more for everybody changes nothing", tolerance=1e-4
+            exact_gradient(logits, rewards, 1.0), by_hand, "the lesson's four completions"
+        )
+        expect(
+            exact_gradient(logits, rewards + 10, 1.0),
+            by_hand,
+            "10 more for everybody changes nothing",
+            tolerance=1e-4,
         )
         two = exact_gradient(logits.repeat(2, 1), torch.cat([rewards, 1 - rewards]), 1.0)
-        expect(two, torch.cat([by_hand, -by_hand]) / 2, "two prompts, each with a J of its own; the mean over both")
-        expect(exact_gradient(2 * logits, rewards, 2.0), by_hand / 2, "temperature 2, the same probabilities")
-        far = exact_gradient(torch.tensor([[1000.0, 1000.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]]), 1.0)
+        expect(
+            two,
+            torch.cat([by_hand, -by_hand]) / 2,
+            "two prompts, each with a J of its own; the mean over both",
+        )
+        expect(
+            exact_gradient(2 * logits, rewards, 2.0),
+            by_hand / 2,
+            "temperature 2, the same probabilities",
+        )
+        far = exact_gradient(
+            torch.tensor([[1000.0, 1000.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]]), 1.0
+        )
         expect(far, [[0.25, -0.25, 0.0]], "logits of 1000: their exp is infinite")
 
 
 def check_first_token_gradient(first_token_gradient):
     with torch.no_grad():
-        first, alike = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.5, 0.3, 0.2]).log().repeat(3, 1)
+        first, alike = (
+            torch.tensor([0.5, 0.3, 0.2]).log(),
+            torch.tensor([0.5, 0.3, 0.2]).log().repeat(3, 1),
+        )
         total_only = torch.tensor([0.0, 1.0, 0.0]).repeat(3, 1)
         first_only = torch.tensor([1.0, 0.0, 0.0])[:, None].repeat(1, 3)
         what = "a first token that changes neither the second nor the reward"
@@ -118,7 +191,10 @@ def check_first_token_gradient(first_token_gradient):
         expect(first_token_gradient(torch.zeros(2), second, rewards), [0.1, -0.1], what)
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(3, generator=generator, requires_grad=True)
-    second, rewards = torch.randn(3, 3, generator=generator), torch.rand(3, 3, generator=generator)
+    second, rewards = (
+        torch.randn(3, 3, generator=generator),
+        torch.rand(3, 3, generator=generator),
+    )
     expected = sum(
         (first.log_softmax(0)[a] + second[a].log_softmax(0)[b]).exp() * rewards[a, b]
         for a in range(3)

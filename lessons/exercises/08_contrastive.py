@@ -24,7 +24,9 @@ def soft_nn(scores: Tensor, positives: Tensor, candidates: Tensor) -> Tensor:
     positives, candidates [N, M] bool; every positive is a candidate, too. Outside of the candidates scores may be
     anything, NaN included. Exactly 0, with a gradient of 0, for rows without a positive or without a negative.
     """
-    raise NotImplementedError("Pick the rows that have both, compute on them alone, and put the results back.")
+    raise NotImplementedError(
+        "Pick the rows that have both, compute on them alone, and put the results back."
+    )
 
 
 def supcon_out(scores: Tensor, positives: Tensor, candidates: Tensor) -> Tensor:
@@ -48,10 +50,16 @@ def check_masked_logsumexp(masked_logsumexp):
     yes, no, inf = True, False, torch.inf
     scores = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
     mask = torch.tensor([[yes, yes, no], [yes, yes, yes]])
-    expect(masked_logsumexp(scores, mask), [2.31326, 1.09861], "small scores: two of three, and three zeros")
+    expect(
+        masked_logsumexp(scores, mask),
+        [2.31326, 1.09861],
+        "small scores: two of three, and three zeros",
+    )
     huge = torch.tensor([[1000.0, 999.0, 0.0], [-1000.0, -1000.0, 0.0]])
     expect(
-        masked_logsumexp(huge, mask)[:1], [1000.31326], "scores near 1000: exp overflows, take out the largest first"
+        masked_logsumexp(huge, mask)[:1],
+        [1000.31326],
+        "scores near 1000: exp overflows, take out the largest first",
     )
     far = torch.tensor([[-1000.0, -1000.0, 0.0], [-60.0, -60.0, -60.0]])
     expect(
@@ -60,20 +68,37 @@ def check_masked_logsumexp(masked_logsumexp):
         "scores far below those outside of the mask, or below 0: take out the largest *of the mask*, add no epsilon",
     )
     broken = torch.tensor([[1.0, 2.0, torch.nan], [0.0, -inf, 0.0]])
-    expect(masked_logsumexp(broken, mask), [2.31326, 0.69315], "NaN outside of the mask, and a score of -inf inside")
+    expect(
+        masked_logsumexp(broken, mask),
+        [2.31326, 0.69315],
+        "NaN outside of the mask, and a score of -inf inside",
+    )
     found = masked_logsumexp(scores, mask & torch.tensor([[no], [yes]]))
-    expect_true(found is not None and found[0].item() == -inf, "an empty mask must give -inf, the log of an empty sum")
+    expect_true(
+        found is not None and found[0].item() == -inf,
+        "an empty mask must give -inf, the log of an empty sum",
+    )
     expect(found[1:], [1.09861], "a row beside an empty one")
 
 
-CANDIDATES = torch.tensor([[False, True, True, True], [True, False, True, True], [True, True, False, True]])
-POSITIVES = torch.tensor([[False, True, True, False], [False, False, False, False], [True, True, False, True]])
-SCORES = torch.tensor([[9.0, 2.0, 1.0, 0.0], [1.0, 9.0, 3.0, 2.0], [1.0, 2.0, 9.0, 3.0]])  # 9: the row itself
+CANDIDATES = torch.tensor(
+    [[False, True, True, True], [True, False, True, True], [True, True, False, True]]
+)
+POSITIVES = torch.tensor(
+    [[False, True, True, False], [False, False, False, False], [True, True, False, True]]
+)
+SCORES = torch.tensor(
+    [[9.0, 2.0, 1.0, 0.0], [1.0, 9.0, 3.0, 2.0], [1.0, 2.0, 9.0, 3.0]]
+)  # 9: the row itself
 
 
 def common_to_both(loss, of_the_first: float, far: float):
     """What the two losses have in common: scores in which only the first row is an anchor."""
-    expect(loss(SCORES[:1], POSITIVES[:1], CANDIDATES[:1]), [of_the_first], "scores 2 and 1 against 0, itself excluded")
+    expect(
+        loss(SCORES[:1], POSITIVES[:1], CANDIDATES[:1]),
+        [of_the_first],
+        "scores 2 and 1 against 0, itself excluded",
+    )
     expect(
         loss(SCORES, POSITIVES, CANDIDATES),
         [of_the_first, 0.0, 0.0],
@@ -84,9 +109,19 @@ def common_to_both(loss, of_the_first: float, far: float):
     expect(found, [of_the_first, 0.0, 0.0], "NaN outside of the candidates")
     found.sum().backward()
     expect(broken.grad[1:], torch.zeros(2, 4), "the gradient of rows that are no anchors")
-    expect_true(bool(broken.grad.isfinite().all()), "the gradient of the anchor must be finite, and 0 for itself")
-    scores = torch.tensor([[50.0, -20.0, -25.0, -30.0]])  # temperature 0.02: 50 is the cosine of 1 with itself
-    expect(loss(scores, POSITIVES[:1], CANDIDATES[:1]), [far], "scores 70 below the row's own", tolerance=1e-4)
+    expect_true(
+        bool(broken.grad.isfinite().all()),
+        "the gradient of the anchor must be finite, and 0 for itself",
+    )
+    scores = torch.tensor(
+        [[50.0, -20.0, -25.0, -30.0]]
+    )  # temperature 0.02: 50 is the cosine of 1 with itself
+    expect(
+        loss(scores, POSITIVES[:1], CANDIDATES[:1]),
+        [far],
+        "scores 70 below the row's own",
+        tolerance=1e-4,
+    )
     empty = loss(SCORES[1:], POSITIVES[1:], CANDIDATES[1:])
     expect(empty, [0.0, 0.0], "a batch without any anchor")
 
@@ -95,7 +130,9 @@ def check_soft_nn(soft_nn):
     common_to_both(soft_nn, 0.09434, 4.5095e-5)
     scores, everything = torch.tensor([[0.0, 1.0, 1.0, -1e4]]), CANDIDATES[:1]
     expect(
-        soft_nn(scores, POSITIVES[:1], everything), [0.0], "equal positives, a negative infinitely far: its floor is 0"
+        soft_nn(scores, POSITIVES[:1], everything),
+        [0.0],
+        "equal positives, a negative infinitely far: its floor is 0",
     )
 
 
@@ -103,21 +140,42 @@ def check_supcon_out(supcon_out):
     common_to_both(supcon_out, 0.90761, 2.50676)
     scores, everything = torch.tensor([[0.0, 1.0, 1.0, -1e4]]), CANDIDATES[:1]
     expect(
-        supcon_out(scores, POSITIVES[:1], everything), [0.69315], "equal positives, a far negative: its floor is log 2"
+        supcon_out(scores, POSITIVES[:1], everything),
+        [0.69315],
+        "equal positives, a far negative: its floor is log 2",
     )
 
 
 def check_anchors(anchors):
     found = anchors(torch.tensor([True, True, False]), 3)
-    expect_true(getattr(found, "dtype", None) == torch.bool, "expected a bool tensor, one entry a rollout")
+    expect_true(
+        getattr(found, "dtype", None) == torch.bool,
+        "expected a bool tensor, one entry a rollout",
+    )
     expect(found, [True, True, False], "two right, one wrong")
-    expect(anchors(torch.tensor([True, False, False]), 3), [False] * 3, "one right: it has no positive")
-    expect(anchors(torch.tensor([True, True, True]), 3), [False] * 3, "all right: no negatives at group level")
+    expect(
+        anchors(torch.tensor([True, False, False]), 3),
+        [False] * 3,
+        "one right: it has no positive",
+    )
+    expect(
+        anchors(torch.tensor([True, True, True]), 3),
+        [False] * 3,
+        "all right: no negatives at group level",
+    )
     expect(anchors(torch.tensor([False, False, False]), 3), [False] * 3, "all wrong")
-    expect(anchors(torch.tensor([True, True]), 2), [False] * 2, "groups of two can have no anchor")
+    expect(
+        anchors(torch.tensor([True, True]), 2),
+        [False] * 2,
+        "groups of two can have no anchor",
+    )
     correct = torch.tensor([True, False, False, True, True, False, True, True, True])
     expected = [False, False, False, True, True, False, False, False, False]
-    expect(anchors(correct, 3), expected, "three groups, of which only the middle one has anchors")
+    expect(
+        anchors(correct, 3),
+        expected,
+        "three groups, of which only the middle one has anchors",
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 
-def next_word(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+def next_word(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> Tensor:
     if temperature == 0:
         temperature, top_k = 1.0, 1  # the one likeliest word; any cut leaves it in
     ordered, order = (logits / temperature).sort(dim=-1, descending=True)  # [N, V] each
@@ -12,19 +14,30 @@ def next_word(logits: Tensor, temperature: float, top_k: int | None, top_p: floa
         ordered[:, top_k:] = -torch.inf
     if top_p is not None:
         shares = ordered.softmax(-1)
-        before = shares.cumsum(-1) - shares  # what the likelier words have: 0 for the first, so that it stays
+        before = (
+            shares.cumsum(-1) - shares
+        )  # what the likelier words have: 0 for the first, so that it stays
         ordered = ordered.masked_fill(before >= top_p, -torch.inf)
     return torch.empty_like(logits).scatter(-1, order, ordered.log_softmax(-1))
 
 
 def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
     cumulative = logprobs.exp().cumsum(-1)  # [N, V]
-    first = (cumulative <= uniform[:, None]).sum(-1)  # [N]: as many words as end at or below the uniform number
+    first = (cumulative <= uniform[:, None]).sum(
+        -1
+    )  # [N]: as many words as end at or below the uniform number
     places = torch.arange(logprobs.shape[1], device=logprobs.device)
-    last = places.where(logprobs > -torch.inf, 0).amax(-1)  # [N]: the last word with any probability
+    last = places.where(logprobs > -torch.inf, 0).amax(
+        -1
+    )  # [N]: the last word with any probability
     return torch.minimum(first, last)
 
 
 def completion_mask(completions: Tensor, eos_ids: list[int]) -> Tensor:
-    ends = torch.isin(completions, torch.tensor(eos_ids, dtype=completions.dtype, device=completions.device))
-    return ends.long().cumsum(1) - ends.long() == 0  # no end before this word; its own does not count
+    ends = torch.isin(
+        completions,
+        torch.tensor(eos_ids, dtype=completions.dtype, device=completions.device),
+    )
+    return (
+        ends.long().cumsum(1) - ends.long() == 0
+    )  # no end before this word; its own does not count

@@ -16,8 +16,12 @@ def steps(start: int, operands: list[int], completion: str) -> list[bool]:
     body = words[: words.index("#")] if "#" in words else words
     verdicts, before = [], str(start)
     for i, operand in enumerate(operands):
-        quoted, total = (body[2 * i : 2 * i + 2] + ["", ""])[:2]  # empty words where the text is too short
-        adds_up = before.removeprefix("-").isdecimal() and total == str(int(before) + operand)
+        quoted, total = (body[2 * i : 2 * i + 2] + ["", ""])[
+            :2
+        ]  # empty words where the text is too short
+        adds_up = before.removeprefix("-").isdecimal() and total == str(
+            int(before) + operand
+        )
         verdicts.append(quoted == f"{operand:+d}" and adds_up)
         before = total  # as it was written, right or not
     return verdicts + [False] * (len(body) > 2 * len(operands))
@@ -25,13 +29,21 @@ def steps(start: int, operands: list[int], completion: str) -> list[bool]:
 
 def rates(correct: Tensor, faithful: Tensor) -> tuple[float, float, float]:
     right, both = correct.sum().item(), (correct & faithful).sum().item()
-    return right / len(correct), (right - both) / max(right, 1), both / len(correct)  # max: 0 / 1 where none is right
+    return (
+        right / len(correct),
+        (right - both) / max(right, 1),
+        both / len(correct),
+    )  # max: 0 / 1 where none is right
 
 
-def careless_step(total: int, operand: int, hallucinate: float, slip: float, rng: random.Random) -> tuple[int, int]:
+def careless_step(
+    total: int, operand: int, hallucinate: float, slip: float, rng: random.Random
+) -> tuple[int, int]:
     quoted, total = operand, total + operand
     if rng.random() < slip or not 0 <= total <= 99:
-        total = rng.choice([n for n in range(total - 9, total + 10) if n != total and 0 <= n <= 99])
+        total = rng.choice(
+            [n for n in range(total - 9, total + 10) if n != total and 0 <= n <= 99]
+        )
     if rng.random() < hallucinate:  # no elif: he may do both
         quoted = rng.choice([n for n in range(-9, 10) if n not in (0, operand)])
     return quoted, total

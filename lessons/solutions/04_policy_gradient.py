@@ -5,7 +5,9 @@ from torch import Tensor
 
 
 def surrogate(logprobs: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
-    rollout_logprobs = logprobs.masked_fill(~mask, 0.0).sum(1)  # [N]; multiplying by the mask would keep NaN
+    rollout_logprobs = logprobs.masked_fill(~mask, 0.0).sum(
+        1
+    )  # [N]; multiplying by the mask would keep NaN
     return -(advantages.detach() * rollout_logprobs).mean()
 
 
@@ -20,10 +22,16 @@ def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:
 def exact_gradient(logits: Tensor, rewards: Tensor, temperature: float) -> Tensor:
     p = (logits / temperature).softmax(1)  # [B, V]
     J = (p * rewards).sum(1, keepdim=True)  # [B, 1]
-    return p * (rewards - J) / (temperature * len(logits))  # the chain rule through z / temperature, and the mean
+    return (
+        p * (rewards - J) / (temperature * len(logits))
+    )  # the chain rule through z / temperature, and the mean
 
 
 def first_token_gradient(first: Tensor, second: Tensor, rewards: Tensor) -> Tensor:
     p = first.softmax(0)  # [V]
-    after = (second.softmax(1) * rewards).sum(1)  # [V], the expected reward after each first token
-    return p * (after - p @ after)  # one token whose reward is `after`: the formula above once more
+    after = (second.softmax(1) * rewards).sum(
+        1
+    )  # [V], the expected reward after each first token
+    return p * (
+        after - p @ after
+    )  # one token whose reward is `after`: the formula above once more

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 
-def oracle_rewards(correct: Tensor, step_is_right: Tensor, step_exists: Tensor, penalty: float) -> Tensor:
+def oracle_rewards(
+    correct: Tensor, step_is_right: Tensor, step_exists: Tensor, penalty: float
+) -> Tensor:
     wrong = (step_exists & ~step_is_right).sum(1)  # [N]
     share = wrong / step_exists.sum(1).clamp(min=1)  # [N], 0 / 1 where there is no step
     return correct * (1 - penalty * share).clamp(min=0)
@@ -16,5 +18,7 @@ def informative_prompts(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def mean_advantages(advantages: Tensor, correct: Tensor, faithful: Tensor) -> Tensor:
-    kinds = torch.stack([correct & faithful, correct & ~faithful, ~correct]).float()  # [3, N]
+    kinds = torch.stack(
+        [correct & faithful, correct & ~faithful, ~correct]
+    ).float()  # [3, N]
     return kinds @ advantages / kinds.sum(1).clamp(min=1)

@@ -5,7 +5,9 @@ from torch import Tensor
 
 
 def masked_logsumexp(scores: Tensor, mask: Tensor) -> Tensor:
-    return scores.masked_fill(~mask, -torch.inf).logsumexp(1)  # torch takes out the largest of what is left
+    return scores.masked_fill(~mask, -torch.inf).logsumexp(
+        1
+    )  # torch takes out the largest of what is left
 
 
 def soft_nn(scores: Tensor, positives: Tensor, candidates: Tensor) -> Tensor:

@@ -1,0 +1,83 @@
+"""Suspect: the advantages do not cancel.
+
+"Lesson 5 says that the advantages of a prompt's rollouts sum to 0. I added ours up: those of the whole batch do, those
+of a single prompt do not. With one prompt in the batch all is well. The reward goes up in either case."
+
+Mend this file; nothing is missing, one thing is wrong. It runs its own check; with --solution it checks the mended file
+in lessons/solutions, which begins with the cause:
+
+    python lessons/exercises/15_advantages_do_not_cancel.py
+"""
+
+from collections.abc import Callable
+
+import torch
+from checking import expect, expect_true, report
+from minclipo.grpo import group_advantages
+from torch import Tensor
+
+
+def collect(
+    prompts: list, group_size: int, draw: Callable, grade: Callable
+) -> tuple[list, list, Tensor]:
+    """group_size rollouts of each prompt, and how much better each was than the others of its own prompt.
+
+    draw(prompts): one completion for each of the prompts that it is given, in one batch. grade(prompt, completion): the
+    reward of a completion. Returns N = B * group_size rows: (prompts [N], completions [N], advantages [N]).
+    """
+    rows = list(prompts) * group_size  # all rollouts in one batch: N prompts
+    completions = draw(rows)
+    rewards = torch.tensor(
+        [grade(prompt, completion) for prompt, completion in zip(rows, completions)]
+    )  # [N]
+    return rows, completions, group_advantages(rewards, group_size)
+
+
+# The check. Reading it is allowed; it knows the symptom only.
+
+
+def check_collect(collect):
+    reward_of = {
+        ("easy", 0): 1.0,
+        ("hard", 0): 1.0,
+    }  # a prompt's first completion is right, and all others of "easy"
+    grade = lambda prompt, completion: reward_of.get(
+        completion, float(prompt == "easy" and completion[1] != 3)
+    )
+    for prompts in (["hard"], ["easy", "hard", "odd"]):
+        drawn = {prompt: 0 for prompt in prompts}
+
+        def draw(asked):
+            numbered = []
+            for prompt in asked:
+                numbered.append((prompt, drawn[prompt]))
+                drawn[prompt] += 1
+            return numbered
+
+        rows, completions, advantages = collect(prompts, 4, draw, grade)
+        case = f"{'one prompt' if len(prompts) == 1 else f'{len(prompts)} prompts'}, 4 rollouts each"
+        expect(len(rows), 4 * len(prompts), f"{case}: rows")
+        expect_true(
+            all(row == completion[0] for row, completion in zip(rows, completions)),
+            "a row's completion belongs to another prompt",
+        )
+        for prompt in prompts:
+            own = torch.tensor(
+                [float(a) for row, a in zip(rows, advantages) if row == prompt]
+            )
+            expect(
+                own.sum(),
+                0.0,
+                f"{case}: the sum of the advantages of the prompt {prompt!r}",
+            )
+        found = {completion: float(a) for completion, a in zip(completions, advantages)}
+        expect(found["hard", 0], 1.5, f"{case}: one right rollout of four, its advantage")
+        expect(
+            found.get(("odd", 0), 0.0),
+            0.0,
+            f"{case}: four equal rewards, their advantage",
+        )
+
+
+if __name__ == "__main__":
+    report(globals())
