@@ -189,7 +189,7 @@ def show(figure: plt.Figure, name: str, caption: str) -> None:
     figure.savefig(path, dpi=200)
     plt.close(figure)
     if "ipykernel" not in sys.modules:  # a script, or IPython in a terminal
-        print(f"picture: {path}\n         {caption}")
+        print(f"picture: {path}: {caption}")
         return
     from IPython.display import (
         Image,
