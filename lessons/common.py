@@ -1,24 +1,28 @@
-"""What the lessons share and none of them teaches: the toy's pretrained models, colours, pictures, training runs.
+"""What the lessons share and none of them teaches: pretrained models, pictures, training runs.
 
-Run a lesson as a script and its pictures go to runs/lessons/; open it as a notebook and they appear in place.
+Run a lesson as a script and its pictures go to runs/lessons/; in a notebook they appear in place.
 """
 
 import contextlib
 import copy
 import io
 import os
+import random
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
 
-# x86 processors with AVX-512 add up in another order than those without, and after a hundred training steps that is
-# another run. torch reads this variable before its first operation.
+# x86 processors with AVX-512 add up in another order than those without, and after a hundred
+# training steps that is another run. torch reads this variable before its first operation.
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 matplotlib.use("Agg")  # draw to files: there may be no screen
 import matplotlib.pyplot as plt
 import torch
+from PIL import Image
+from torch import Tensor
+
 from minclipo.checkpoint import load_model
 from minclipo.config import TrainConfig
 from minclipo.model import GPT, upcast
@@ -26,39 +30,31 @@ from minclipo.runs.loop import Run
 from minclipo.runs.plots import STYLES
 from minclipo.runs.recipes import TOY
 from minclipo.sampler import Rollouts, sample
-from minclipo.tasks.chain import ChainProblem
+from minclipo.tasks.chain import CarelessAuthor, ChainProblem
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
-from torch import Tensor
 
 LESSONS = Path(__file__).parent
 RUNS = LESSONS.parent / "runs" / "lessons"
-METHODS = {
-    name: style["color"] for name, style in STYLES.items()
-}  # one colour per method, everywhere
-KINDS = {
-    "faithful": "#56B4E9",
-    "hallucinated": "#E69F00",
-    "wrong": "#999999",
-}  # what a rollout can be, everywhere
+METHODS = {name: style["color"] for name, style in STYLES.items()}  # the same everywhere
+KINDS = {"faithful": "#56B4E9", "hallucinated": "#E69F00", "wrong": "#999999"}  # likewise
 
-# Sums in another order round differently, and after a hundred training steps that is another run. One thread, so that a
-# lesson prints what its page says; the models are so small that two are hardly faster.
+# For the same reason one thread; the models are so small that two are hardly faster.
 torch.set_num_threads(1)
 
 
 def pretrained(name: str) -> GPT:
-    """A toy model that has read a textbook, "careless", "shared_step" or "believed": see lessons/models/README.md."""
+    """A toy model that has read a textbook: see lessons/models/README.md for the names."""
     return load_model(LESSONS / "models" / name)
 
 
 def problems_of(stream: str, count: int) -> list[ChainProblem]:
-    """The first problems of a stream. Equal names give equal problems; no other stream holds the same ones."""
+    """The first problems of a stream; streams of other names hold other problems."""
     return [TASK.draw(stream, index) for index in range(count)]
 
 
 def verdicts(problems: list[ChainProblem], rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-    """(is the answer right? [N] bool, is every step right? [N] bool) of the toy's rollouts, as in lesson 3."""
+    """(is the answer right? [N] bool, is every step right? [N] bool), as in lesson 3."""
     texts = toy_tokenizer().decode_batch(rollouts.completion_ids())
     correct = TASK.outcomes(problems, texts, rollouts.finished.tolist())
     faithful = [all(steps) for steps in TASK.steps(problems, texts, [True] * len(texts))]
@@ -68,76 +64,43 @@ def verdicts(problems: list[ChainProblem], rollouts: Rollouts) -> tuple[Tensor, 
 def story() -> tuple[ChainProblem, Rollouts]:
     """The problem that the course follows, and sixteen rollouts of it by the careless model.
 
-    Three are faithful, seven hallucinated and six wrong, in this order. pooled, logprobs and mask come with them.
+    Three are faithful, seven hallucinated and six wrong, in this order.
     """
     tokenizer, problem = toy_tokenizer(), TASK.draw("lesson 3", 0)
-    prompts, generator = (
-        tokenizer.encode_batch([problem.prompt]),
-        torch.Generator().manual_seed(0),
-    )
-    rollouts = sample(
-        pretrained("careless"),
-        prompts,
-        16,
-        16,
-        eos_ids=tokenizer.eos_ids,
-        generator=generator,
-    )
+    prompts, model = tokenizer.encode_batch([problem.prompt]), pretrained("careless")
+    options = dict(eos_ids=tokenizer.eos_ids, generator=torch.Generator().manual_seed(0))
+    rollouts = sample(model, prompts, 16, 16, **options)
     correct, steps_right = verdicts([problem], rollouts)
-    order = (2 - correct.long() - (correct & steps_right).long()).argsort(
-        stable=True
-    )  # faithful, hallucinated, wrong
-    rows = {
-        name: getattr(rollouts, name)[order]
-        for name in ("completions", "mask", "logprobs", "pooled", "finished")
-    }
-    return problem, replace(rollouts, **rows)
+    goodness = correct.long() + (correct & steps_right)  # [N] 0 wrong, 1, 2 faithful
+    order = goodness.argsort(descending=True, stable=True)
+    names = ("completions", "mask", "logprobs", "pooled", "finished")
+    return problem, replace(rollouts, **{n: getattr(rollouts, n)[order] for n in names})
 
 
 def mosaic(
     axis: plt.Axes, problem: ChainProblem, texts: list[str], notes: list[str] = ()
-) -> None:
-    """Draw completions of one problem, one row each, a word per tile; a note stands to the right of each row.
+):
+    """Draw completions of one problem, one row each, a word per tile, notes to their right.
 
-    Blue: the word is right. Orange, framed: an operand made up. Grey, hatched: a wrong total or answer.
+    Blue: the word is right. Orange, framed: an operand made up. Grey, hatched: a wrong number.
     """
-    truth = [
-        word
-        for pair in zip(problem.operands, problem.totals)
-        for word in (f"{pair[0]:+d}", str(pair[1]))
-    ]
-    truth += ["#", str(problem.totals[-1])]
+    looks = {
+        "faithful": {},
+        "hallucinated": {"edgecolor": "black", "linewidth": 1.6},
+        "wrong": {"edgecolor": "#777777", "hatch": "///"},
+    }
+    careful = CarelessAuthor(hallucinate=0, slip=0)
+    truth = careful.solution(problem, random.Random(0)).split()
+    operands = range(0, len(truth) - 2, 2)  # they stand at even places, before the #
     for y, text in enumerate(texts):
-        for x, word in enumerate(
-            text.split()[: len(truth) + 2]
-        ):  # a row that runs on shows two words of it
-            right = x < len(truth) and word == truth[x]
-            kind = (
-                "faithful"
-                if right
-                else "hallucinated"
-                if x % 2 == 0 and x < len(truth) - 2
-                else "wrong"
-            )
-            frame = {
-                "faithful": {},
-                "hallucinated": {"ec": "black", "lw": 1.6},
-                "wrong": {"ec": "#777777", "hatch": "///"},
-            }
-            axis.add_patch(
-                plt.Rectangle(
-                    (x + 0.03, y + 0.06), 0.92, 0.86, fc=KINDS[kind], **frame[kind]
-                )
-            )
-            axis.text(
-                x + 0.49,
-                y + 0.5,
-                word,
-                ha="center",
-                va="center",
-                fontsize=10,
-                weight="normal" if right else "bold",
-            )
+        words = text.split()[: len(truth) + 2]  # of a row that runs on, two words more
+        for x, word in enumerate(words):
+            right = truth[x : x + 1] == [word]
+            kind = "faithful" if right else "hallucinated" if x in operands else "wrong"
+            tile = (x + 0.03, y + 0.06), 0.92, 0.86
+            axis.add_patch(plt.Rectangle(*tile, facecolor=KINDS[kind], **looks[kind]))
+            middle = dict(ha="center", va="center", weight="normal" if right else "bold")
+            axis.text(x + 0.49, y + 0.5, word, fontsize=10, **middle)
     for y, note in enumerate(notes):
         axis.text(len(truth) + 0.2, y + 0.5, note, va="center", fontsize=10)
     axis.set(xlim=(0, len(truth) + (4 if notes else 0)), ylim=(len(texts), 0))
@@ -146,61 +109,52 @@ def mosaic(
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean hidden state over the masked tokens, [N, D] float32 or wider, from hidden [N, T, D] and mask [N, T].
+    """Mean over the masked tokens, [N, D] float32 or wider, from hidden [N, T, D], mask [N, T].
 
-    What `sample` sums up token by token. In bfloat16 a long sum stagnates (tests/test_golden.py shows how far off).
+    What `sample` sums up token by token. In bfloat16 a long sum stagnates (tests/test_golden.py).
     """
     return (upcast(hidden) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 def training_steps(steps: int) -> int:
-    """As many steps as the lesson wants, or LESSON_STEPS where that is set (the tests set it to 2)."""
+    """As many steps as the lesson wants, or LESSON_STEPS if set (the tests set it to 2)."""
     return int(os.environ.get("LESSON_STEPS", steps))
 
 
-def train(
-    name: str, start: GPT, *, steps: int = 100, **options
-) -> tuple[GPT, list[dict]]:
+def train(name: str, start: GPT, *, steps=100, **options) -> tuple[GPT, list[dict]]:
     """Train a copy of `start` on the toy; (the trained model, the metrics of each step).
 
     options: those of TrainConfig, else the toy's. The run's files go to runs/lessons/NAME.
     """
-    config = TrainConfig(
-        **TOY | {"keep_states": 0} | options | {"steps": training_steps(steps)}
-    )
-    trainer = Trainer(copy.deepcopy(start), toy_tokenizer(), TASK, config)
-    with contextlib.redirect_stdout(
-        io.StringIO()
-    ):  # one line per step; the progress bar stays
+    options = TOY | {"keep_states": 0} | options | {"steps": training_steps(steps)}
+    trainer = Trainer(copy.deepcopy(start), toy_tokenizer(), TASK, TrainConfig(**options))
+    with contextlib.redirect_stdout(io.StringIO()):  # its lines; the progress bar stays
         history = Run(trainer, RUNS / name, name).train()
     return trainer.model, history
 
 
 def show(figure: plt.Figure, name: str, caption: str) -> None:
-    """Save a picture as NAME.png and show it with its caption: in the notebook and its page; a script prints its path."""
+    """Save a picture as runs/lessons/NAME.png and show it with its caption; a script prints both."""
     folder = Path(os.environ.get("LESSON_PICTURES", RUNS))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(
-            f"{error}. Set LESSON_PICTURES to a folder that can be written"
-        ) from error
+        hint = "Set LESSON_PICTURES to a folder that can be written"
+        raise OSError(f"{error}. {hint}") from error
     path = folder / f"{name}.png"
-    figure.savefig(path, dpi=200)
+    figure.savefig(path, dpi=200)  # twice the size it is shown at: sharp on any screen
     plt.close(figure)
+    with Image.open(path) as picture:  # lines need few colours: a third of the bytes
+        few = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
     if "ipykernel" not in sys.modules:  # a script, or IPython in a terminal
         print(f"picture: {path}: {caption}")
         return
-    from IPython.display import (
-        Image,
-        Markdown,
-        display,
-    )  # there if and only if a notebook is
+    from IPython import display as ipython  # there if and only if a notebook is
 
-    display(
-        Image(path, width=round(figure.get_figwidth() * 100), alt=caption),
-        Markdown(f"*{caption}*"),
-    )
+    size = dict(width=round(figure.get_figwidth() * 100), metadata={"name": path.name})
+    ipython.display(ipython.Image(path, alt=caption, **size))
+    ipython.display(ipython.Markdown(f"*{caption}*"))
 
 
 def show_training(
@@ -209,26 +163,21 @@ def show_training(
     caption: str,
     metrics=("accuracy", "hallucination_rate"),
 ) -> None:
-    """Show metrics of runs, one panel each, against the training step; histories: a method's metrics of each step."""
-    figure, axes = plt.subplots(
-        1, len(metrics), figsize=(3 * len(metrics) + 1, 3.4), layout="constrained"
-    )
+    """Show metrics of runs against the training step, one panel each.
+
+    histories: for each method, the metrics of each step.
+    """
+    size = (min(8, 3 * len(metrics) + 1), 3.4)
+    figure, axes = plt.subplots(1, len(metrics), figsize=size, layout="constrained")
     for axis, metric in zip(axes, metrics):
         for method, history in histories.items():
             style = STYLES[method] | {"label": STYLES[method]["label"].format("GRPO")}
-            axis.plot(
-                [line["step"] for line in history],
-                [line[metric] for line in history],
-                **style,
-            )
+            steps, values = zip(*[(line["step"], line[metric]) for line in history])
+            axis.plot(steps, values, **style)
         tidy(axis, "training step", metric.replace("_", " "))
         axis.set_ylim(-0.02, 1.02)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-    )
+    below = dict(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), **below)
     show(figure, name, caption)
 
 

@@ -1,17 +1,20 @@
-"""Run lessons as notebooks and write each with its outputs and pictures to lessons/pages/NAME.md.
+"""Run lessons as notebooks; write each, with its outputs and pictures, as a page and as a notebook.
 
     pip install -e ".[lessons]"              # jupytext and nbconvert
     python lessons/render.py                 # all of them, one after the other: a few minutes
     python lessons/render.py 05_grpo         # one
 
-A page's first line holds a fingerprint of the lesson it was made from, the second the machine; tests/test_lessons.py
-tells when a page no longer belongs to its lesson, and compares what both print.
+A page's first line holds a fingerprint of the lesson it was made from, the second the machine;
+tests/test_lessons.py tells when page or notebook no longer belong to their lesson, and compares what
+the lesson prints with what its page says.
 """
 
 import argparse
+import base64
 import hashlib
 import os
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -19,67 +22,196 @@ from pathlib import Path
 from minclipo.checkpoint.files import write_text
 
 LESSONS = Path(__file__).parent
-PAGES = LESSONS / "pages"
+PAGES, NOTEBOOKS = LESSONS / "pages", LESSONS / "notebooks"
+REPOSITORY = (
+    "minclipo/minclipo"  # on GitHub; a fork puts its own name here and renders again
+)
+COLAB = (
+    f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/lessons/notebooks"
+)
+BADGE = "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+FOLDED = "The code that draws the picture"
+
+SETUP = """\
+# @title Run this cell first
+import subprocess
+import sys
+from pathlib import Path
+
+from IPython.display import Image, display
+
+places = [Path("minclipo").resolve(), Path.cwd(), *Path.cwd().parents]
+root = next((place for place in places if (place / "lessons" / "common.py").exists()), None)
+if root is None:  # no clone around this notebook, as on Colab
+    root = places[0]
+    clone = ["git", "clone", "--depth", "1", "https://github.com/REPOSITORY", str(root)]
+    subprocess.run(clone, check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", str(root)], check=True)
+sys.path[:0] = [str(root), str(root / "lessons")]
+display(Image(root / "lessons" / "pages" / "pictures" / "STEP", width=800))
+"""
 
 
 def fingerprint(lesson: Path) -> str:
     """What a page made from this lesson begins with."""
-    digest = hashlib.sha256(lesson.read_text(encoding="utf-8").encode()).hexdigest()[
-        :16
-    ]  # as text: line ends differ
+    text = lesson.read_text(encoding="utf-8")  # as text: line ends differ
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f"<!-- made by lessons/render.py from {lesson.name}, {digest} -->"
 
 
 def machine() -> str:
-    """What the last digits of a page depend on: the second line of a page, and of no page made elsewhere."""
+    """What a page's last digits depend on: its second line, and that of no page made elsewhere."""
     import torch
 
     return f"<!-- numbers of torch {torch.__version__.partition('+')[0]} on {platform.machine()} -->"
+
+
+def linked(text: str) -> str:
+    """The text with a link to each paper that it names by its arXiv number."""
+    return re.sub(
+        r"\barXiv\s(\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text
+    )
 
 
 def footer(lesson: Path) -> str:
     """Links from a lesson's page to its neighbours, the lesson itself and the list."""
     lessons = sorted(LESSONS.glob("[0-9]*.py"))
     place = lessons.index(lesson)
-    links = [f"[lesson {place}]({lessons[place - 1].stem}.md)"] if place else []
+    before, after = lessons[:place][-1:], lessons[place + 1 :][:1]
+    links = [f"[lesson {int(other.name[:2])}]({other.stem}.md)" for other in before]
     links += [f"[this one as Python](../{lesson.name})", "[all lessons](../README.md)"]
-    links += (
-        [f"[lesson {place + 2}]({lessons[place + 1].stem}.md)"]
-        if place + 1 < len(lessons)
-        else []
-    )
+    links += ["[glossary](../glossary.md)", "[cheat sheet](../cheatsheet.md)"]
+    links += [f"[lesson {int(other.name[:2])}]({other.stem}.md)" for other in after]
     return f"---\n\n{' · '.join(links)}\n"
 
 
-def render(lesson: Path) -> str:
-    """The lesson as Markdown, run from top to bottom. Its pictures go to lessons/pages/pictures."""
+def executed(lesson: Path):
+    """The lesson as a notebook with outputs; the time of each cell in its metadata, in seconds."""
     import jupytext
-    from nbconvert import MarkdownExporter
     from nbconvert.preprocessors import ExecutePreprocessor
     from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
-    notebook = jupytext.read(lesson)
+    notebook, seconds = jupytext.read(lesson), []
     kernel = dict(kernel_name="python3", extra_arguments=["--log-level=ERROR"])
-    ExecutePreprocessor(timeout=None, **kernel).preprocess(
-        notebook, {"metadata": {"path": str(LESSONS)}}
+    started = lambda **_: seconds.append(-time.perf_counter())
+    ended = lambda **_: seconds.append(seconds.pop() + time.perf_counter())
+    runner = ExecutePreprocessor(
+        timeout=None,
+        on_cell_execute=started,
+        on_cell_executed=ended,
+        record_timing=False,
+        **kernel,
     )
-    for (
-        cell
-    ) in notebook.cells:  # warnings of a machine, progress bars: not part of a lesson
-        cell["outputs"] = [
-            output for output in cell.get("outputs", []) if output.get("name") != "stderr"
+    runner.preprocess(notebook, {"metadata": {"path": str(LESSONS)}})
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell, taken in zip(code, seconds, strict=True):
+        cell.metadata["seconds"] = round(taken, 1)
+    for cell in code:  # warnings of a machine and progress bars are no part of a lesson
+        cell.outputs = [
+            output for output in cell.outputs if output.get("name") != "stderr"
         ]
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(
         notebook, {}
-    )  # what came in two parts is one again
-    text, _ = MarkdownExporter().from_notebook_node(notebook)
-    return f"{fingerprint(lesson)}\n{machine()}\n\n{text.strip()}\n\n{footer(lesson)}"
+    )  # two parts are one again
+    for number, cell in enumerate(notebook.cells):
+        cell.id = (
+            f"cell-{number}"  # random otherwise: every rendering would change every cell
+        )
+        if cell.cell_type == "markdown":
+            cell.source = linked(cell.source)
+    return notebook
+
+
+def is_drawing(cell) -> bool:
+    return "drawing" in cell.metadata.get("tags", [])
+
+
+def page(lesson: Path, notebook) -> str:
+    """The executed lesson as Markdown. Its pictures go to lessons/pages/pictures."""
+    from nbconvert import MarkdownExporter
+    from nbformat.v4 import new_markdown_cell, new_notebook
+
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell.copy())
+        if cell.cell_type == "code" and is_drawing(cell):
+            code = f"```python\n{cell.source}\n```"
+            folded = f"<details><summary>{FOLDED}</summary>\n\n{code}\n\n</details>"
+            cells[-1:] = [new_markdown_cell(folded), cell | {"source": ""}]
+        if cell.cell_type == "code":
+            cells[-1].outputs = [shown(output) for output in cell.outputs]
+    exporter = MarkdownExporter(exclude_input_prompt=True)
+    text, _ = exporter.from_notebook_node(
+        new_notebook(cells=cells, metadata=notebook.metadata)
+    )
+    text = re.sub(
+        r"```python\n\s*```\n", "", text
+    )  # the input of a folded cell, empty by now
+    title, _, rest = text.strip().partition("\n")
+    step = f'<img src="pictures/{lesson.stem[:2]}_step.png" width="800" alt="the training step">'
+    head = f"{title}\n\n{BADGE}({COLAB}/{lesson.stem}.ipynb)\n\n{step}"
+    return f"{fingerprint(lesson)}\n{machine()}\n\n{head}\n\n{rest.strip()}\n\n{footer(lesson)}"
+
+
+def shown(output):
+    """A picture in an output becomes a file of lessons/pages/pictures and a link to it."""
+    from nbformat.v4 import new_output
+
+    data = output.get("data", {})
+    if "image/png" not in data:
+        return output
+    found = output.metadata["image/png"]
+    (PAGES / "pictures" / found["name"]).write_bytes(base64.b64decode(data["image/png"]))
+    width, alt = found["width"], found["alt"].replace('"', "&quot;")
+    link = f'<img src="pictures/{found["name"]}" width="{width}" alt="{alt}">'
+    return new_output("display_data", data={"text/markdown": link})
+
+
+def standalone(lesson: Path, notebook) -> str:
+    """The executed lesson as a notebook that runs anywhere: its first cell fetches what is missing."""
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+
+    step = f"{lesson.stem[:2]}_step.png"
+    picture = base64.b64encode((PAGES / "pictures" / step).read_bytes()).decode()
+    setup = new_code_cell(
+        SETUP.replace("REPOSITORY", REPOSITORY).replace("STEP", step), id="setup"
+    )
+    sized = {"image/png": {"width": 800}}
+    setup.outputs = [
+        new_output("display_data", data={"image/png": picture}, metadata=sized)
+    ]
+    badge = new_markdown_cell(f"{BADGE}({COLAB}/{lesson.stem}.ipynb)", id="badge")
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and is_drawing(cell):
+            cell.source = f"# @title {FOLDED}\n{cell.source}"
+            cell.metadata |= {"cellView": "form", "jupyter": {"source_hidden": True}}
+    for cell in [setup, *notebook.cells]:
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            for output in cell.outputs:
+                output.pop("execution_count", None)
+    notebook.cells[:0] = [badge, setup]
+    names = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata = {"kernelspec": names, "made_from": fingerprint(lesson)}
+    nbformat.validate(notebook)
+    return nbformat.writes(notebook) + "\n"
+
+
+def render(lesson: Path) -> None:
+    """Run the lesson; write its page, its pictures and its notebook, each whole or not at all."""
+    from step_picture import LIT, draw
+
+    (PAGES / "pictures").mkdir(parents=True, exist_ok=True)
+    draw(LIT[lesson.stem], PAGES / "pictures" / f"{lesson.stem[:2]}_step.png")
+    notebook = executed(lesson)
+    write_text(PAGES / f"{lesson.stem}.md", page(lesson, notebook))
+    write_text(NOTEBOOKS / f"{lesson.stem}.ipynb", standalone(lesson, notebook))
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("lessons", nargs="*", help="names such as 05_grpo; default: all")
     names = parser.parse_args(argv).lessons
     everything = sorted(LESSONS.glob("[0-9]*.py"))
@@ -93,12 +225,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.exit(
             1, f'render.py: {error}. It comes with: pip install -e ".[lessons]"\n'
         )
-    os.environ["LESSON_PICTURES"] = str(PAGES / "pictures")
+    NOTEBOOKS.mkdir(exist_ok=True)
     for lesson in lessons:
         started = time.perf_counter()
-        write_text(
-            PAGES / f"{lesson.stem}.md", render(lesson)
-        )  # whole, or the earlier page stays
+        render(lesson)
         print(f"{lesson.stem}: {time.perf_counter() - started:.0f} s", flush=True)
 
 

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import types
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, median
@@ -20,8 +22,9 @@ LESSONS = ROOT / "lessons"
 sys.path[:0] = [str(LESSONS), str(LESSONS / "exercises")]
 import common  # noqa: E402
 from checking import Wrong, expect, expect_true, grade, verdict  # noqa: E402
-from render import PAGES, fingerprint, machine  # noqa: E402
+from render import NOTEBOOKS, PAGES, REPOSITORY, fingerprint, linked, machine  # noqa: E402
 from render import main as render  # noqa: E402
+from step_picture import LIT, PARTS, draw  # noqa: E402
 
 NUMBERED = sorted(LESSONS.glob("[0-9]*.py"))
 EXERCISES = sorted((LESSONS / "exercises").glob("[0-9]*.py"))
@@ -34,8 +37,9 @@ NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 def markdown_and_code(lesson: Path) -> tuple[str, str]:
     """The lesson's prose, without its comment signs, and its code."""
     cells = re.split(r"^# %%(.*)\n", lesson.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-    prose = [re.sub(r"^# ?", "", text, flags=re.MULTILINE) for kind, text in zip(cells[::2], cells[1::2]) if kind]
-    code = [text for kind, text in zip(cells[::2], cells[1::2]) if not kind]
+    cells = list(zip(cells[::2], cells[1::2]))
+    prose = [re.sub(r"^# ?", "", text, flags=re.MULTILINE) for kind, text in cells if "[markdown]" in kind]
+    code = [text for kind, text in cells if "[markdown]" not in kind]
     return "\n".join(prose), "\n".join(code)
 
 
@@ -55,7 +59,7 @@ def printed_on(page: Path) -> list[str]:
 
 
 def comparable(lines: list[str]) -> list[str]:
-    """What should be equal every time: no empty lines, no times, no places of pictures."""
+    """What should be equal every time: no empty lines, no times, no pictures."""
     return [line.rstrip() for line in lines if line.strip() and "seconds" not in line and "picture:" not in line]
 
 
@@ -108,12 +112,121 @@ def test_a_page_is_made_from_its_lesson(lesson):
     stale = f"{page.name} is stale: python lessons/render.py {lesson.stem}, or git checkout lessons/{lesson.name}"
     assert page.is_file() and page.read_text(encoding="utf-8").startswith(fingerprint(lesson)), stale
     squeezed = " ".join(outside_code(page).split())  # nobody has edited the page itself
-    missing = [text for text in prose_of(lesson).split("\n\n") if " ".join(text.split()) not in squeezed]
+    missing = [text for text in linked(prose_of(lesson)).split("\n\n") if " ".join(text.split()) not in squeezed]
     assert not missing, f"{page.name} does not say: {missing[0]}"
-    links = re.findall(r"(!?)\[[^]]+\]\(([^):]+)\)", outside_code(page))  # pictures, neighbours; no addresses
-    assert any(mark for mark, _ in links)
-    for _, target in links:
+    links = re.findall(r"\[[^]]+\]\(([^):#]+)[^):]*\)", outside_code(page))  # neighbours; no addresses
+    pictures = re.findall(r'<img src="([^"]+)"', outside_code(page))
+    assert len(pictures) > 1
+    for target in links + pictures:
         assert (PAGES / target).is_file(), f"{page.name} shows {target}, which is missing: render {lesson.stem} again"
+
+
+@each_lesson
+def test_captions_are_seen(lesson):
+    """Catches: a caption that only a screen reader knows, as an image's alternative text."""
+    text = (PAGES / f"{lesson.stem}.md").read_text(encoding="utf-8")
+    shown = re.findall(r'<img src="pictures/[^"]+" width="\d+" alt="([^"]+)">\n\n+\*(.+)\*\n', text)
+    assert len(shown) == text.count("<img ") - 1  # all but the picture of the training step
+    assert all(alt.replace("&quot;", '"') == caption for alt, caption in shown)
+
+
+@each_lesson
+def test_a_notebook_is_its_page(lesson):
+    """Catches: a notebook of another version than the page; an error, a warning or an unfolded drawing in it."""
+    notebook = json.loads((NOTEBOOKS / f"{lesson.stem}.ipynb").read_text(encoding="utf-8"))
+    assert notebook["metadata"]["made_from"] == fingerprint(lesson), f"python lessons/render.py {lesson.stem}"
+    page, badge = (PAGES / f"{lesson.stem}.md"), "".join(notebook["cells"][0]["source"])
+    assert f"github/{REPOSITORY}/blob/main/lessons/notebooks/{lesson.stem}.ipynb)" in badge
+    assert badge in page.read_text(encoding="utf-8")
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} <= {"stream", "display_data", "execute_result"}
+    text = "".join("".join(output["text"]) for output in outputs if output["output_type"] == "stream")
+    assert comparable(text.split("\n")) == [line for line in printed_on(page) if not line.startswith("    ")] or (
+        comparable(text.split("\n")) == printed_on(page)
+    )
+    drawings = [cell for cell in code if "drawing" in cell["metadata"].get("tags", [])]
+    assert drawings and all(cell["metadata"]["jupyter"] == {"source_hidden": True} for cell in drawings)
+
+
+def setup_of(lesson: str) -> str:
+    notebook = json.loads((NOTEBOOKS / f"{lesson}.ipynb").read_text(encoding="utf-8"))
+    return "".join(notebook["cells"][1]["source"])
+
+
+def run_setup(folder: Path, monkeypatch, run) -> list:
+    """Runs the first cell of a notebook in `folder`, with `run` in place of subprocess.run; what it put on sys.path."""
+    shown = []
+    fake = types.SimpleNamespace(Image=lambda path, width: path, display=shown.append)
+    monkeypatch.setitem(sys.modules, "IPython.display", fake)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.chdir(folder)
+    exec(setup_of("05_grpo"), {})
+    assert shown[0].is_file()  # the picture of the training step
+    return sys.path
+
+
+@pytest.mark.parametrize("folder", [ROOT, LESSONS, NOTEBOOKS])
+def test_a_notebook_finds_the_clone_around_it(folder, monkeypatch):
+    """Catches: `No module named 'common'` when the notebook is opened from another folder."""
+    refuse = lambda *_, **__: pytest.fail("it must not fetch what is there")
+    assert run_setup(folder, monkeypatch, refuse) == [str(ROOT), str(LESSONS)]
+
+
+def test_a_notebook_fetches_what_is_missing(tmp_path, monkeypatch):
+    """Catches: a badge that opens a notebook which cannot run; a second clone when its first cell is run again."""
+    commands = []
+
+    def run(command, check):
+        commands.append(command)
+        if command[0] == "git":
+            shutil.copytree(LESSONS, Path(command[-1]) / "lessons", ignore=shutil.ignore_patterns("results", "models"))
+
+    for _ in range(2):
+        found = run_setup(tmp_path, monkeypatch, run)
+        assert found == [str(tmp_path / "minclipo"), str(tmp_path / "minclipo" / "lessons")]
+    assert [command[0] for command in commands] == ["git", sys.executable]
+    assert f"https://github.com/{REPOSITORY}" in commands[0] and commands[1][-2:] == ["-e", str(tmp_path / "minclipo")]
+
+
+def test_the_first_curve_comes_soon():
+    """From the badge of lesson 0 to its first picture in under three minutes, two of them for fetching and installing.
+    Catches: a first lesson that begins with a training run. The seconds are those of the committed notebook."""
+    notebook = json.loads((NOTEBOOKS / "00_guess.ipynb").read_text(encoding="utf-8"))
+    seconds = 0.0
+    for cell in notebook["cells"][2:]:
+        seconds += cell["metadata"].get("seconds", 0)
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+            break
+    assert 0 < seconds < 60
+
+
+def test_every_lesson_has_its_place_in_the_training_step(tmp_path):
+    """Catches: a lesson whose page lights nothing, or a part that no lesson teaches."""
+    assert set(LIT) == {lesson.stem for lesson in NUMBERED}
+    assert {part for parts in LIT.values() for part in parts} == set(PARTS)
+    draw(LIT["05_grpo"], tmp_path / "step.png")
+    assert (tmp_path / "step.png").read_bytes() == (PAGES / "pictures" / "05_step.png").read_bytes()
+    assert (PAGES / "pictures" / "07_step.png").read_bytes() != (PAGES / "pictures" / "05_step.png").read_bytes()
+
+
+def test_the_course_is_short():
+    """Catches: lessons that grow word by word. Folded answers count."""
+    assert sum(len(prose_of(lesson).split()) for lesson in NUMBERED) <= 11_500
+
+
+def test_lines_fit_beside_a_list_of_files():
+    """Catches: code that a reader of the page must scroll sideways to read."""
+    files = [
+        *LESSONS.glob("*.py"),
+        *EXERCISES,
+        *(LESSONS / "solutions").glob("*.py"),
+        LESSONS / "exercises" / "checking.py",
+    ]
+    for path in files:
+        long = [line for line in path.read_text(encoding="utf-8").splitlines() if len(line) > 90]
+        assert not long, f"{path.name}: {long[0]}"
 
 
 @pytest.mark.parametrize(
@@ -153,10 +266,16 @@ def test_formulas_render_where_they_are_read(lesson):
 def test_every_lesson_has_question_surprise_exercise_and_a_place_in_the_list(lesson):
     """Catches: a lesson that nobody can find, or without one of its parts."""
     prose, code = markdown_and_code(lesson)
-    for part in ("**Question.**", "You should know", "**Exercise.**", "**What to try next.**", "same in minclipo"):
+    assert f"pages/{lesson.stem}.md" in (LESSONS / "README.md").read_text(encoding="utf-8")
+    for part in ("**Question.**", "<b>Guess first.</b>", "**Now you know.**", "**What to try next.**"):
+        assert part in prose, part
+    assert prose.count("<details>") == prose.count("</details>")
+    assert prose.split("**Now you know.**")[1].split("\n\n")[1].count("\n* ") + 1 == 3, "three things to know"
+    if lesson.stem == "00_guess":
+        return  # it teaches no code
+    for part in ("You should know", "**Exercise.**", "same in minclipo"):
         assert part in prose, part
     assert "assert" in code
-    assert f"pages/{lesson.stem}.md" in (LESSONS / "README.md").read_text(encoding="utf-8")
     names = {path.name for path in EXERCISES}
     assert any(name.startswith(lesson.stem[:3]) and name.removesuffix(".py") in prose for name in names)
 

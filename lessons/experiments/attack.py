@@ -22,10 +22,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from minclipo.checkpoint import load_model
-from minclipo.checkpoint.files import write_json
-from minclipo.model import GPT
-
 from attack_completions import attack_problems
 from attack_pay import OTHERS, learned_prices, neighbours, price_list
 from attack_pressure import press, pressed_folder
@@ -33,6 +29,10 @@ from attack_report import report
 from finished import finished
 from tables import write_results
 from textbooks import TEXTBOOKS, start
+
+from minclipo.checkpoint import load_model
+from minclipo.checkpoint.files import write_json
+from minclipo.model import GPT
 
 
 def once(path: Path, settings: dict, compute: Callable[[], dict]) -> dict:

@@ -4,9 +4,9 @@ import random
 from collections.abc import Callable
 from itertools import chain
 
-from minclipo.tasks.chain import MAX_TOTAL, OPERANDS, SHARED_QUOTE, ChainProblem, random_problem
-
 from textbooks import fresh_problems
+
+from minclipo.tasks.chain import MAX_TOTAL, OPERANDS, SHARED_QUOTE, ChainProblem, random_problem
 
 
 def attack_problems(seed: int, count: int, margin: int = 0) -> list[ChainProblem]:

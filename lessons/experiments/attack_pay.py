@@ -8,6 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from attack_completions import COMPLETIONS, another, attack_problems, written
+from textbooks import start
+from torch import Tensor
+
 from minclipo.extensions.micro_batches import rollout_logprobs
 from minclipo.extensions.prompt_contrast import LIMIT, draw_other_prompts, logprobs_under, prompt_contrast
 from minclipo.logprobs import completion_logprobs
@@ -15,10 +19,6 @@ from minclipo.model import GPT
 from minclipo.sampler import Rollouts, pad_right
 from minclipo.tasks.chain import MAX_TOTAL, OPERANDS, ChainProblem, check_outcome, random_problem
 from minclipo.toy import EOS, pretrain, toy_tokenizer
-from torch import Tensor
-
-from attack_completions import COMPLETIONS, another, attack_problems, written
-from textbooks import start
 
 OTHERS = 2  # K
 TEACH_BATCH, TEACH_RATE = 64, 1e-3  # solutions per step and learning rate where a policy is taught one way to write

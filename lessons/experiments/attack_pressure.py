@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from attack_pay import OTHERS, pay
+from textbooks import start
+
 from minclipo.config import TrainConfig
 from minclipo.model import GPT
 from minclipo.runs.loop import Run
@@ -10,9 +13,6 @@ from minclipo.runs.recipes import TOY
 from minclipo.tasks.chain import check_steps
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
-
-from attack_pay import OTHERS, pay
-from textbooks import start
 
 ROOM = 32  # tokens: the faithful completion has 11
 WINDOW = 20  # last training steps whose entropy is averaged

@@ -4,7 +4,6 @@ from pathlib import Path
 from statistics import median
 
 import matplotlib.pyplot as plt
-
 from pictures import color_of, over_seeds, save, tidy
 from tables import Found
 from textbooks import TEXTBOOKS

@@ -5,12 +5,13 @@ themselves, as is usual in contrastive learning, and the rewards are those of th
 """
 
 import torch
+from torch import Tensor
+
 from minclipo.contrastive import center_by_group, contrastive_loss
 from minclipo.logprobs import MicroBatch, completion_hidden
 from minclipo.model import upcast
 from minclipo.sampler import Rollouts
 from minclipo.trainer import Trainer
-from torch import Tensor
 
 
 class DirectContrast(Trainer):

@@ -16,12 +16,12 @@ from collections import defaultdict
 from datetime import date
 from pathlib import Path
 
+from tables import table, write_results
+
 from minclipo.runs.intervals import share_interval
 from minclipo.runs.report import cell
 from minclipo.tasks.data_files import records
 from minclipo.tasks.equations import check_equations
-
-from tables import table, write_results
 
 VERSIONS = {  # SHA-256 of a file: where it is from
     "b3f9a99e62bdcb758d6cafc531a43f6d6bca6812190cce4f982d1c01ac0767d3": "commit "

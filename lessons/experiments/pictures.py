@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from tables import Found
+
 from minclipo.runs.intervals import Interval, seeds_interval
 from minclipo.runs.plots import STYLES
-
-from tables import Found
 
 COLORS = {  # by what a variant's name contains; the first that fits
     "after pretraining": "#999999",

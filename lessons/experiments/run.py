@@ -13,6 +13,15 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from direct_gradient import DirectContrast
+from draw import draw
+from finished import finished
+from processes import in_processes
+from sharpness import look
+from tables import write_tables
+from textbooks import TEXTBOOKS, Textbook, start
+from variants import EXPERIMENTS, Variant, beginning
+
 from minclipo.checkpoint.files import read_json, write_json
 from minclipo.config import TrainConfig
 from minclipo.model import GPT
@@ -23,15 +32,6 @@ from minclipo.tasks import Task
 from minclipo.tasks.chain import check_steps, is_total_first
 from minclipo.toy import toy_tokenizer
 from minclipo.trainer import Trainer
-
-from direct_gradient import DirectContrast
-from draw import draw
-from finished import finished
-from processes import in_processes
-from sharpness import look
-from tables import write_tables
-from textbooks import TEXTBOOKS, Textbook, start
-from variants import EXPERIMENTS, Variant, beginning
 
 EVERY = 10  # training steps between two looks at how sure the model is, and how blind its outcomes
 WINDOW = 20  # training steps at the beginning and at the end whose metrics are averaged

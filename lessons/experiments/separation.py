@@ -18,9 +18,6 @@ import sys
 from pathlib import Path
 
 import torch
-from minclipo.checkpoint import load_model
-from minclipo.runs.recipes import TOY
-
 from separation_auc import score_losses
 from separation_map import make_map
 from separation_report import report
@@ -29,6 +26,9 @@ from separation_states import look
 from tables import write_results
 from textbooks import fresh_problems, start
 from variants import Variant
+
+from minclipo.checkpoint import load_model
+from minclipo.runs.recipes import TOY
 
 TRAINED = Variant("GRPO", steps=TOY["steps"])  # whose model part 2 compares with the pretrained one
 

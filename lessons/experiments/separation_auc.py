@@ -8,10 +8,10 @@ from dataclasses import replace
 from itertools import product
 
 import torch
-from minclipo.contrastive import LOSSES, ContrastiveHead, ContrastiveLoss, center_by_group, contrastive_loss
+from separation_states import OURS, States
 from torch import Tensor
 
-from separation_states import OURS, States
+from minclipo.contrastive import LOSSES, ContrastiveHead, ContrastiveLoss, center_by_group, contrastive_loss
 
 TEMPERATURES = (0.05, 0.2, 0.5, 1.0, 2.0)
 SCORED_LEVELS = ("group", "cross")

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from run import train_config
+from separation_states import OURS, States, look
+from textbooks import fresh_problems, start
+from torch import Tensor
+from variants import CLIPO, Variant
+
 from minclipo.contrastive import center_by_group
 from minclipo.runs.loop import Run
 from minclipo.runs.plots import STYLES, plt
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
-from torch import Tensor
-
-from run import train_config
-from separation_states import OURS, States, look
-from textbooks import fresh_problems, start
-from variants import CLIPO, Variant
 
 MAPPED = {"baseline": Variant("GRPO"), "clipo": Variant("CLIPO", CLIPO)}  # by their names in STYLES
 # Colours that no method has (Okabe-Ito palette).

@@ -2,12 +2,12 @@
 
 from itertools import product
 
-from minclipo.contrastive import LOSSES
-
 from separation_auc import SCORED_LEVELS, TEMPERATURES, mean
 from separation_map import KINDS, MAPPED
 from separation_states import OURS, PAPERS, SETTINGS
 from tables import table, values_at
+
+from minclipo.contrastive import LOSSES
 
 ROUNDING = 0.02  # differences of an AUC through float32 that the report mentions
 REPORT = """\

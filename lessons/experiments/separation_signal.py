@@ -5,13 +5,13 @@ B prompts, G rollouts per prompt, N = B * G rows.
 
 import torch
 import torch.nn.functional as F
+from separation_auc import loss_of, mean, mean_auc, random_heads
+from separation_states import SETTINGS, States
+from torch import Tensor
+
 from minclipo.config import TrainConfig
 from minclipo.contrastive import ContrastiveHead, center_by_group, contrastive_reward
 from minclipo.runs.measure import spread
-from torch import Tensor
-
-from separation_auc import loss_of, mean, mean_auc, random_heads
-from separation_states import SETTINGS, States
 
 
 def signals(states: States, head_number: int, seed: int) -> dict:

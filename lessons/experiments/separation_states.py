@@ -6,15 +6,15 @@ N rows (the G rollouts of a prompt are adjacent), D width of the pooled states.
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+from variants import CLIPO, CLIPO_PAPER
+
 from minclipo.config import TrainConfig
 from minclipo.model import GPT
 from minclipo.runs.recipes import TOY
 from minclipo.sampler import sample
 from minclipo.tasks.chain import ChainProblem
 from minclipo.toy import TASK, toy_tokenizer
-from torch import Tensor
-
-from variants import CLIPO, CLIPO_PAPER
 
 PAPERS, OURS = TrainConfig(**TOY | CLIPO_PAPER), TrainConfig(**TOY | CLIPO)
 SETTINGS = {

@@ -8,6 +8,7 @@ right where none was. Equal shares mean a blind outcome, if all problems have eq
 from collections.abc import Callable
 
 import torch
+
 from minclipo.logprobs import completion_logprobs
 from minclipo.model import GPT
 from minclipo.runs.measure import evaluate

@@ -21,6 +21,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from finished import finished
+from processes import in_processes
+from sharpness import blindness
+from stories_report import report
+from tqdm import tqdm
+
 from minclipo.checkpoint import Checkpoint, Tokenizer, load_model, load_tokenizer, save_model
 from minclipo.checkpoint.files import write_json
 from minclipo.checkpoint.tokenizer import prompt_writer
@@ -38,12 +44,6 @@ from minclipo.tasks.chain import CarelessAuthor
 from minclipo.tasks.stories import in_words, makes_up, stories_task
 from minclipo.toy import solution_loss
 from minclipo.trainer import Trainer
-from tqdm import tqdm
-
-from finished import finished
-from processes import in_processes
-from sharpness import blindness
-from stories_report import report
 
 WAYS = ("reason_first", "result_first")
 WARMUP = 30  # reading steps with a rising learning rate, at most a quarter of them

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from minclipo.checkpoint.files import read_json, read_lines
-from minclipo.runs.plots import STYLES
-
 from pictures import tidy
 from tables import share, table, write_results
+
+from minclipo.checkpoint.files import read_json, read_lines
+from minclipo.runs.plots import STYLES
 
 COLUMNS = {  # key in result.json -> heading
     "accuracy": "accuracy",

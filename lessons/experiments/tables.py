@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from textbooks import TEXTBOOKS
+from variants import Variant
+
 from minclipo.checkpoint.files import write_json, write_text
 from minclipo.runs.intervals import Interval, seeds_interval, student
 from minclipo.runs.report import MEASURES, cell
-
-from textbooks import TEXTBOOKS
-from variants import Variant
 
 LOOKS = {  # of sharpness.look -> heading
     "greedy_hallucination_rate": "halluc., greedy",

@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass, field
 from itertools import count, islice
 from pathlib import Path
 
+from finished import finished
+
 from minclipo.checkpoint import load_model, save_model
 from minclipo.checkpoint.files import write_json
 from minclipo.model import GPT
 from minclipo.tasks import Task
 from minclipo.tasks.chain import OPERANDS, ChainProblem
 from minclipo.toy import TASK, ToyConfig, pretrained_toy, toy_task, toy_tokenizer
-
-from finished import finished
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from minclipo.runs.command_line import add_options
-from minclipo.runs.llm_config import LLMConfig
-from minclipo.runs.report import cell
-
 from tables import points, table, write_results
 from transfer_intervals import difference, share
 from transfer_measure import Subject
+
+from minclipo.runs.command_line import add_options
+from minclipo.runs.llm_config import LLMConfig
+from minclipo.runs.report import cell
 
 COLUMNS = ("problems (templates)", "accuracy", "− first's, points", "hallucination rate")
 COLUMNS += ("− first's where both are right, points", "steps checked (per right answer)", "finished")

@@ -8,6 +8,9 @@ from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 
+from finished import finished
+from tqdm import tqdm
+
 from minclipo.checkpoint import Checkpoint
 from minclipo.checkpoint.files import write_json
 from minclipo.checkpoint.hub import dataset_files, model_directory
@@ -20,9 +23,6 @@ from minclipo.runs.measure import evaluate
 from minclipo.runs.problems import BUILT_IN, make_task
 from minclipo.tasks.data_files import records
 from minclipo.tasks.word_problems import read_problems
-from tqdm import tqdm
-
-from finished import finished
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 from train_llm import prompt_limit, tokenizer_of  # noqa: E402
