@@ -12,7 +12,6 @@ the lesson prints with what its page says.
 import argparse
 import base64
 import hashlib
-import os
 import platform
 import re
 import sys
