@@ -136,7 +136,8 @@ def page(lesson: Path, notebook) -> str:
         if cell.cell_type == "code" and is_drawing(cell):
             code = f"```python\n{cell.source}\n```"
             folded = f"<details><summary>{FOLDED}</summary>\n\n{code}\n\n</details>"
-            cells[-1:] = [new_markdown_cell(folded), cell | {"source": ""}]
+            cells[-1].source = ""
+            cells.insert(-1, new_markdown_cell(folded))
         if cell.cell_type == "code":
             cells[-1].outputs = [shown(output) for output in cell.outputs]
     exporter = MarkdownExporter(exclude_input_prompt=True)
