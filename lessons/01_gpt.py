@@ -26,7 +26,7 @@ from common import show, tidy
 # ## Words are numbers
 #
 # A model reads whole numbers, called *tokens*. Here a token is a word, elsewhere a piece
-# of one. From them it guesses the next word.
+# of one.
 
 # %%
 line = "the dog saw the cat and the cat saw the mouse".split()
@@ -133,10 +133,10 @@ show(
 # ## The page
 #
 # Each word has a row of D numbers in a table, its *embedding*. Two more parts work place
-# by place: *RMSNorm* (arXiv 1910.07467) sets their size, a *gated MLP* (arXiv
-# 2002.05202) computes. Attention and MLP read a normalised copy of $u$ and *add* what
-# they found. One of each makes a *layer*. A *head* is one attention on channels of its
-# own.
+# by place: *RMSNorm* (arXiv 1910.07467) sets a vector's size, a *gated MLP* (arXiv
+# 2002.05202) computes. Attention and MLP read a normalised copy of a place's vector $u$
+# and *add* what they found. One of each makes a *layer*. A *head* is one attention on
+# channels of its own.
 
 
 # %%
@@ -261,7 +261,7 @@ for _ in range(10):
 print(" ".join(vocabulary[i] for i in written[0]))
 
 # %% [markdown]
-# Where do the places of the first model look?
+# Where does the first model look?
 
 # %%
 usual, maps = forward(weights, tokens)
@@ -352,5 +352,5 @@ print("they agree")
 #
 # </details>
 #
-# **What to try next.** Take `rotate` out of `forward` and stretch the positions. Then
+# **What to try next.** Compute the angles in float64: do 100 million still matter? Then
 # read `minclipo/model.py`. Lesson 2 draws words.
