@@ -3,8 +3,7 @@
 #
 # **Question.** How does a model write, and why is the naive way so slow?
 #
-# You need lesson 1. You will see how words are drawn, and how each is computed only
-# once.
+# You need lesson 1. Words are drawn, and each is computed only once.
 #
 # **If you know sampling with a KV cache, skip to lesson 3.** Later lessons use the
 # log-prob under which a word was drawn, the mask that ends with the first `<eos>`, and
@@ -293,13 +292,13 @@ def write_cached(model, prompt, G, T, temperature, seed):
 
 lengths, places, seconds = (25, 50, 100, 200), [], []
 for T in lengths:
-    started = time.perf_counter()
+    started = time.process_time()
     slow, slow_logprobs, slow_places = write(model, encode("the cat"), 16, T, 1.0, seed=0)
-    between = time.perf_counter()
+    between = time.process_time()
     fast, fast_logprobs, fast_places = write_cached(
         model, encode("the cat"), 16, T, 1.0, seed=0
     )
-    times = between - started, time.perf_counter() - between
+    times = between - started, time.process_time() - between
     assert torch.equal(slow, fast)
     assert torch.allclose(slow_logprobs, fast_logprobs, atol=1e-4)
     places.append((slow_places, fast_places))
@@ -325,7 +324,7 @@ show(
 )
 
 # %% [markdown]
-# Naive, $T$ words cost $PT + T(T-1)/2$ places per row; with the cache $T-1$, and $P$
+# Naively, $T$ words cost $PT + T(T-1)/2$ places per row; with the cache $T-1$, and $P$
 # once per group. The price is memory:
 
 # %%
