@@ -177,11 +177,11 @@ for row, counts in zip(completions.tolist(), mask_of(completions).long().tolist(
     print(counts, decode(row))
 
 # %% [markdown]
-# <details><summary><b>Guess first.</b> Many models pad with the id of `<eos>`. What
-# breaks if the mask is `completions != pad`?</summary>
+# <details><summary><b>Guess first.</b> Many models pad with the id of eos. What breaks
+# if the mask is <code>completions != pad</code>?</summary>
 #
 # The end of every row is lost. A model trained with that mask is never told when to
-# stop, and the probabilities of all completions no longer sum to 1:
+# stop, and the probabilities of all completions no longer sum to 1.
 #
 # </details>
 
