@@ -1,7 +1,10 @@
 """Exercise 1: norm, rotation and attention, as real checkpoints need them.
 
-Fill in the three functions. `python lessons/exercises/01_gpt.py` tells right from wrong; with --solution it checks
-lessons/solutions/01_gpt.py, which is there to be read afterwards.
+Minutes: 40. Difficulty: medium.
+
+Fill in the three functions. `python lessons/exercises/01_gpt.py` tells right from wrong;
+with --solution it checks lessons/solutions/01_gpt.py, which is there to be read
+afterwards.
 """
 
 import math
@@ -11,31 +14,40 @@ from checking import expect, expect_true, report
 from torch import Tensor
 
 
-def rms_norm(x: Tensor, g: Tensor, eps: float) -> Tensor:
-    """g * x / sqrt(mean(x^2) + eps), the mean over the last dimension; x [..., D], g [D], both of one dtype.
+def rms_norm(u: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """gain * u / sqrt(mean(u^2) + eps), the mean over the last dimension.
 
-    float16 and bfloat16 are computed in float32, other types as they are. The result has the dtype of x.
+    u [..., D] and gain [D], both of one dtype, which the result has too. float16 and
+    bfloat16 are types of 16 bits. float16 ends at 65504, and bfloat16 has fewer
+    than three digits. So both are computed in float32, other types as they are.
     """
     raise NotImplementedError("In float16 the square of 300 is infinite.")
 
 
-def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Turn the channel pairs (c, c + C/2) of x [B, H, T, C] by position * theta^(-2c / C), from c towards c + C/2.
+def rotate(channels: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Turn the pairs of channels [N, H, T, C], of any dtype, which the result has too.
 
-    positions [B, T], whole numbers: every row of the batch has its own, shared by its heads. x may be bfloat16, the
-    angles must be exact all the same. The result has the dtype of x.
+    Pair number n, of C/2, is channel n together with channel n + C/2. It is turned from
+    the first of the two towards the second, by the angle position * theta^(-2n / C).
+
+    positions [N, T], whole numbers: every row of the batch has its own, shared by its
+    heads. The channels may be bfloat16, but the angles must be exact all the same.
     """
     raise NotImplementedError(
         "Angles of which shape? They have no heads, and half of the channels."
     )
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v, [B, H, T, C], where no query sees a later place. Write out the scores.
+def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query key^T / sqrt(C)) value, where no query sees a later place.
 
-    q [B, H, T, C]; k and v [B, K, S, C]. H is a multiple of K: the first H / K query heads use key and value head 0,
-    the next H / K head 1, and so on. S is at least T: there are keys of S places, the queries are those of the last T.
-    (Lesson 2 will need that: it keeps the keys of earlier places.)
+    query and result [N, H, T, C]; key and value [N, K, S, C]. Write out the scores.
+
+    Grouped heads: H is a multiple of K. The first H / K query heads use key and value
+    head 0, the next H / K use head 1, and so on.
+
+    Kept keys: S is at least T. There are keys of S places, and the queries are those of
+    the last T. Lesson 2 needs that, since it keeps the keys of earlier places.
     """
     raise NotImplementedError("Which places does query 0 see if S is T + 2?")
 
@@ -64,7 +76,7 @@ def check_rms_norm(rms_norm):
     expect(
         rms_norm(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0]), 0.0),
         [1.697056, 0.0],
-        "with g = (2, 0)",
+        "with gain = (2, 0)",
     )
     expect(
         rms_norm(torch.tensor([0.3, 0.4]), one, 0.125),
@@ -92,8 +104,8 @@ def check_rms_norm(rms_norm):
 def check_rotate(rotate):
     x = torch.randn(
         2, 2, 3, 6, generator=torch.Generator().manual_seed(0)
-    )  # [B, H, T, C]
-    places = torch.tensor([[0, 1, 2], [7, 8, 9]])  # [B, T]
+    )  # [N, H, T, C]
+    places = torch.tensor([[0, 1, 2], [7, 8, 9]])  # [N, T]
     expect(
         rotate(x, torch.zeros(2, 3, dtype=torch.long), 10.0),
         x,
@@ -128,7 +140,7 @@ def check_rotate(rotate):
         expect(
             turned[b, h],
             alone,
-            f"row {b}, head {h} has the positions of row {b}, whatever else is in the batch",
+            f"row {b}, head {h} has the positions of row {b}, whatever else is there",
         )
     scores = lambda moved: (
         rotate(x, places + moved, 10.0) @ rotate(x, places + moved, 10.0).mT
@@ -179,7 +191,7 @@ def check_causal_attention(causal_attention):
     expect(
         huge,
         [8, 4, 0],
-        "scores of 1000 and more: softmax, which subtracts the largest, gives no inf and no NaN",
+        "scores of 1000 and more: softmax subtracts the largest, so no inf and no NaN",
     )
 
     generator = torch.Generator().manual_seed(0)
@@ -187,7 +199,7 @@ def check_causal_attention(causal_attention):
     before = causal_attention(q, k, v)
     expect_true(
         before is not None and before.shape == q.shape,
-        "the result should have the shape of q, [B, H, T, C]",
+        "the result should have the shape of query, [N, H, T, C]",
     )
     k[:, :, 4], v[:, :, 4] = 9.0, -9.0
     expect(

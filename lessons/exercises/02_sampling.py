@@ -1,7 +1,11 @@
 """Exercise 2: from logits to words, and where completions end.
 
-Fill in the three functions. `python lessons/exercises/02_sampling.py` tells right from wrong; with --solution it checks
-lessons/solutions/02_sampling.py, which is there to be read afterwards.
+Minutes: 40. Difficulty: medium.
+
+Fill in the three functions. `python lessons/exercises/02_sampling.py` tells right from
+wrong; with --solution it checks lessons/solutions/02_sampling.py, which is there to be
+read afterwards. The hardest function is the first; draw and completion_mask take a few
+lines each. N rows (completions), T words of a completion, V words in the vocabulary.
 """
 
 import torch
@@ -12,12 +16,33 @@ from torch import Tensor
 def next_word(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
 ) -> Tensor:
-    """Log-probs [N, V] of the distribution to draw from, from logits [N, V]; -inf for what is cut, NaN never.
+    """Log-probs [N, V] of the distribution to draw from, from logits [N, V].
 
-    Temperature first; temperature 0 means that the likeliest word of each row has probability 1, whatever the cuts.
-    Then top_k: the k likeliest stay (None or more than V: all). Then top_p: of what is left, made to sum to 1 again,
-    the smallest set of likeliest words stays whose probability reaches top_p; the word that crosses it is part of it.
-    What stays sums to 1. No two logits of a row are equal.
+    They are -inf for what is cut, and never NaN. What stays sums to 1.
+
+    1. Divide by the temperature. Temperature 0 means that the likeliest word of each row
+       has probability 1, whatever the cuts.
+    2. top_k: the k likeliest words stay. None, or more than V: all stay.
+    3. top_p: of what is left, made to sum to 1 again, the likeliest words stay until
+       their probability reaches top_p. The word that crosses it stays too. None: all.
+
+    No two logits of a row are equal.
+
+    Each row has an order of its own, and both cuts are easy in that order: the k
+    likeliest are the first k columns, and a cumulative sum says what the likelier words
+    have. So sort, cut, and put every column back:
+
+        ordered, order = logits.sort(dim=-1, descending=True)  # [N, V] each
+        back = torch.empty_like(ordered).scatter(-1, order, ordered)
+
+    order[i, j] says where the number ordered[i, j] stood in row i. scatter writes it
+    there, back[i, order[i, j]] = ordered[i, j], so that back equals logits. Change
+    ordered between the two lines, and each change arrives at its own word:
+
+        logits      0.2  0.7  0.1
+        ordered     0.7  0.2  0.1      order  1  0  2
+        cut to two  0.7  0.2  -inf
+        back        0.2  0.7  -inf
     """
     raise NotImplementedError(
         "Sort each row, decide what to cut, and bring the decision back to the old order."
@@ -25,10 +50,13 @@ def next_word(
 
 
 def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
-    """One word per row, [N] whole numbers: the first whose cumulative probability exceeds the row's uniform number.
+    """One word per row, [N] whole numbers, from logprobs [N, V], some of them -inf.
 
-    logprobs [N, V], some of them -inf; uniform [N], 0 <= uniform < 1. A word of probability 0 is never drawn, not even
-    if the cumulative sum ends a little below 1, as sums of rounded numbers do, and the uniform number lies above it.
+    It is the first word whose cumulative probability exceeds the row's uniform number,
+    uniform [N], 0 <= uniform < 1.
+
+    A word of probability 0 is never drawn. Sums of rounded numbers may end a little below
+    1: if the uniform number lies above that, the last word with any probability is drawn.
     """
     raise NotImplementedError(
         "What does your draw do with uniform = 0, and what with 0.9999999?"
@@ -36,9 +64,10 @@ def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
 
 
 def completion_mask(completions: Tensor, eos_ids: list[int]) -> Tensor:
-    """[N, T] bool, true for what counts of completions [N, T]: all up to and including the first word out of eos_ids.
+    """[N, T] bool, true for what counts of completions [N, T].
 
-    What follows may be anything, those ids included. A row without any of them counts as a whole.
+    That is all up to and including the first word out of eos_ids. What follows may be
+    anything, those ids included. A row without any of them counts as a whole.
     """
     raise NotImplementedError("How many ends stand before a word? Does it count itself?")
 
