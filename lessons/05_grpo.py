@@ -81,7 +81,7 @@ print(f"rewards of 0.9: plain formula {plain[0]:.3f}, group_advantages {ours[0]:
 #
 # After an update the sample comes from an old policy. The ratio $r=\pi/\pi_{\text{old}}$
 # reweights each token by how much likelier it has become. At $r=1$ its gradient is lesson
-# 4's. Far from 1 the old sample says little about the new policy. So PPO (Schulman et al.
+# 4's. Far from 1 the old sample says little about the new policy. PPO (Schulman et al.
 # 2017, arXiv 1707.06347, eq. 7) stops paying for moves beyond $1\pm\epsilon$:
 #
 # $$\max\big(-A\thinspace r_t,-A\thinspace\mathrm{clip}(r_t,1-\epsilon,1+\epsilon)\big)$$
