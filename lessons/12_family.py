@@ -317,17 +317,14 @@ for loss in (dr_grpo, dapo, gspo, gmpo):
 # settings. Its plain `grpo` is mostly run today, with DAPO's mean and a clip of 0.2.
 
 # %%
-for name, loss in dict(
-    grpo_published=grpo, dr_grpo=dr_grpo, dapo=dapo, gspo=gspo, gmpo=gmpo
-).items():
+losses = dict(grpo_published=grpo, dr_grpo=dr_grpo, dapo=dapo, gspo=gspo, gmpo=gmpo)
+for name, loss in losses.items():
     options = ALGORITHMS[name]
     A = group_advantages(rewards.flatten(), 3, scale=options["advantage_scale"])  # [N]
     weights = token_weights(mask, options["aggregation"], max_length=MAX_LENGTH)  # [N, T]
     clip = {key: options[key] for key in ("ratio", "clip_low", "clip_high")}
-    theirs = lambda log_ratio, mask, rewards: (
-        policy_loss(
-            log_ratio, torch.zeros_like(log_ratio), A, mask, weights=weights, **clip
-        ).loss
+    theirs = lambda log_ratio, *_: (
+        policy_loss(log_ratio, still, A, mask, weights=weights, **clip).loss
     )
     for spread in (1e-4, 0.5):  # within GSPO's range, and beyond everybody's
         moved = spread * torch.randn(6, MAX_LENGTH, generator=generator), mask, rewards
