@@ -90,8 +90,7 @@ print(f"rewards of 0.9: plain formula {plain[0]:.3f}, group_advantages {ours[0]:
 # and of 1.5. Which of the four still get a gradient?</summary>
 #
 # The two that moved the wrong way. A good token is pushed up until it is 1.2 times as
-# likely, a bad one down until 0.8. What has moved the wrong way is pulled back. That is
-# what the max is for.
+# likely, a bad one down until 0.8, and no further. That is what the max is for.
 #
 # </details>
 
@@ -133,8 +132,8 @@ show(
 # %% [markdown]
 # ## Sixteen steps on one sample
 #
-# Lesson 4's policy again, now with twenty words for each of its two places. Only the
-# total is rewarded. Sixteen updates on each sample, in 64 runs:
+# Lesson 4's policy, with twenty words for each of two places. Only the total is rewarded.
+# Sixteen updates on each sample, in 64 runs:
 #
 # <details><summary><b>Guess first.</b> Which earns more, with the clip or
 # without?</summary>
@@ -142,7 +141,7 @@ show(
 # Without it. But look at the operand, which nothing rewards. Each sample's company pushes
 # it sixteen times the same way, and without the clip one of the twenty takes over. The
 # clip holds it near its start. The price is that a rare right word gains only about a
-# fifth per sample.
+# fifth per sample. Fresh samples do best, at sixteen times the sampling.
 #
 # </details>
 
@@ -257,8 +256,8 @@ for name, estimate in estimates(policy.log(), reference.log()).items():
 # <details><summary><b>Guess first.</b> Which of the three is the best loss?</summary>
 #
 # k2. In a loss only the gradient counts, and the drawn tokens are constants. k1 does
-# nothing on average, whatever its weight. k2 has the gradient of the true KL, k3 that of
-# the KL the other way round.
+# nothing on average (lesson 4). k2 has the gradient of the true KL, k3 that of the KL the
+# other way round.
 #
 # </details>
 
@@ -278,10 +277,12 @@ for name, loss in losses.items():
 # > **What PPO has that GRPO left out.** PPO trains a second network, the *critic*. This
 # > *value function* predicts from the tokens so far the reward to go, which is what is
 # > still to come. An advantage is what came minus what was predicted. GAE
-# > (arXiv 1506.02438) mixes near and far predictions, trading noise for bias. Where the
-# > one reward comes at the end, and a prompt can be asked again and again, the group's
-# > mean does the critic's work at the prompt. The price is that all tokens of a rollout
-# > share one advantage.
+# > (arXiv 1506.02438) mixes near and far predictions, trading noise for bias. With one
+# > reward at the end, and many rollouts per prompt, the group's mean does the critic's
+# > work. The price is that all tokens of a rollout share one advantage.
+#
+# Together this is GRPO. Sample, compare within groups, step against the average of the
+# clipped loss plus $\beta k_3$. Often $\beta$ is 0, as in lesson 6.
 #
 # ## The same in minclipo
 
@@ -304,17 +305,11 @@ print(f"they agree; the clip has cut off {found.clip_fraction:.0%} of these toke
 # * A good estimate of the KL need not be a good loss.
 #
 # **Exercise.** About 20 minutes, medium. `python lessons/exercises/05_grpo.py`: the three
-# formulas, so that they survive padding and equal rewards.
+# formulas, safe against padding and equal rewards.
 #
 # <details><summary>A hint for <code>advantages</code></summary>
 #
 # Compare a group's largest and smallest reward.
-#
-# </details>
-#
-# <details><summary>A hint for <code>clipped_loss</code></summary>
-#
-# Mask the log-ratio before `exp`, then average `token_loss[mask]`.
 #
 # </details>
 #
