@@ -133,7 +133,7 @@ show(
 # ## Sixteen steps on one sample
 #
 # Lesson 4's policy, with twenty words for each of two places. Only the total is rewarded.
-# Sixteen updates on each sample, in 64 runs:
+# Sixteen updates per sample, in 64 runs:
 #
 # <details><summary><b>Guess first.</b> Which earns more, with the clip or
 # without?</summary>

@@ -210,13 +210,13 @@ print("overlong:", overlong_penalty(lengths, 16, buffer=4, penalty=0.5).tolist()
 # ```
 #
 # <details><summary><b>Guess first.</b> A right and a wrong rollout of 20 tokens. Only
-# token 0 of each is now $e^2$ times as likely. What does each algorithm do with the
+# token 0 of each is now seven times as likely. What does each algorithm do with the
 # rollouts?</summary>
 #
 # In the wrong one GRPO pushes the wild token down with 7.39 times the usual force, while
 # GSPO and GMPO spread that over the rollout, 1.11 for all. In the right one GRPO and GMPO
-# stop the wild token alone. GSPO stops the whole rollout, since $e^{0.1}$ is above
-# 1.0004.
+# stop the wild token alone. GSPO stops the whole rollout, since its mean ratio $e^{0.1}$
+# is above 1.0004.
 #
 # </details>
 
@@ -248,7 +248,7 @@ def gradient(loss, log_ratio, mask, rewards):  # [N, T], also that of the log-pr
 
 rewards = torch.tensor([[1.0, 0.0]])  # [B, G]
 still, mask = torch.zeros(2, 20), torch.ones(2, 20)  # [N, T]
-wild = still.index_fill(1, torch.tensor([0]), 2.0)
+wild = still.index_fill(1, torch.tensor([0]), 2.0)  # [N, T], a ratio of 7.39
 for loss in (grpo, gspo, gmpo):
     before = gradient(loss, still, mask, rewards)
     right, wrong = (gradient(loss, wild, mask, rewards) / before).abs()  # [T] each
@@ -314,7 +314,7 @@ for loss in (dr_grpo, dapo, gspo, gmpo):
 # ## The same in minclipo
 #
 # `minclipo/grpo.py` has one `policy_loss` for all, `minclipo/runs/recipes.py` their
-# settings. Its plain `grpo` is mostly run today, with DAPO's mean and a clip of 0.2.
+# settings. Its plain `grpo`, the one mostly run today, has DAPO's mean and a clip of 0.2.
 
 # %%
 losses = dict(grpo_published=grpo, dr_grpo=dr_grpo, dapo=dapo, gspo=gspo, gmpo=gmpo)
@@ -347,7 +347,7 @@ print("they agree in value and gradient, and the diffs above are those of the co
 # ## Do they mend the steps?
 #
 # Each relative can be trained with the contrastive reward and without. Five seeds, 100
-# steps on the toy (lessons/results.md):
+# steps on the toy (lessons/results.md). GRPO as published has its KL penalty here:
 #
 # <details><summary><b>Guess first.</b> Which of the six removes made-up steps on its
 # own?</summary>
@@ -406,8 +406,8 @@ show(
 # * With one update per sample, GSPO and GMPO are GRPO.
 # * No change of the loss sees a made-up step, if the reward does not.
 #
-# **Exercise.** About 40 minutes, hard. `python lessons/exercises/12_family.py`: one
-# formula of each relative, in the form that a trainer needs.
+# **Exercise.** About 40 minutes, hard. `python lessons/exercises/12_family.py`: a formula
+# of each relative.
 #
 # <details><summary>A hint for <code>gspo_log_ratio</code></summary>
 #
