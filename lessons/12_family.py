@@ -210,8 +210,7 @@ print("overlong:", overlong_penalty(lengths, 16, buffer=4, penalty=0.5).tolist()
 # ```
 #
 # <details><summary><b>Guess first.</b> A right and a wrong rollout of 20 tokens. Only
-# token 0 of each is now seven times as likely. What does each algorithm do with the
-# rollouts?</summary>
+# token 0 of each is now seven times as likely. What does each algorithm do?</summary>
 #
 # In the wrong one GRPO pushes the wild token down with 7.39 times the usual force, while
 # GSPO and GMPO spread that over the rollout, 1.11 for all. In the right one GRPO and GMPO
