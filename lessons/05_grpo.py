@@ -1,165 +1,236 @@
 # %% [markdown]
 # # 5. GRPO: compare with your own group, and do not move too far
 #
-# **Question.** Lesson 4's policy gradient is good for one update: then the policy is another one, and the sample is
-# stale. But sampling is what takes the time. How do you take several steps on one sample without going astray?
+# **Question.** Sampling takes the time. After one update the policy is another one, and
+# the sample is stale. How do you take several steps on one sample without going astray?
 #
-# You need lesson 4. Here come four things: an advantage in units of the group's own spread, a ratio that corrects for
-# the policy having moved, a clip that stops paying for moving far, and a KL penalty that ties it to its start.
+# You need lesson 4.
 
 # %%
 import matplotlib.pyplot as plt
 import torch
 from minclipo.grpo import group_advantages, kl_penalty, policy_loss
+from minclipo.toy import toy_tokenizer
 
-from common import METHODS, show, tidy
+from common import METHODS, mosaic, show, story, tidy, verdicts
 
 # %% [markdown]
 # ## The group is the baseline
 #
-# Two prompts, four rollouts each. A reward is 1 for a right answer, else 0. As in lesson 4, a rollout is compared with
-# the mean *of its own prompt's* group. GRPO (Group Relative Policy Optimization, Shao et al. 2024, arXiv 2402.03300,
-# section 4.1.2) measures the difference in units of that group's spread:
+# Take lesson 3's sixteen rollouts. A right answer gets reward 1, a wrong one 0. As in
+# lesson 4, a rollout is compared with the mean of its group. GRPO, Group Relative Policy
+# Optimization (Shao et al. 2024, arXiv 2402.03300), also divides by their standard
+# deviation:
 #
-# $$A_i = \frac{R_i - \mathrm{mean}(R_g)}{\mathrm{std}(R_g) + 10^{-6}}$$
+# $$A_i=\frac{R_i-\mathrm{mean}(R)}{\mathrm{std}(R)+10^{-6}}$$
 #
-# ($R_g$: the rewards of its group. The $10^{-6}$ is there against 0/0. The std divides by $G-1$.)
+# <details><summary><b>Guess first.</b> Ten of sixteen are right. Who is pushed harder, a
+# right or a wrong one?</summary>
+#
+# A wrong one. The advantages of a group sum to 0, so the six weigh as much as the ten.
+#
+# </details>
 
 # %%
-rewards = torch.tensor(
-    [1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0]
-)  # [N] = [B * G], B = 2 prompts of G = 4 rollouts
+problem, rollouts = story()
+correct, steps_right = verdicts([problem], rollouts)  # [N] bool each, N = G = 16
+rewards = correct.float()  # [N]
+advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-6)  # [N]
+print(f"{correct.sum()} of 16 right, advantages from {advantages[0]:+.2f}", end="")
+print(f" to {advantages[-1]:+.2f}, their sum {advantages.sum().abs():.2f}")
 
-groups = rewards.view(2, 4)  # [B, G]
-advantages = (groups - groups.mean(1, keepdim=True)) / (
-    groups.std(1, keepdim=True) + 1e-6
+# %% tags=["drawing"]
+texts = toy_tokenizer().decode_batch(rollouts.completion_ids())
+notes = [f"reward {R:.0f}   A {A:+.2f}" for R, A in zip(rewards, advantages)]
+figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+mosaic(axis, problem, texts, notes)
+show(
+    figure,
+    "05_story",
+    "One prompt, sixteen rollouts, beside each its reward and advantage. Blue: right. "
+    "Orange, framed: an operand made up. Grey, hatched: a wrong total or answer.",
 )
-print(advantages)
 
 # %% [markdown]
-# The first prompt is hard: its one right rollout stands out and gets 1.5. The second is easy: there being right is
-# nothing special, and being wrong is what stands out. The advantages of a group always sum to 0.
+# Where all rewards are equal, a group teaches nothing.
 #
-# Now a prompt that is always solved:
+# <details><summary><b>Guess first.</b> With 95% right answers, how often does that happen
+# to a group of sixteen?</summary>
+#
+# Nearly every second time.
+#
+# </details>
 
 # %%
-print(group_advantages(torch.tensor([1.0, 1.0, 1.0, 1.0]), group_size=4))
+for G in (4, 8, 16):
+    silent = [share**G + (1 - share) ** G for share in (0.5, 0.8, 0.95)]
+    each = "  ".join(f"{value:.2f}" for value in silent)
+    print(f"groups of {G:2} that teach nothing, at 50%, 80%, 95% right: {each}")
 
-# %% [markdown]
-# Nothing to compare, nothing to learn: such a group has no signal, and neither has one that is always wrong. If a
-# rollout is right with probability $p$, a group of $G$ teaches nothing with probability $p^G + (1-p)^G$.
-
-# %%
-share_right = torch.linspace(0, 1, 201)
-figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
-for group_size, linestyle in ((4, ":"), (8, "--"), (16, "-")):
-    without = share_right**group_size + (1 - share_right) ** group_size
-    axis.plot(
-        share_right,
-        without,
-        color=METHODS["baseline"],
-        linestyle=linestyle,
-        label=f"G = {group_size}",
-    )
-axis.legend(frameon=False)
-tidy(
-    axis,
-    "share of right rollouts",
-    "probability of no signal",
-    "A group that is all right or all wrong",
-)
-show(figure, "05_no_signal", "How often a group teaches nothing, against the accuracy")
-print(f"at 95% right, {0.95**16 + 0.05**16:.2f} of the groups of 16 teach nothing")
-
-# %% [markdown]
-# > **You should know.** In float32 the mean of sixteen rewards of 0.9 is not 0.9, and a difference of rounding is not
-# > small any more once it is divided by little more than $10^{-6}$. `group_advantages` checks for equal rewards and
-# > gives exactly 0; the plain formula does not:
-
-# %%
 equal = torch.full((16,), 0.9)
-difference = (
-    equal - sum(equal) / 16
-)  # one after the other: torch's own order of summation depends on the machine
+difference = equal - sum(equal) / 16  # [N]; not .mean(), whose order of sums varies
 plain = difference / ((difference.square().sum() / 15).sqrt() + 1e-6)
-print(
-    f"plain formula: {plain[0]:.3f}   group_advantages: {group_advantages(equal, 16)[0]:.3f}"
-)
+ours = group_advantages(equal, 16)
+print(f"rewards of 0.9: plain formula {plain[0]:.3f}, group_advantages {ours[0]:.3f}")
 
 # %% [markdown]
-# ## The ratio: a sample of yesterday's policy, corrected
+# > **You should know.** In float32 the mean of sixteen 0.9 is not 0.9, and $10^{-6}$ does
+# > not hide it. `group_advantages` checks for equal rewards.
 #
-# After one update the rollouts come from a policy that no longer exists. The ratio $r = \pi/\pi_{\text{old}}$ reweights
-# each token by how much likelier it has become. (Exact would be the ratio of the whole completion; lesson 12 comes back
-# to it.) Its gradient at $r=1$ is lesson 4's: $\nabla r = r \nabla\log\pi$.
+# ## The ratio, and the clip
 #
-# The further $r$ is from 1, the less the old sample says about the new policy. So PPO (Schulman et al. 2017, arXiv
-# 1707.06347, eq. 7) stops paying for moves beyond $1\pm\epsilon$:
+# After an update the sample comes from an old policy. The ratio $r=\pi/\pi_{\text{old}}$
+# reweights each token by how much likelier it has become. At $r=1$ its gradient is lesson
+# 4's. Far from 1 the old sample says little about the new policy. PPO (Schulman et al.
+# 2017, arXiv 1707.06347, eq. 7) stops paying for moves beyond $1\pm\epsilon$:
 #
-# $$L_t = \max\big(-A r_t, -A \mathrm{clip}(r_t, 1-\epsilon, 1+\epsilon)\big)$$
+# $$\max\big(-A\thinspace r_t,-A\thinspace\mathrm{clip}(r_t,1-\epsilon,1+\epsilon)\big)$$
+#
+# <details><summary><b>Guess first.</b> A good and a bad token, each with a ratio of 0.5
+# and of 1.5. Which of the four still get a gradient?</summary>
+#
+# The two that moved the wrong way. A good token is pushed up until it is 1.2 times as
+# likely, a bad one down until 0.8, and no further. That is what the max is for.
+#
+# </details>
 
 
 # %%
 def clipped_loss(logprobs, old_logprobs, advantages, mask, clip=0.2):
-    """Mean over the real tokens of max(-A r, -A clip(r)); [N, T] three times, advantages [N]."""
+    """Mean of the masked tokens' clipped losses; [N, T] three times, advantages [N]."""
     ratio = (logprobs - old_logprobs).exp()  # [N, T]
     A = advantages[:, None]  # [N, 1]
     token_loss = torch.maximum(-A * ratio, -A * ratio.clamp(1 - clip, 1 + clip))
     return token_loss[mask].mean()
 
 
-log_ratio = torch.linspace(-1, 1, 401, requires_grad=True)
-figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-for axis, A in zip(axes, (1.0, -1.0)):
+ratios = torch.cat([torch.tensor([0.5, 1.0, 1.5]), torch.linspace(0.4, 2.6, 221)])
+curves = {}
+for A in (1.0, -1.0):
+    log_ratio = ratios.log().requires_grad_()
     loss = torch.maximum(-A * log_ratio.exp(), -A * log_ratio.exp().clamp(0.8, 1.2))
     (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
-    ratio = log_ratio.detach().exp()
-    axis.plot(ratio, loss.detach(), color=METHODS["baseline"], label="loss of the token")
-    axis.plot(
-        ratio,
-        gradient,
-        color="black",
-        linestyle=":",
-        label="its gradient in the log-prob",
-    )
+    curves[A] = loss.detach()[3:], gradient[3:]
+    each = "  ".join(f"{value + 0.0:+.1f}" for value in gradient[:3])
+    print(f"advantage {A:+.0f}, gradient of the log-prob at ratios 0.5, 1, 1.5: {each}")
+
+# %% tags=["drawing"]
+figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+for axis, (A, (loss, gradient)) in zip(axes, curves.items()):
+    axis.plot(ratios[3:], loss, color=METHODS["baseline"], label="loss of the token")
+    axis.plot(ratios[3:], gradient, "k:", label="its gradient in the log-prob")
     axis.axvspan(0.8, 1.2, color="black", alpha=0.07, linewidth=0)
     tidy(axis, "ratio", "loss, gradient", f"advantage {A:+.0f}")
 axes[1].legend(frameon=False, fontsize=9, loc="lower right")
-show(figure, "05_clip", "The clipped loss and its gradient; grey: within the clip range")
+show(
+    figure,
+    "05_clip",
+    "The clipped loss of a token (line) and its gradient (dotted), for a good and a bad "
+    "token. Grey: within the clip range.",
+)
 
 # %% [markdown]
-# Read the dotted lines. A good token ($A=+1$) is pushed up until it has become 1.2 times as likely, then the gradient
-# is 0: enough for this sample. A bad one is pushed down until 0.8. On the *other* side nothing is cut off: a good token
-# that has become less likely is still pulled back. That is what the max is for.
+# ## Sixteen steps on one sample
 #
-# ## "Why is my loss 0?"
+# Lesson 4's policy, with twenty words for each of two places. Only the total is rewarded.
+# Sixteen updates per sample, in 64 runs:
+#
+# <details><summary><b>Guess first.</b> Which earns more, with the clip or
+# without?</summary>
+#
+# Without it. But look at the operand, which nothing rewards. Each sample's company pushes
+# it sixteen times the same way, and without the clip one of the twenty takes over. The
+# clip holds it near its start. The price is that a rare right word gains only about a
+# fifth per sample. Fresh samples do best, at sixteen times the sampling.
+#
+# </details>
+
 
 # %%
-generator = torch.Generator().manual_seed(0)
-old_logprobs = -torch.rand(8, 5, generator=generator)  # [N, T]
-mask = torch.ones(8, 5, dtype=torch.bool)
-unmoved = (
-    old_logprobs.clone().requires_grad_()
-)  # the policy has not moved yet: every ratio is 1
-loss = clipped_loss(unmoved, old_logprobs, group_advantages(rewards, 4), mask)
-loss.backward()
-print(f"loss {abs(loss.item()):.4f}   norm of its gradient {unmoved.grad.norm():.4f}")
+def logprobs_of(logits, words):
+    """Log-probs [runs * G, T]; logits [runs, T, V], words [runs, T, G]."""
+    return logits.log_softmax(-1).gather(2, words).mT.flatten(0, 1)
+
+
+def learn(samples, updates, clip, runs=64):
+    """Train `runs` policies at once, each on its own groups; they end as [runs, T, V]."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.zeros(runs, 2, 20, requires_grad=True)  # all words equally likely
+    optimizer = torch.optim.SGD([logits], lr=1.0)
+    mask = torch.ones(runs * 4, 2, dtype=torch.bool)
+    for _ in range(samples):
+        policy = logits.detach().softmax(-1).flatten(0, 1)  # [runs * T, V]
+        words = torch.multinomial(policy, 4, replacement=True, generator=generator)
+        words = words.view(runs, 2, 4)  # [runs, T, G]
+        rewards = (words[:, 1] == 0).float().flatten()  # [runs * G]; word 0 is right
+        advantages = group_advantages(rewards, 4)  # a run's group is like a prompt's
+        old = logprobs_of(logits, words).detach()
+        for _ in range(updates):
+            loss = clipped_loss(logprobs_of(logits, words), old, advantages, mask, clip)
+            optimizer.zero_grad()
+            (runs * loss).backward()  # times runs: each has the gradient of its own mean
+            optimizer.step()
+    return logits.detach().softmax(-1)
+
+
+ends = {}
+for name, options in {
+    "640 samples, 1 update each": (640, 1, 0.2),
+    "40 samples, 1 update each": (40, 1, 0.2),
+    "40 samples, 16 updates, clip": (40, 16, 0.2),
+    "40 samples, 16 updates, no clip": (40, 16, float("inf")),
+}.items():
+    policies = learn(*options)
+    ends[name] = policies[:, 1, 0], policies[:, 0].amax(1)  # [runs] each
+    reward, likeliest = ends[name]
+    print(
+        f"{name:32} reward {reward.mean():.2f}   likeliest operand in the median run"
+        f" {likeliest.median():.2f}, at most {likeliest.max():.2f}"
+    )
+
+# %% tags=["drawing"]
+figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
+for (name, values), style in zip(ends.items(), ("k:", "k-.", "-", "--")):
+    color = {} if style[0] == "k" else {"color": METHODS["baseline"]}
+    for axis, value in zip(axes, values):
+        axis.plot(range(1, 65), value.sort().values, style, label=name, **color)
+tidy(axes[0], "runs, sorted", "probability", "the right total")
+tidy(axes[1], "runs, sorted", "", "the likeliest operand")
+figure.legend(
+    *axes[0].get_legend_handles_labels(),
+    loc="outside lower center",
+    ncols=2,
+    frameon=False,
+)
+show(
+    figure,
+    "05_several",
+    "64 runs each, sorted. Left: with the clip (orange line) some have not learnt the "
+    "total yet. Right: without it (dashed) one operand that nothing rewards takes over.",
+)
 
 # %% [markdown]
-# A sample is cut into mini-batches, with an optimizer step for each. On the first of them the ratio is 1 for all
-# tokens, so the loss is a mean of $-A$: 0 where all completions are equally long, as here. (GRPO as published takes the
-# mean of each rollout first: then it is 0 whatever the lengths, if the mini-batch holds whole groups. In a mean over
-# tokens long rollouts count more, and the first loss is some other number, which says as little.) Its *gradient* is
-# what moves the policy. Look at the reward.
+# ## "Why is my loss 0?"
 #
+# In the first step on a sample all ratios are 1, and the loss is the mean of $-A$, which
+# is 0 where completions are equally long. Its *gradient* moves the policy.
+
+# %%
+old, mask = rollouts.logprobs, rollouts.mask  # [N, T] each
+unmoved = old.clone().requires_grad_()  # every ratio is 1
+loss = clipped_loss(unmoved, old, advantages, mask)
+loss.backward()
+print(f"loss {loss.abs():.4f}   norm of its gradient {unmoved.grad.norm():.4f}")
+
+# %% [markdown]
 # ## Three ways to estimate a KL divergence
 #
-# How far is the policy from a reference, usually the model that training started from? The KL divergence is the mean of
-# $\log\pi-\log\pi_{\text{ref}}$ over what the policy draws: 0 if the two are equal, else positive. As a penalty, times
-# a weight $\beta$, it keeps the policy near. From tokens that the policy has drawn, with
-# $d=\log\pi-\log\pi_{\text{ref}}$ (Schulman 2020, a note on [approximating KL](http://joschu.net/blog/kl-approx.html)):
+# How far is the policy from a reference, usually the model before training? The KL
+# divergence is the average of $d=\log\pi-\log\pi_{\text{ref}}$ over what the policy
+# draws. Times a weight $\beta$ it is a penalty. Schulman 2020 ([approximating
+# KL](http://joschu.net/blog/kl-approx.html)) has three estimates:
 #
-# $$k_1 = d \qquad k_2 = d^2/2 \qquad k_3 = e^{-d} + d - 1$$
+# $$k_1=d\qquad k_2=d^2/2\qquad k_3=e^{-d}+d-1$$
 
 
 # %%
@@ -169,75 +240,79 @@ def estimates(logprobs, ref_logprobs):
     return {"k1": d, "k2": d**2 / 2, "k3": torch.exp(-d) + d - 1}
 
 
-policy, reference = (
-    torch.tensor([0.5, 0.3, 0.2]),
-    torch.tensor([0.4, 0.25, 0.35]),
-)  # [V] each
-true_kl = (policy * (policy / reference).log()).sum()
+policy = torch.tensor([0.5, 0.3, 0.2])  # [V]
+reference = torch.tensor([0.4, 0.25, 0.35])  # [V]
+print(f"true KL   {(policy * (policy / reference).log()).sum():.4f}")
 for name, estimate in estimates(policy.log(), reference.log()).items():
     mean = (policy * estimate).sum()  # by enumeration, no sampling
     spread = (policy * (estimate - mean) ** 2).sum().sqrt()
     print(
-        f"{name}: mean {mean:.4f}   spread of a single token {spread:.4f}   smallest {estimate.min():+.4f}"
+        f"{name}: mean {mean:.4f}   spread {spread:.4f}   smallest {estimate.min():+.4f}"
     )
-print(f"true KL   {true_kl:.4f}")
 
 # %% [markdown]
-# k1 and k3 have the right mean; k3 is never negative, the reason that GRPO's authors give for it, and scatters far less
-# than k1. k2's mean is only close.
+# k3 has the right average, little spread, and is never negative. GRPO takes it.
 #
-# As a *loss* they rank otherwise, because there only the gradient counts. The tokens are drawn and stay fixed; what is
-# differentiated is the estimate. Averaged over all tokens, again by enumeration:
+# <details><summary><b>Guess first.</b> Which of the three is the best loss?</summary>
+#
+# k2. In a loss only the gradient counts, and the drawn tokens are constants. k1 does
+# nothing on average (lesson 4). k2 has the gradient of the true KL, k3 that of the KL the
+# other way round.
+#
+# </details>
 
 # %%
 logits = policy.log().requires_grad_()
 logprobs = logits.log_softmax(0)  # [V]
 penalties = estimates(logprobs, reference.log())
-losses = {
-    name: (policy * penalty).sum() for name, penalty in penalties.items()
-}  # policy: a constant, it only drew
+losses = {name: (policy * penalty).sum() for name, penalty in penalties.items()}
 losses["KL(policy || reference)"] = (logprobs.exp() * penalties["k1"]).sum()
 losses["KL(reference || policy)"] = (reference * -penalties["k1"]).sum()
-gradients = {
-    name: torch.autograd.grad(loss, logits, retain_graph=True)[0]
-    for name, loss in losses.items()
-}
-for name, gradient in gradients.items():
-    print(
-        f"{name:24}"
-        + " ".join(f"{value + 0.0:+.4f}" for value in gradient.round(decimals=6))
-    )
+for name, loss in losses.items():
+    (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    each = " ".join(f"{value + 0.0:+.4f}" for value in gradient.round(decimals=6))
+    print(f"gradient of {name:24}{each}")
 
 # %% [markdown]
-# > **You should know.** A k1 penalty in the loss does nothing on average (lesson 4: the mean of $\nabla\log\pi$ is 0),
-# > whatever its weight. k2 has the gradient of the true KL. And k3, GRPO's choice, the best of the three as an
-# > *estimate*, has the gradient of the KL the other way round.
+# > **What PPO has that GRPO left out.** PPO trains a second network, the *critic*. This
+# > *value function* predicts from the tokens so far the reward to go, which is what is
+# > still to come. An advantage is what came minus what was predicted. GAE
+# > (arXiv 1506.02438) mixes near and far predictions, trading noise for bias. With one
+# > reward at the end, and many rollouts per prompt, the group's mean does the critic's
+# > work. The price is that all tokens of a rollout share one advantage.
 #
-# Together this is GRPO: draw a sample, compare within groups, cut the sample into mini-batches, and on each take a step
-# against the gradient of $\mathrm{mean}(L_t + \beta k_{3,t})$. The ratio and the clip make the later of these steps
-# safer; $\beta$ is small, and often 0, as in lesson 6.
+# Together this is GRPO. Sample, compare within groups, step against the average of the
+# clipped loss plus $\beta k_3$. Often $\beta$ is 0, as in lesson 6.
 #
 # ## The same in minclipo
-#
-# `minclipo/grpo.py` holds these functions with checks and a few more choices. They agree:
 
 # %%
-moved = old_logprobs + 0.4 * torch.randn(
-    8, 5, generator=generator
-)  # [N, T], beyond the clip range here and there
-ours = clipped_loss(moved, old_logprobs, group_advantages(rewards, 4), mask)
-found = policy_loss(moved, old_logprobs, group_advantages(rewards, 4), mask)
+generator = torch.Generator().manual_seed(0)
+moved = old + 0.4 * torch.randn(old.shape, generator=generator)  # [N, T]
+ours = clipped_loss(moved, old, advantages, mask)
+found = policy_loss(moved, old, group_advantages(rewards, 16), mask)
 assert torch.allclose(ours, found.loss)
-assert torch.allclose(advantages.flatten(), group_advantages(rewards, 4), atol=1e-5)
+assert torch.allclose(advantages, group_advantages(rewards, 16), atol=1e-5)
 for name, penalty in penalties.items():
     assert torch.allclose(penalty, kl_penalty(logprobs, reference.log(), name), atol=1e-6)
 print(f"they agree; the clip has cut off {found.clip_fraction:.0%} of these tokens")
 
 # %% [markdown]
-# **Exercise.** `python lessons/exercises/05_grpo.py`: write the three formulas so that they survive padding and equal
-# rewards.
+# **Now you know.**
 #
-# **What to try next.** Give `clipped_loss` above `clip=0.01` and `policy_loss` `clip_low=0.01, clip_high=0.01`: nearly
-# all ratios lie outside, yet only half of the tokens are cut off. Why? (On which side of 1 does the clip act?) Then
-# read `policy_loss` in `minclipo/grpo.py`, and `Trainer.update_on` in `minclipo/trainer.py`, where it is called. Lesson
-# 6 trains with it.
+# * GRPO's advantage compares a rollout with its own group, so it needs no critic.
+# * The clip keeps several steps on one sample from moving what nothing rewards.
+# * A good estimate of the KL need not be a good loss.
+#
+# **Exercise.** About 20 minutes, medium. `python lessons/exercises/05_grpo.py`: the three
+# formulas, safe against padding and equal rewards.
+#
+# <details><summary>A hint for <code>advantages</code></summary>
+#
+# Compare a group's largest and smallest reward.
+#
+# </details>
+#
+# **What to try next.** Give `policy_loss` `clip_low=0.01, clip_high=0.01`. Nearly all
+# ratios lie outside, yet only half of the tokens are cut off. Why? Then read
+# `Trainer.update_on` in `minclipo/trainer.py`.

@@ -1,10 +1,10 @@
 # %% [markdown]
-# # 11. The family: each a few lines away from GRPO
+# # 12. The family: each a few lines away from GRPO
 #
 # **Question.** Dr. GRPO, DAPO, GSPO, GMPO: what does each of them change, and why?
 #
-# You need lesson 5, and lesson 9 for the last section. Each relative is written out here in full, Python prints the
-# lines in which it differs from GRPO, and a calculation with small numbers shows what those lines do.
+# You need lesson 5, and lesson 10 for the last section. Each relative comes with the
+# lines in which it differs from GRPO.
 
 # %%
 import difflib
@@ -23,103 +23,110 @@ from common import LESSONS, METHODS, show, tidy
 # %% [markdown]
 # ## GRPO, from rewards to one number
 #
-# As published (arXiv 2402.03300, eq. 3), but without the KL penalty, which none of the relatives has. Rollout $y_i$ has
-# $|y_i|$ tokens; each of them has a log-ratio $d=\log\pi-\log\pi_{\text{old}}$ (lesson 5's $d$ was against the
-# reference) and a ratio $r=e^d$:
+# As published (arXiv 2402.03300, eq. 3), without the KL penalty, which none of the
+# relatives has. Rollout $y_i$ has $|y_i|$ tokens, each with a ratio
+# $r_{it}=\pi/\pi_{\text{old}}$:
 #
-# $$L = \frac1N\sum_i\frac1{|y_i|}\sum_t\max\big(-A_i r_{it}, -A_i\mathrm{clip}(r_{it}, 0.8, 1.2)\big)$$
+# $$\frac1N\sum_i\frac1{|y_i|}\sum_t\max\big(-A_i\thinspace r_{it},
+# -A_i\thinspace\mathrm{clip}(r_{it},0.8,1.2)\big)$$
 
 
 # %%
-def grpo(d, mask, rewards):  # [N, T], [N, T], [B, G]
+def grpo(log_ratio, mask, rewards):  # [N, T], [N, T], [B, G]
     A = rewards - rewards.mean(1, keepdim=True)
     A = A / (rewards.std(1, keepdim=True) + 1e-6)
     A = A.view(-1, 1)  # [N, 1]
-    r = d.exp()
+    r = log_ratio.exp()  # [N, T]
     token_loss = torch.maximum(-A * r, -A * r.clamp(0.8, 1.2))
     return ((token_loss * mask).sum(1) / mask.sum(1)).mean()
 
 
-def print_changes(relative):
-    old, new = (
-        inspect.getsource(function).splitlines()[1:] for function in (grpo, relative)
-    )
-    print(*(line for line in difflib.ndiff(old, new) if line[0] in "+-"), sep="\n")
-
-
 # %% [markdown]
-# ## Dr. GRPO: two divisions less
+# ## Dr. GRPO: two fewer divisions
 #
-# Neither a rollout's length nor its group's spread should weigh anything (arXiv 2503.20783, section 3): no std in
-# $A_i$, and a constant in place of $|y_i|$.
+# Neither a rollout's length nor its group's spread should weigh anything
+# (arXiv 2503.20783, section 3).
+#
+# ```diff
+# - A = A / (rewards.std(1, keepdim=True) + 1e-6)
+# - return ((token_loss * mask).sum(1) / mask.sum(1)).mean()
+# + return ((token_loss * mask).sum(1) / MAX_LENGTH).mean()
+# ```
+#
+# <details><summary><b>Guess first.</b> Two wrong rollouts, one of 2 tokens and one of 6.
+# Whose tokens does GRPO push down harder?</summary>
+#
+# Those of the short one, three times as hard. A policy can learn from it to be long when
+# it is wrong.
+#
+# </details>
 
 # %%
 MAX_LENGTH = 8  # the most tokens that a completion may have
 
 
-def dr_grpo(d, mask, rewards):
+def dr_grpo(log_ratio, mask, rewards):
     A = rewards - rewards.mean(1, keepdim=True)
     A = A.view(-1, 1)  # [N, 1]
-    r = d.exp()
+    r = log_ratio.exp()  # [N, T]
     token_loss = torch.maximum(-A * r, -A * r.clamp(0.8, 1.2))
     return ((token_loss * mask).sum(1) / MAX_LENGTH).mean()
 
 
-print_changes(dr_grpo)
-
-# %% [markdown]
-# **Length.** Two wrong rollouts, one of 2 tokens and one of 6. What does a token of each weigh in the loss? (DAPO's
-# mean over tokens comes below.)
-
-# %%
-ways = {
+token_weight = {
     "GRPO as published": (1 / (2 * 2), 1 / (2 * 6)),
-    "Dr. GRPO": (1 / (2 * 8),) * 2,
-    "DAPO": (1 / (2 + 6),) * 2,
+    "Dr. GRPO": (1 / (2 * 8), 1 / (2 * 8)),
+    "DAPO": (1 / (2 + 6), 1 / (2 + 6)),
 }
-figure, axes = plt.subplots(1, 3, figsize=(8, 3), sharey=True, layout="constrained")
-for axis, (name, (short, long)) in zip(axes, ways.items()):
+for name, (short, long) in token_weight.items():
     print(
-        f"{name:18} a token: short {short:.3f}, long {long:.3f}   the rollout: {2 * short:.3f}, {6 * long:.3f}"
+        f"{name:18} a token: short {short:.3f}, long {long:.3f}"
+        f"   the rollout: {2 * short:.3f}, {6 * long:.3f}"
     )
+
+# %% tags=["drawing"]
+figure, axes = plt.subplots(1, 3, figsize=(8, 3), sharey=True, layout="constrained")
+for axis, (name, (short, long)) in zip(axes, token_weight.items()):
     axis.bar([0.8, 1.8], short, width=0.4, color="black", label="rollout of 2 tokens")
-    axis.bar(
-        torch.arange(1, 7) + 0.2,
-        long,
-        0.4,
-        color="w",
-        edgecolor="k",
-        hatch="////",
-        label="rollout of 6 tokens",
-    )
+    places = torch.arange(1, 7) + 0.2
+    hatched = dict(color="w", edgecolor="k", hatch="////")
+    axis.bar(places, long, 0.4, label="rollout of 6 tokens", **hatched)
     tidy(axis, "token", "weight" if axis is axes[0] else "", name)
 axes[2].legend(frameon=False)
-show(figure, "12_weights", "What a token of a short and of a long rollout weighs")
+show(
+    figure,
+    "12_weights",
+    "What a token of a short rollout (black) and of a long one (hatched) weighs. Only "
+    "GRPO as published makes the long one's lighter.",
+)
 
 # %% [markdown]
-# Both are wrong, so all eight tokens are pushed down, but under GRPO those of the long one a third as hard. *If you are
-# going to be wrong, be long*: that is what a policy can learn from it. Lesson 4's gradient sums over a rollout's tokens
-# and divides by no length; Dr. GRPO's constant is no more than a factor of the learning rate. DAPO's mean over all
-# tokens treats the tokens of a batch alike too, but how much each weighs depends on how long that batch happened to be.
+# Dr. GRPO's constant only scales the learning rate. DAPO divides by the tokens of the
+# batch.
 #
-# **Difficulty.** Where a share $p$ of a group is right, a right rollout lies $1-p$ above the mean, and the std is about
-# $\sqrt{p(1-p)}$: largest at $p=1/2$, small for prompts that are nearly always or nearly never solved.
+# The std is small for prompts that are nearly always or nearly never solved. Dividing by
+# it makes them louder:
 
 # %%
-rewards = torch.tril(torch.ones(16, 16))[
-    :15
-]  # [B, G]: 1 right rollout, 2 right ones, ... 15
-figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-for scale, name, color, line in (
-    ("std", "GRPO", METHODS["baseline"], "o-"),
-    ("none", "Dr. GRPO", "black", "^--"),
-):
+rewards = torch.tril(torch.ones(16, 16))[:15]  # [B, G]: 1 of 16 is right, 2, ... 15
+by_difficulty = {}
+for scale, name in (("std", "GRPO"), ("none", "Dr. GRPO")):
     A = group_advantages(rewards.flatten(), 16, scale=scale).view(15, 16)
-    axes[0].plot(rewards.mean(1), A[:, 0], line, color=color, markersize=4, label=name)
-    axes[1].plot(rewards.mean(1), A.abs().sum(1), line, color=color, markersize=4)
-    print(
-        f"{name:8}  a right rollout where 1, 8, 15 of 16 are right: {A[0, 0]:.2f}, {A[7, 0]:.2f}, {A[14, 0]:.2f}"
+    by_difficulty[name] = A[:, 0], A.abs().sum(1)  # a right rollout, its group; [B] each
+    one, whole = (
+        "  ".join(f"{x[i]:5.2f}" for i in (0, 7, 14)) for x in by_difficulty[name]
     )
+    print(
+        f"{name:8} 1, 8, 15 of 16 right: a right rollout {one}, |A| of the group {whole}"
+    )
+
+# %% tags=["drawing"]
+figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+styles = {"GRPO": (METHODS["baseline"], "o-"), "Dr. GRPO": ("black", "^--")}
+for name, values in by_difficulty.items():
+    color, line = styles[name]
+    for axis, value in zip(axes, values):
+        axis.plot(rewards.mean(1), value, line, color=color, markersize=4, label=name)
 tidy(axes[0], "share of right rollouts", "advantage", "a right rollout")
 tidy(axes[1], "share of right rollouts", "sum of |advantage|", "its whole group")
 axes[1].set_ylim(bottom=0)
@@ -127,212 +134,254 @@ axes[0].legend(frameon=False)
 show(
     figure,
     "12_difficulty",
-    "Advantage of a right rollout, and sum over its group, against the share of right ones",
+    "Groups of 16 with 1 to 15 right rollouts. GRPO (orange) is louder than Dr. GRPO "
+    "(black), most of all where nearly all or nearly none are right.",
 )
 
 # %% [markdown]
-# Right picture: a prompt that is solved once in 16 pulls half as hard as one that is solved 8 times; without the std, a
-# quarter as hard.
-#
 # ## DAPO: a mean over tokens, and more room upwards
 #
-# arXiv 2503.14476 makes four changes. Two are in the loss: the sum over all tokens is divided by their number, and the
-# clip ends at 1.28.
+# Two of DAPO's four changes (arXiv 2503.14476) are in the loss.
+#
+# ```diff
+# - token_loss = torch.maximum(-A * r, -A * r.clamp(0.8, 1.2))
+# + token_loss = torch.maximum(-A * r, -A * r.clamp(0.8, 1.28))
+# - return ((token_loss * mask).sum(1) / mask.sum(1)).mean()
+# + return (token_loss * mask).sum() / mask.sum()
+# ```
+#
+# A ratio of 1.2 holds back a token of probability 0.01. One of 0.9 never meets the clip,
+# as 1.2 times 0.9 is more than 1. So the upper bound costs exploration.
+#
+# The other two stand around the loss. *Dynamic sampling* replaces prompts that teach
+# nothing. The *overlong penalty* lowers the reward near the limit of tokens, here by up
+# to 0.5 over the last 4 of 16.
 
 
 # %%
-def dapo(d, mask, rewards):
+def dapo(log_ratio, mask, rewards):
     A = rewards - rewards.mean(1, keepdim=True)
     A = A / (rewards.std(1, keepdim=True) + 1e-6)
     A = A.view(-1, 1)  # [N, 1]
-    r = d.exp()
+    r = log_ratio.exp()  # [N, T]
     token_loss = torch.maximum(-A * r, -A * r.clamp(0.8, 1.28))
     return (token_loss * mask).sum() / mask.sum()
 
 
-print_changes(dapo)
 for clip in (0.2, 0.28):
     rare, common = (min(p * (1 + clip), 1.0) - p for p in (0.01, 0.9))
     print(
-        f"clip {clip}: a token of probability 0.01 may gain {rare:.4f} a step, one of 0.9 may gain {common:.4f}"
+        f"clip {clip}: a probability of 0.01 may gain {rare:.4f}, one of 0.9 {common:.4f}"
     )
+three_groups = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+print("groups that teach:", informative_groups(three_groups, group_size=3).tolist())
+for share in (0.5, 0.9, 0.99):
+    batches = 1 / (1 - share**16 - (1 - share) ** 16)
+    print(f"{share:.0%} right: {batches:.2f} batches to fill one with groups of 16")
+lengths = torch.tensor([11, 12, 13, 14, 15, 16])
+print("overlong:", overlong_penalty(lengths, 16, buffer=4, penalty=0.5).tolist())
 
 # %% [markdown]
-# A ratio of 1.2 holds back the token that the policy had hardly thought of. The one that it is sure of never meets the
-# clip: 1.2 times 0.9 is more than 1. So the upper bound costs exploration, and DAPO raises it (section 3.1).
+# ## GSPO and GMPO: one ratio per rollout
 #
-# The other two stand around the loss. **Dynamic sampling** (3.2) drops the prompts that teach nothing, as lesson 5
-# calls them, and samples others until the batch is full. The **overlong penalty** (eq. 13) takes something off the
-# reward before the limit is hit: here up to 0.5, over the last 4 of 16 tokens.
+# The reward judges the whole rollout, so let the ratio be the rollout's. The product of
+# its tokens' ratios is soon near 0 or huge. Its $|y_i|$-th root is of a token's size:
+#
+# $$r_i=\Big(\prod_t r_{it}\Big)^{1/|y_i|}=\exp\Big(\frac1{|y_i|}\sum_t\log r_{it}\Big)$$
+#
+# GSPO (arXiv 2507.18071, eqs. 5 and 7) clips this mean.
+#
+# ```diff
+# - r = log_ratio.exp()  # [N, T]
+# + r = ((log_ratio * mask).sum(1) / mask.sum(1)).exp()[:, None]  # [N, 1]
+# - token_loss = torch.maximum(-A * r, -A * r.clamp(0.8, 1.2))
+# + token_loss = torch.maximum(-A * r, -A * r.clamp(1 - 3e-4, 1 + 4e-4))
+# ```
+#
+# GMPO (arXiv 2507.20673, eq. 4) clips the log-ratios one by one before, only where lesson
+# 5's max would have cut.
+#
+# ```diff
+# - r = log_ratio.exp()  # [N, T]
+# - token_loss = torch.maximum(-A * r, -A * r.clamp(0.8, 1.2))
+# + bounded = torch.where(A > 0, log_ratio.clamp(max=0.4), log_ratio.clamp(min=-0.4))
+# + r = ((bounded * mask).sum(1) / mask.sum(1)).exp()[:, None]  # [N, 1]
+# + token_loss = -A * r
+# ```
+#
+# <details><summary><b>Guess first.</b> A right and a wrong rollout of 20 tokens. Only
+# token 0 of each is now seven times as likely. What does each algorithm do?</summary>
+#
+# In the wrong one GRPO pushes the wild token down with 7.39 times the usual force, while
+# GSPO and GMPO spread that over the rollout, 1.11 for all. In the right one GRPO and GMPO
+# stop the wild token alone. GSPO stops the whole rollout, since its mean ratio $e^{0.1}$
+# is above 1.0004.
+#
+# </details>
+
 
 # %%
-print(
-    informative_groups(
-        torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]), group_size=3
-    )
-)
-for p in (0.5, 0.9, 0.99):
-    print(
-        f"all prompts right with probability {p}: {1 / (1 - p**16 - (1 - p) ** 16):.2f} batches to fill one, G = 16"
-    )
-print(overlong_penalty(torch.tensor([11, 12, 13, 14, 15, 16]), 16, buffer=4, penalty=0.5))
-
-# %% [markdown]
-# ## GSPO and GMPO: one ratio a rollout
-#
-# The reward judges the whole rollout, so let the ratio be the rollout's. That would be the product of its tokens'
-# ratios, which on a long rollout is soon near 0 or huge; its $|y_i|$-th root, the geometric mean, is of a token's size:
-#
-# $$r_i = \Big(\prod_t r_{it}\Big)^{1/|y_i|} = \exp\Big(\frac1{|y_i|}\sum_t d_{it}\Big)$$
-#
-# GSPO (arXiv 2507.18071, eqs. 5 and 7) clips this mean. GMPO (arXiv 2507.20673, eq. 4) clips the log-ratios one by one
-# before it is taken, and only where lesson 5's max would have cut: good tokens that have become likelier, bad ones that
-# have become less likely.
-
-
-# %%
-def gspo(d, mask, rewards):
+def gspo(log_ratio, mask, rewards):
     A = rewards - rewards.mean(1, keepdim=True)
     A = A / (rewards.std(1, keepdim=True) + 1e-6)
     A = A.view(-1, 1)  # [N, 1]
-    r = ((d * mask).sum(1) / mask.sum(1)).exp()[:, None]  # [N, 1]
+    r = ((log_ratio * mask).sum(1) / mask.sum(1)).exp()[:, None]  # [N, 1]
     token_loss = torch.maximum(-A * r, -A * r.clamp(1 - 3e-4, 1 + 4e-4))
     return ((token_loss * mask).sum(1) / mask.sum(1)).mean()
 
 
-def gmpo(d, mask, rewards):
+def gmpo(log_ratio, mask, rewards):
     A = rewards - rewards.mean(1, keepdim=True)
     A = A / (rewards.std(1, keepdim=True) + 1e-6)
     A = A.view(-1, 1)  # [N, 1]
-    d = torch.where(A > 0, d.clamp(max=0.4), d.clamp(min=-0.4))  # [N, T]
-    r = ((d * mask).sum(1) / mask.sum(1)).exp()[:, None]  # [N, 1]
+    bounded = torch.where(A > 0, log_ratio.clamp(max=0.4), log_ratio.clamp(min=-0.4))
+    r = ((bounded * mask).sum(1) / mask.sum(1)).exp()[:, None]  # [N, 1]
     token_loss = -A * r
     return ((token_loss * mask).sum(1) / mask.sum(1)).mean()
 
 
-for relative in (gspo, gmpo):
-    print(relative.__name__)
-    print_changes(relative)
-
-# %% [markdown]
-# **One wild token.** A right and a wrong rollout of 20 tokens. The policy has not moved, except that token 0 of each is
-# now $e^2$ times as likely. The gradient that each token gets, in units of the one it had before:
+def gradient(loss, log_ratio, mask, rewards):  # [N, T], also that of the log-probs
+    leaf = log_ratio.clone().requires_grad_()
+    return torch.autograd.grad(loss(leaf, mask, rewards), leaf)[0]
 
 
-# %%
-def gradient(
-    loss, d, mask, rewards
-):  # [N, T]; the gradient of d is that of the log-probs
-    d = d.clone().requires_grad_()
-    return torch.autograd.grad(loss(d, mask, rewards), d)[0]
-
-
-rewards, still, mask = (
-    torch.tensor([[1.0, 0.0]]),
-    torch.zeros(2, 20),
-    torch.ones(2, 20),
-)  # [B, G], [N, T], [N, T]
-wild = still.index_fill(1, torch.tensor([0]), 2.0)
+rewards = torch.tensor([[1.0, 0.0]])  # [B, G]
+still, mask = torch.zeros(2, 20), torch.ones(2, 20)  # [N, T]
+wild = still.index_fill(1, torch.tensor([0]), 2.0)  # [N, T], a ratio of 7.39
 for loss in (grpo, gspo, gmpo):
-    a, b = (
-        gradient(loss, wild, mask, rewards) / gradient(loss, still, mask, rewards)
-    ).abs()  # abs: 0 and not -0
+    before = gradient(loss, still, mask, rewards)
+    right, wrong = (gradient(loss, wild, mask, rewards) / before).abs()  # [T] each
     print(
-        f"{loss.__name__}  right: wild {a[0]:.2f}, others {a[1]:.2f}   wrong: wild {b[0]:.2f}, others {b[1]:.2f}"
+        f"{loss.__name__}  right: wild {right[0]:.2f}, others {right[1]:.2f}"
+        f"   wrong: wild {wrong[0]:.2f}, others {wrong[1]:.2f}"
     )
 
 # %% [markdown]
-# In the wrong rollout no clip stops a token that has become likelier: GRPO pushes it down with 7.39 times the usual
-# force. The geometric mean spreads that over the rollout, 1.11 for all. That is what both papers argue with. In the
-# right rollout GRPO and GMPO stop the wild token alone. GSPO's ratio has hardly moved, $e^{0.1}$, and yet the whole
-# rollout is cut: its range ends at 1.0004. Such a range suits long rollouts. Let all log-ratios be noise of 0.02:
+# Such a narrow range suits long rollouts, where noise averages out. With noise of 0.02 in
+# each log-ratio:
 
 # %%
 generator = torch.Generator().manual_seed(0)
 for T in (11, 100, 1000, 10000):
     r = (0.02 * torch.randn(400, T, generator=generator)).mean(1).exp()  # [N]
-    print(
-        f"{T:5} tokens: spread of the ratio {r.std():.5f}, rollouts above 1.0004: {(r > 1.0004).float().mean():.0%}"
-    )
+    share = (r > 1.0004).float().mean()
+    print(f"{T:5} tokens: spread of the ratio {r.std():.5f}, above 1.0004 {share:.0%}")
 
 # %% [markdown]
-# The mean of $T$ noises is $\sqrt T$ times smaller. The toy's rollouts have 11 tokens; there GSPO cuts a quarter to a
-# half of every second mini-batch (measured, lessons/results.md). Why every second?
+# **The token form.** One ratio gives all tokens one gradient, and would average
+# advantages of their own. So the paper (section 4.3) has a second form. Its sg, "stop
+# gradient", is torch's `detach`.
 #
-# > **You should know.** On the first mini-batch of a step all ratios are 1 and nothing is clipped: a token's gradient
-# > is $-A_i$ times its weight, in the whole family. With *one* update a sample, GSPO and GMPO **are** GRPO as published
-# > (less its KL penalty). Dr. GRPO and DAPO still differ, by lengths and stds:
+# $$r_{it}=\mathrm{sg}(r_i)\thinspace\frac{\pi(y_{it})}{\mathrm{sg}(\pi(y_{it}))}$$
+#
+# The fraction is 1, so the *value* is the rollout's ratio. The *gradient* goes to this
+# token's log-prob alone. Three tokens with advantages 1, 2 and 6:
+
+
+# %%
+def one_ratio(log_ratio):
+    return log_ratio.mean().exp().expand(3)  # [T]
+
+
+def token_form(log_ratio):
+    return (log_ratio.mean().detach() + log_ratio - log_ratio.detach()).exp()  # [T]
+
+
+for ratio in (one_ratio, token_form):
+    leaf = torch.tensor([0.3, 0.0, -0.3], requires_grad=True)  # [T], their mean is 0
+    r = ratio(leaf)
+    (own,) = torch.autograd.grad((r * torch.tensor([1.0, 2.0, 6.0])).sum(), leaf)
+    print(f"{ratio.__name__:10} values {r.detach()}   gradients {own}")
+
+# %% [markdown]
+# > **You should know.** On the first mini-batch of a step all ratios are 1, nothing is
+# > clipped, and a token's gradient is $-A_i$ times its weight. With *one* update per
+# > sample GSPO and GMPO **are** GRPO as published. Dr. GRPO and DAPO still differ, by
+# > lengths and stds:
 
 # %%
 mask = torch.arange(MAX_LENGTH) < torch.tensor([2, 6, 4, 3, 8, 5])[:, None]  # [N, T]
-rewards, still = (
-    torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]),
-    torch.zeros(6, MAX_LENGTH),
-)  # [B, G], [N, T]
+rewards = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])  # [B, G]
+still = torch.zeros(6, MAX_LENGTH)  # [N, T]
+of_grpo = gradient(grpo, still, mask, rewards)
 for loss in (dr_grpo, dapo, gspo, gmpo):
-    factor = gradient(loss, still, mask, rewards) / gradient(
-        grpo, still, mask, rewards
-    )  # [N, T], NaN in the padding
-    assert all(
-        torch.allclose(row[real], row[0]) and row[0] > 0
-        for row, real in zip(factor, mask)
-    )
+    factor = gradient(loss, still, mask, rewards) / of_grpo  # [N, T], NaN in the padding
+    assert all(torch.allclose(row[real], row[0]) for row, real in zip(factor, mask))
     print(f"{loss.__name__:8} GRPO's gradient, each rollout times {factor[:, 0]}")
 
 # %% [markdown]
 # ## The same in minclipo
 #
-# `minclipo/grpo.py` has one `policy_loss` for all, `minclipo/runs/recipes.py` their settings. Ours agree with it in
-# value and gradient, with ratios far from 1 and with padding. Its plain `grpo` is what is mostly run today: DAPO's mean
-# and a clip of 0.2.
+# `minclipo/grpo.py` has one `policy_loss` for all, `minclipo/runs/recipes.py` their
+# settings. Its plain `grpo`, the one mostly run today, has DAPO's mean and a clip of 0.2.
 
 # %%
-for name, loss in dict(
-    grpo_published=grpo, dr_grpo=dr_grpo, dapo=dapo, gspo=gspo, gmpo=gmpo
-).items():
+losses = dict(grpo_published=grpo, dr_grpo=dr_grpo, dapo=dapo, gspo=gspo, gmpo=gmpo)
+for name, loss in losses.items():
     options = ALGORITHMS[name]
     A = group_advantages(rewards.flatten(), 3, scale=options["advantage_scale"])  # [N]
     weights = token_weights(mask, options["aggregation"], max_length=MAX_LENGTH)  # [N, T]
     clip = {key: options[key] for key in ("ratio", "clip_low", "clip_high")}
-    theirs = lambda d, mask, rewards: (
-        policy_loss(d, torch.zeros_like(d), A, mask, weights=weights, **clip).loss
+    theirs = lambda log_ratio, *_: (
+        policy_loss(log_ratio, still, A, mask, weights=weights, **clip).loss
     )
     for spread in (1e-4, 0.5):  # within GSPO's range, and beyond everybody's
         moved = spread * torch.randn(6, MAX_LENGTH, generator=generator), mask, rewards
         assert torch.allclose(loss(*moved), theirs(*moved), atol=1e-6)
         assert torch.allclose(gradient(loss, *moved), gradient(theirs, *moved), atol=1e-6)
-print("they agree")
+
+
+def changes(relative):
+    """The lines in which a relative differs from grpo, as they stand on this page."""
+    old, new = (inspect.getsource(loss).splitlines()[1:] for loss in (grpo, relative))
+    lines = (line for line in difflib.ndiff(old, new) if line[0] in "+-")
+    return "".join(f"# {line[0]} {line[2:].strip()}\n" for line in lines)
+
+
+page = (LESSONS / "12_family.py").read_text(encoding="utf-8")
+assert all(changes(relative) in page for relative in (dr_grpo, dapo, gspo, gmpo))
+print("they agree in value and gradient, and the diffs above are those of the code")
 
 # %% [markdown]
 # ## Do they mend the steps?
 #
-# None of them knows of the contrastive reward, which changes rewards and nothing else: each can be trained with it and
-# without. Five seeds, 100 steps on the toy. (`GRPO` is the plain one; `GRPO as published` was trained with its KL
-# penalty, which we left out above.)
+# Each relative can be trained with the contrastive reward and without. Five seeds, 100
+# steps on the toy (lessons/results.md). GRPO as published has its KL penalty here:
+#
+# <details><summary><b>Guess first.</b> Which of the six removes made-up steps on its
+# own?</summary>
+#
+# None. Nothing that they change has seen the steps. With CLIPO all six do, three of them
+# less well.
+#
+# </details>
 
 # %%
-results = json.loads((LESSONS / "results" / "algorithms" / "results.json").read_text())
+load = lambda name: json.loads(
+    (LESSONS / "results" / name / "results.json").read_text(encoding="utf-8")
+)
 rates = {
-    row["name"]: mean_interval(row["values"]["hallucination_rate"]) for row in results
+    row["name"]: mean_interval(row["values"]["hallucination_rate"])
+    for row in load("gspo_clip") + load("algorithms")
 }
+for name in NAMES.values():
+    alone, clipo = rates[name].mean, rates[name + " + CLIPO"].mean
+    print(f"{name:18} hallucination rate {alone:.3f}   with CLIPO {clipo:.3f}")
+wide = rates["GSPO, wide clip + CLIPO"].mean
+print(f"GSPO with a hundred times its clip range, three seeds: with CLIPO {wide:.3f}")
+
+# %% tags=["drawing"]
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
 for suffix, method, marker, label in (
     ("", "baseline", "o", "alone"),
     (" + CLIPO", "clipo", "s", "with CLIPO"),
 ):
     for place, name in enumerate(NAMES.values()):
-        rate = rates[name + suffix]
-        axis.plot(
-            rate.mean,
-            place,
-            marker,
-            color=METHODS[method],
-            label=None if place else label,
-        )
-        axis.plot([rate.low, rate.high], [place, place], color=METHODS[method])
-axis.axvline(
-    rates["after pretraining"].mean, color="black", linestyle=":", label="before training"
-)
+        rate, color = rates[name + suffix], METHODS[method]
+        axis.plot(rate.mean, place, marker, color=color, label=None if place else label)
+        axis.plot([rate.low, rate.high], [place, place], color=color)
+before = rates["after pretraining"].mean
+axis.axvline(before, color="black", linestyle=":", label="before training")
 axis.set_yticks(range(len(NAMES)), NAMES.values())
 axis.invert_yaxis()
 tidy(axis, "hallucination rate", "")
@@ -340,22 +389,30 @@ figure.legend(frameon=False, loc="outside upper center", ncols=3)
 show(
     figure,
     "12_rates",
-    "Hallucination rates alone and with CLIPO: means of five seeds, 95% intervals",
+    "Hallucination rates of six algorithms alone (circles) and with CLIPO (squares), "
+    "means of five seeds with 95% intervals. Dotted: before training.",
 )
-for name in NAMES.values():
-    print(
-        f"{name:18} hallucination rate {rates[name].mean:.3f}   with CLIPO {rates[name + ' + CLIPO'].mean:.3f}"
-    )
 
 # %% [markdown]
-# Alone, none does: nothing that they change has seen the steps. With CLIPO all six do, three of them less well. Dr.
-# GRPO does not enlarge a small difference between right rollouts: CLIPO on plain GRPO without the std leaves more
-# made-up steps, too (lessons/results.md, frontier). GSPO cuts whole rollouts: with a hundred times its clip range the
-# rate falls to about 2%. DAPO drops the prompts that are always right, where that difference would be all there is;
-# this reason we have not tested.
+# GSPO cuts whole rollouts, and with more room CLIPO works there, too. Dr. GRPO does not
+# enlarge a small difference between right rollouts. DAPO drops the prompts that are
+# always right, where that difference would be all there is. This last reason is not
+# tested.
 #
-# **Exercise.** `python lessons/exercises/12_family.py`: one formula of each relative, in the form that a trainer needs.
+# **Now you know.**
 #
-# **What to try next.** In the cell with the noise, let GSPO's range end a hundred times as far from 1. Give `gmpo` a
-# bound of 3 and see which of the two rollouts notices (then the assertion further down fails: minclipo's bound is still
-# 0.4). Read `dynamic_sampling` in `minclipo/extensions/dapo.py`. Lesson 13 leaves the toy for real models.
+# * Each relative changes what divides the advantage, the ratio, or the mean over tokens.
+# * With one update per sample, GSPO and GMPO are GRPO.
+# * No change of the loss sees a made-up step, if the reward does not.
+#
+# **Exercise.** About 40 minutes, hard. `python lessons/exercises/12_family.py`: a formula
+# of each relative.
+#
+# <details><summary>A hint for <code>gspo_log_ratio</code></summary>
+#
+# Fill the padding with 0 first. Then it is `token_form` without the `exp`.
+#
+# </details>
+#
+# **What to try next.** In the cell with the noise, let GSPO's range end a hundred times
+# as far from 1. Then read `dynamic_sampling` in `minclipo/extensions/dapo.py`.

@@ -1,7 +1,10 @@
 """Exercise 4: the policy gradient, sampled and exact.
 
-Fill in the four functions. `python lessons/exercises/04_policy_gradient.py` tells right from wrong; with --solution it
-checks lessons/solutions/04_policy_gradient.py, which is there to be read afterwards.
+Minutes: 30. Difficulty: medium.
+
+Fill in the four functions. `python lessons/exercises/04_policy_gradient.py` tells right
+from wrong; with --solution it checks lessons/solutions/04_policy_gradient.py, which is
+there to be read afterwards.
 """
 
 import torch
@@ -10,11 +13,13 @@ from torch import Tensor
 
 
 def surrogate(logprobs: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
-    """A number whose gradient is minus the policy gradient: sum over a rollout's tokens, mean over the rollouts.
+    """A loss whose gradient is minus the policy gradient.
 
-    logprobs [N, T] are those of the tokens drawn; mask [N, T] is True for the tokens of a completion, and what lies
-    outside may be anything, NaN included. A rollout without a token counts as one of the N. advantages [N] are
-    constants: no gradient goes through them, even if they were computed from something that has one.
+    It is a sum over a rollout's tokens and a mean over the rollouts. logprobs [N, T] are
+    those of the tokens drawn; mask [N, T] is True for the tokens of a completion, and
+    what lies outside may be anything, NaN included. A rollout without a token counts as
+    one of the N. advantages [N] are constants: no gradient goes through them, even if
+    they were computed from something that has one.
     """
     raise NotImplementedError(
         "A log-prob outside the mask becomes 0 before anything is computed with it."
@@ -22,33 +27,40 @@ def surrogate(logprobs: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
 
 
 def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:
-    """The baseline of each rollout, [N] from rewards [N]: the mean reward of the *other* rollouts of its group.
+    """The baseline of each rollout, [N] from rewards [N].
 
-    The group_size rollouts of a prompt stand side by side. In a group of one there are no others, and no baseline: 0.
+    It is the mean reward of the *other* rollouts of its group. The group_size rollouts of
+    a prompt stand side by side. In a group of one there are no others, and the baseline
+    is 0.
     """
     raise NotImplementedError(
-        "The sum of the others is the sum of the group less one's own."
+        "The sum of the others is the sum of the group minus one's own."
     )
 
 
 def exact_gradient(logits: Tensor, rewards: Tensor, temperature: float) -> Tensor:
-    """The gradient, [B, V], of the mean over B prompts of the expected reward with respect to the logits, by formula.
+    """The gradient [B, V] of the expected reward, a mean over B prompts, in the logits.
 
-    logits [B, V], rewards [B, V], one for each of a prompt's V completions. Completions are drawn from
-    softmax(logits / temperature). Autograd is switched off.
+    logits [B, V], rewards [B, V], one for each of a prompt's V completions. Completions
+    are drawn from softmax(logits / temperature). Autograd is switched off: use the
+    formula.
     """
     raise NotImplementedError(
-        "The lesson has it for one prompt at temperature 1. What do z / temperature and 1 / B do?"
+        "The lesson has it for one prompt at temperature 1. By the chain rule, what does "
+        "dividing the logits by the temperature do to a gradient? And the mean over B?"
     )
 
 
 def first_token_gradient(first: Tensor, second: Tensor, rewards: Tensor) -> Tensor:
-    """The gradient, [V], of the expected reward of two-token completions with respect to the first token's logits.
+    """The gradient [V] of the expected reward of two tokens, in the first one's logits.
 
-    first [V] are the logits of the first token a; second [V, V]: row a holds the logits of the second token b after a;
-    rewards[a, b] is the reward of the completion (a, b). Autograd is switched off.
+    first [V] are the logits of the first token. second [V, V] and rewards [V, V] have a
+    row for each first token and a column for each second one: the logits of the second
+    token after the first, and the reward of both together. Autograd is switched off.
     """
-    raise NotImplementedError("First work out the expected reward after each a.")
+    raise NotImplementedError(
+        "First work out the expected reward after each first token."
+    )
 
 
 # The checks. Reading them is allowed.
@@ -72,7 +84,7 @@ def check_surrogate(surrogate):
         return torch.autograd.grad(loss, leaf)[0]
 
     found = gradient(surrogate(leaf, mask, both))
-    what = "an optimiser goes downhill: a token with a positive advantage must get a negative gradient"
+    what = "an optimiser goes downhill: a positive advantage must get a negative gradient"
     expect_true(bool(found[0, 0] < 0), what)
     expect(
         found[0],
@@ -112,7 +124,7 @@ def check_surrogate(surrogate):
 def check_leave_one_out(leave_one_out):
     rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])
     found = leave_one_out(rewards.clone(), 4)
-    what = "that is the advantage, the reward less the baseline; asked for is the baseline alone"
+    what = "that is the advantage, reward minus baseline; asked for is the baseline alone"
     expect_true(
         found is None
         or not torch.allclose(found, torch.tensor([2.0, -2.0, -2.0, 2.0]) / 3),
@@ -160,7 +172,7 @@ def check_exact_gradient(exact_gradient):
         expect(
             two,
             torch.cat([by_hand, -by_hand]) / 2,
-            "two prompts, each with a J of its own; the mean over both",
+            "two prompts, each with its own expected reward; the mean over both",
         )
         expect(
             exact_gradient(2 * logits, rewards, 2.0),
@@ -183,11 +195,13 @@ def check_first_token_gradient(first_token_gradient):
         first_only = torch.tensor([1.0, 0.0, 0.0])[:, None].repeat(1, 3)
         what = "a first token that changes neither the second nor the reward"
         expect(first_token_gradient(first, alike, total_only), [0.0, 0.0, 0.0], what)
-        what = "a reward for the first token 0 alone: the lesson's p (R - J)"
+        what = "a reward for the first token 0 alone: the lesson's formula"
         expect(first_token_gradient(first, alike, first_only), [0.25, -0.15, -0.1], what)
         second = torch.tensor([[0.8, 0.2], [0.4, 0.6]]).log()
         rewards = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-        what = "the reward looks at the second token only, but the first decides how likely that is"
+        what = (
+            "a reward for the second token, of which the first decides how likely it is"
+        )
         expect(first_token_gradient(torch.zeros(2), second, rewards), [0.1, -0.1], what)
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(3, generator=generator, requires_grad=True)

@@ -1,7 +1,10 @@
 """Exercise 5: GRPO's three formulas.
 
-Fill in the three functions. `python lessons/exercises/05_grpo.py` tells right from wrong; with --solution it checks
-lessons/solutions/05_grpo.py, which is there to be read afterwards.
+Minutes: 20. Difficulty: medium.
+
+Fill in the three functions. `python lessons/exercises/05_grpo.py` tells right from wrong;
+with --solution it checks lessons/solutions/05_grpo.py, which is there to be read
+afterwards.
 """
 
 import torch
@@ -10,9 +13,10 @@ from torch import Tensor
 
 
 def advantages(rewards: Tensor, group_size: int) -> Tensor:
-    """(R - mean of the group) / (std of the group + 1e-6), [N] from rewards [N]; exactly 0 where all rewards are equal.
+    """(R - mean of the group) / (std of the group + 1e-6), [N] from rewards [N].
 
-    The group_size rollouts of a prompt stand side by side. The std divides by n - 1, as torch's does.
+    Exactly 0 where all rewards of a group are equal. The group_size rollouts of a prompt
+    stand side by side. The std divides by group_size - 1, as torch's does.
     """
     raise NotImplementedError("A view as [B, G] gives you the groups.")
 
@@ -20,9 +24,10 @@ def advantages(rewards: Tensor, group_size: int) -> Tensor:
 def clipped_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float
 ) -> Tensor:
-    """The mean over the mask of max(-A r, -A clip(r, 1 - clip, 1 + clip)), where r = exp(logprobs - old_logprobs).
+    """The mean over the mask of max(-A r, -A clip(r, 1 - clip, 1 + clip)).
 
-    logprobs, old_logprobs, mask [N, T]; advantages [N]. What lies outside the mask may be anything, NaN included.
+    The ratio r is exp(logprobs - old_logprobs). logprobs, old_logprobs, mask [N, T];
+    advantages [N]. What lies outside the mask may be anything, NaN included.
     """
     raise NotImplementedError(
         "Replace what is masked before you compute with it: 0 times NaN is NaN."
@@ -30,7 +35,10 @@ def clipped_loss(
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """The k3 estimate of KL(policy || reference), one per token, from tokens drawn by the policy; any shape."""
+    """The k3 estimate of KL(policy || reference), one per token; any shape.
+
+    The tokens were drawn by the policy.
+    """
     raise NotImplementedError("Three terms, of which one is -1.")
 
 

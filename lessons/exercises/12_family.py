@@ -1,7 +1,10 @@
 """Exercise 12: one formula of each relative, in the form that a trainer needs.
 
-Fill in the four functions. `python lessons/exercises/12_family.py` tells right from wrong; with --solution it checks
-lessons/solutions/12_family.py, which is there to be read afterwards.
+Minutes: 40. Difficulty: hard.
+
+Fill in the four functions. `python lessons/exercises/12_family.py` tells right from
+wrong; with --solution it checks lessons/solutions/12_family.py, which is there to be read
+afterwards.
 """
 
 import torch
@@ -10,10 +13,11 @@ from torch import Tensor
 
 
 def dr_grpo_weights(mask: Tensor, max_length: int) -> Tensor:
-    """Weights [N, T] with which the token losses [N, T] are summed to Dr. GRPO's loss; 0 in the padding.
+    """Weights [N, T] with which the token losses [N, T] are summed to Dr. GRPO's loss.
 
-    mask [N, T] bool. The batch is padded to its own longest rollout: T is at most max_length, and often less. A rollout
-    without a single token counts as a rollout all the same.
+    0 in the padding. mask [N, T] bool. The batch is padded to its own longest rollout, so
+    T is at most max_length, and often less. A rollout without a single token counts as a
+    rollout all the same.
     """
     raise NotImplementedError(
         "Neither T nor the number of tokens may show in the result."
@@ -21,28 +25,30 @@ def dr_grpo_weights(mask: Tensor, max_length: int) -> Tensor:
 
 
 def gspo_log_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    """Each rollout's mean log-ratio, at every one of its tokens: [N, T] from [N, T]; 0 in the padding.
+    """Each rollout's mean log-ratio, at every one of its tokens: [N, T] from [N, T].
 
-    The value at a token is the mean. The gradient is another matter (GSPO, section 4.3, the token form): the value at
-    token t passes a gradient of 1 to log_ratio at token t, and none to the others. So can each token keep an advantage
-    of its own. Padding (mask False) may hold anything, NaN included, and gets no gradient.
+    The value at a token is the mean, and 0 in the padding. The gradient is that of the
+    lesson's token form: the value at token t passes a gradient of 1 to log_ratio at token
+    t and none to the others. Padding (mask False) may hold anything, NaN included, and
+    gets no gradient.
     """
     raise NotImplementedError("x - x.detach() is 0, and its gradient is 1.")
 
 
 def gmpo_bounded(log_ratio: Tensor, advantages: Tensor, bound: float) -> Tensor:
-    """GMPO's log-ratios [N, T], clipped one by one: at bound where A > 0, at -bound where A < 0, untouched where A = 0.
+    """GMPO's log-ratios [N, T], clipped one by one, for each sign on one side only.
 
-    log_ratio [N, T]; advantages [N], one per rollout. Each sign clips on one side only.
+    At most bound where A > 0, at least -bound where A < 0, untouched where A = 0.
+    log_ratio [N, T]; advantages [N], one per rollout.
     """
     raise NotImplementedError("Which tokens would the max of GRPO's loss have cut off?")
 
 
 def overlong(lengths: Tensor, max_length: int, buffer: int, penalty: float) -> Tensor:
-    """What DAPO adds to the rewards for length, [N] float, from lengths [N] in tokens: 0 or less.
+    """What DAPO adds to the rewards for length, [N] float, from lengths [N] in tokens.
 
-    0 up to max_length - buffer, -penalty from max_length on, a straight line in between. With buffer 0 there is no in
-    between: -penalty from max_length on, 0 below.
+    0 up to max_length - buffer, -penalty from max_length on, a straight line in between.
+    With buffer 0 there is no in between: -penalty from max_length on, 0 below.
     """
     raise NotImplementedError("How far into the buffer is the rollout, as a share?")
 
@@ -87,7 +93,7 @@ def check_gspo_log_ratio(gspo_log_ratio):
     spread = torch.allclose(log_ratio.grad[0], torch.full((3,), 7 / 3))
     expect_true(
         not spread,
-        "the gradient of a token is spread over its rollout: each token must keep its own",
+        "a token's gradient is spread over its rollout: each token must keep its own",
     )
     expect(
         log_ratio.grad,

@@ -1,13 +1,12 @@
-"""Solution of exercise 4. Compare minclipo/grpo.py: this mean is "sequence_sum" in `token_weights`."""
+"""Solution of exercise 4. Compare `token_weights` in minclipo/grpo.py, "sequence_sum"."""
 
 import torch
 from torch import Tensor
 
 
 def surrogate(logprobs: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
-    rollout_logprobs = logprobs.masked_fill(~mask, 0.0).sum(
-        1
-    )  # [N]; multiplying by the mask would keep NaN
+    # masked_fill, because multiplying by the mask would keep NaN
+    rollout_logprobs = logprobs.masked_fill(~mask, 0.0).sum(1)  # [N]
     return -(advantages.detach() * rollout_logprobs).mean()
 
 
@@ -20,18 +19,13 @@ def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def exact_gradient(logits: Tensor, rewards: Tensor, temperature: float) -> Tensor:
-    p = (logits / temperature).softmax(1)  # [B, V]
-    J = (p * rewards).sum(1, keepdim=True)  # [B, 1]
-    return (
-        p * (rewards - J) / (temperature * len(logits))
-    )  # the chain rule through z / temperature, and the mean
+    policy = (logits / temperature).softmax(1)  # [B, V]
+    expected = (policy * rewards).sum(1, keepdim=True)  # [B, 1]
+    gradient = policy * (rewards - expected)  # [B, V], of logits / temperature
+    return gradient / temperature / len(logits)  # the chain rule, and the mean
 
 
 def first_token_gradient(first: Tensor, second: Tensor, rewards: Tensor) -> Tensor:
-    p = first.softmax(0)  # [V]
-    after = (second.softmax(1) * rewards).sum(
-        1
-    )  # [V], the expected reward after each first token
-    return p * (
-        after - p @ after
-    )  # one token whose reward is `after`: the formula above once more
+    policy = first.softmax(0)  # [V]
+    after = (second.softmax(1) * rewards).sum(1)  # [V], expected after each first token
+    return policy * (after - policy @ after)  # one token whose reward is `after`

@@ -1,13 +1,12 @@
-"""Solution of exercise 5. Compare minclipo/grpo.py, which has the same with more choices."""
+"""Solution of exercise 5. Compare minclipo/grpo.py, the same with more choices."""
 
 import torch
 from torch import Tensor
 
 
 def advantages(rewards: Tensor, group_size: int) -> Tensor:
-    grouped = rewards.double().view(
-        -1, group_size
-    )  # [B, G]; in float32 the mean of sixteen 0.9 is not 0.9
+    # double, because in float32 the mean of sixteen 0.9 is not 0.9
+    grouped = rewards.double().view(-1, group_size)  # [B, G]
     difference = grouped - grouped.mean(1, keepdim=True)
     equal = grouped.amax(1, keepdim=True) == grouped.amin(1, keepdim=True)  # [B, 1]
     scaled = difference / (grouped.std(1, keepdim=True) + 1e-6)
