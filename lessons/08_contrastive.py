@@ -59,14 +59,14 @@ print("p", [f"{x:.3f}" for x in log_p(s, candidates)[1:].exp()])
 # InfoNCE (arXiv 1807.03748, eq. 4; CLIPO's choice) draws one positive $j$ at random.
 # The two SupCon losses (arXiv 2004.11362, eq. 2 and 3) average over the positives,
 # outside or inside the logarithm. The soft-nearest-neighbour loss (arXiv 1902.01889,
-# eq. 1, there of distances) sums over them. With $n = |\mathrm{pos}(i)|$:
+# eq. 1, there of distances) sums over them.
 #
 # $$
 # \begin{aligned}
 # \text{InfoNCE} &= -\log p_{ij} &
-# \text{SupCon-out} &= \frac{1}{n}\sum_{j \in \mathrm{pos}(i)} -\log p_{ij} \cr
+# \text{SupCon-out} &= \frac{1}{|\mathrm{pos}(i)|}\sum_{j \in \mathrm{pos}(i)} -\log p_{ij} \cr
 # \text{soft-NN} &= -\log \sum_{j \in \mathrm{pos}(i)} p_{ij} &
-# \text{SupCon-in} &= -\log \frac{1}{n}\sum_{j \in \mathrm{pos}(i)} p_{ij}
+# \text{SupCon-in} &= -\log \frac{1}{|\mathrm{pos}(i)|}\sum_{j \in \mathrm{pos}(i)} p_{ij}
 # \end{aligned}
 # $$
 
@@ -99,7 +99,7 @@ assert torch.isclose(draws.mean(), supcon_out(s, positives, candidates))
 
 # %% [markdown]
 # Always, SupCon-out is InfoNCE on average over the draw, SupCon-in is soft-NN plus
-# $\log n$, and soft-NN $\le$ SupCon-in $\le$ SupCon-out.
+# $\log |\mathrm{pos}(i)|$, and soft-NN $\le$ SupCon-in $\le$ SupCon-out.
 #
 # <details><summary><b>Guess first.</b> Move the anchor around the circle. Where is
 # soft-NN lowest, and where SupCon-out?</summary>
@@ -165,7 +165,8 @@ show(
 # right rollouts. They agree perfectly. Does each of them pay less?</summary>
 #
 # Under soft-NN yes. Under the others each pays *more*. The $p_{ij}$ of the positives
-# sum to at most 1, so their mean is at most $1/n$ and the loss at least $\log n$.
+# sum to at most 1, so their mean is at most $1 / |\mathrm{pos}(i)|$ and the loss at
+# least $\log |\mathrm{pos}(i)|$.
 #
 # </details>
 #
@@ -181,7 +182,7 @@ for count in counts:
         perfect = torch.where(chosen, 1.0, -1.0) / 0.5
         best[loss.__name__].append(loss(perfect, chosen, torch.ones(15).bool()))
 for name, losses in best.items():
-    print(f"{name:10}", *(f"  {n} positives {losses[n - 1]:.2f}" for n in (1, 4, 14)))
+    print(f"{name:10}", *(f"  {i} positives {losses[i - 1]:.2f}" for i in (1, 4, 14)))
 print(f"vectors that know nothing: {torch.tensor(15.0).log():.2f}")
 
 # %% tags=["drawing"]
@@ -194,7 +195,13 @@ for name, key, marker, size in (
 ):
     color = "white" if marker == "x" else COLORS[name]
     axis.plot(counts, best[key], marker, color=color, markersize=size, label=name)
-axis.plot(counts, torch.tensor(counts).log(), color="black", linewidth=0.8, label="log n")
+axis.plot(
+    counts,
+    torch.tensor(counts).log(),
+    color="black",
+    linewidth=0.8,
+    label="log of their number",
+)
 axis.axhline(torch.tensor(15.0).log(), color="black", linestyle="--", linewidth=0.8)
 axis.text(1, 2.77, "all cosines equal", fontsize=9)
 axis.legend(frameon=False, fontsize=9, loc=(0.27, 0.13), ncols=2)
@@ -204,7 +211,7 @@ show(
     figure,
     "08_floors",
     "The loss in the best case against the number of positives. Squares, crosses and "
-    "circles coincide and rise with log n; soft_nn (triangles) falls to 0. Dashed: the "
+    "circles coincide and rise; soft_nn (triangles) falls to 0. Dashed: the "
     "loss where all cosines are equal.",
 )
 
