@@ -148,7 +148,7 @@ for j in (1, 2, 3):
 for (name, curve), style in zip(curves.items(), ("--", "-.", "-")):
     right.plot(turn, curve, style, color=COLORS[name], label=name, linewidth=1.8)
 right.legend(frameon=False, fontsize=9, loc="upper right")
-right.set(ylim=(-0.5, 6.5), xticks=range(0, 361, 60))
+right.set(ylim=(-0.5, 6), xticks=range(0, 361, 60))
 tidy(right, "angle of the anchor, degrees", "its loss, nats")
 show(
     figure,
@@ -187,14 +187,14 @@ print(f"vectors that know nothing: {torch.tensor(15.0).log():.2f}")
 
 # %% tags=["drawing"]
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
-for name, key, marker, size in (
-    ("supcon_out", "supcon_out", "s", 9),
-    ("infonce, on average", "supcon_out", "x", 6),
-    ("supcon_in", "supcon_in", "o", 3.5),
-    ("soft_nn", "soft_nn", "v", 5),
+for name, key, look in (
+    ("supcon_out", "supcon_out", dict(marker="s", ms=10, fillstyle="none")),
+    ("infonce", "supcon_out", dict(marker="x", ms=8)),
+    ("supcon_in", "supcon_in", dict(marker="o", ms=3.5)),
+    ("soft_nn", "soft_nn", dict(marker="v", ms=5)),
 ):
-    color = "white" if marker == "x" else COLORS[name]
-    axis.plot(counts, best[key], marker, color=color, markersize=size, label=name)
+    label = "infonce, on average" if name == "infonce" else name
+    axis.plot(counts, best[key], ls="", color=COLORS[name], label=label, **look)
 axis.plot(
     counts,
     torch.tensor(counts).log(),

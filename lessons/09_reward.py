@@ -99,7 +99,7 @@ texts = tokenizer.decode_batch(story_rollouts.completion_ids())
 notes = [
     f"L {losses[i]:.2f}  c {c[i]:+.2f}  A {after[i]:+.2f}"
     if correct[i]
-    else f"wrong          A {after[i]:+.2f}"
+    else f"wrong  A {after[i]:+.2f}"
     for i in range(G)
 ]
 figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
