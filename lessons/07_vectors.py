@@ -97,6 +97,14 @@ for kind, rows in kinds.items():
 # `sample` returns the pooled states as `rollouts.pooled`. We compare their directions
 # by the cosine, the dot product of two *unit vectors* $z = h / |h|$: 1 for the same
 # direction, 0 for a right angle, -1 for opposite ones.
+#
+# <details><summary><b>Guess first.</b> A hallucinated rollout mostly differs from a
+# faithful one in one word of ten. What is their mean cosine?</summary>
+#
+# 0.986. Even right and wrong have 0.840. The pooled state says which *prompt* was
+# answered (0.245 between prompts), and very little about how.
+#
+# </details>
 
 
 # %%
@@ -124,14 +132,6 @@ for name, which in compared.items():
     print(f"{name:30}  mean cosine {raw[which].mean():.3f}")
 
 # %% [markdown]
-# <details><summary><b>Guess first.</b> A hallucinated rollout mostly differs from a
-# faithful one in one word of ten. What is their mean cosine?</summary>
-#
-# 0.986. Even right and wrong have 0.840. The pooled state says which *prompt* was
-# answered (0.245 between prompts), and very little about how.
-#
-# </details>
-#
 # ## Take away what they share
 #
 # Three vectors, nearly parallel. Subtract their mean, and only what differs is left:
@@ -227,6 +227,14 @@ show(
 # prompt. The AUC (area under the ROC curve) is the probability that a random faithful
 # one scores higher than a random hallucinated one. 1 is perfect, 0.5 is chance, and a
 # tie counts one half.
+#
+# <details><summary><b>Guess first.</b> Do we need vectors for that?</summary>
+#
+# Not here. Counting equal texts does it, and so does the model's own log-prob, because
+# each made-up operand is rare (lesson 10 makes a reward of it). Vectors are for
+# solutions that are alike without being equal.
+#
+# </details>
 
 
 # %%
@@ -272,20 +280,11 @@ report("log-prob of the rollout", rollouts.logprobs.sum(1))
 # Raw cosines work, too (AUC 0.973), but by differences of 0.010. Centring makes them
 # 0.267.
 #
-# <details><summary><b>Guess first.</b> Do we need vectors for that?</summary>
-#
-# Not here. Counting equal texts does it, and so does the model's own log-prob, because
-# each made-up operand is rare (lesson 10 makes a reward of it). Vectors are for
-# solutions that are alike without being equal. Whether they serve there, this page does
-# not show.
-#
-# </details>
-#
 # <details><summary><b>Guess first.</b> One AUC over the right rollouts of all prompts
 # together: is the centred cosine still that good?</summary>
 #
-# No, 0.832. A faithful rollout of a hard prompt has few friends. Agreement, like a
-# reward in lesson 5, means something within a group only.
+# No, 0.832. Where few are faithful, these have few friends. Agreement, like a reward in
+# lesson 5, means something within a group only.
 #
 # </details>
 

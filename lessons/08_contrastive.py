@@ -237,6 +237,15 @@ for tau in (1.0, 0.5, 0.05, 0.005):
 # CLIPO will take a right rollout's loss off its reward, so what matters is who in a
 # group pays *more*. Ten rollouts: a cluster of five right and equal ones, two right
 # outliers, three wrong ones. Two anchors, one of the cluster and one outlier:
+#
+# <details><summary><b>Guess first.</b> Faithful rollouts are the cluster, hallucinated
+# ones the outliers. Who pays more under SupCon-out at temperature 0.05?</summary>
+#
+# The faithful ones, 4.720 against 2.444. They are charged for the distance to their
+# *hallucinated* siblings, who are their positives. An outlier is about equally far from
+# everyone, and a softmax sees differences only.
+#
+# </details>
 
 # %%
 cluster = [1.0] * 4 + [0.5] * 2 + [-0.4] * 3  # cosines to cluster, outliers, wrong ones
@@ -258,15 +267,6 @@ for tau in (0.5, 0.05):
         print(f"  {name:22} cluster pays {one:6.3f}   outlier pays {other:6.3f}")
 
 # %% [markdown]
-# <details><summary><b>Guess first.</b> Faithful rollouts are the cluster, hallucinated
-# ones the outliers. Who pays more under SupCon-out at temperature 0.05?</summary>
-#
-# The faithful ones, 4.720 against 2.444. They are charged for the distance to their
-# *hallucinated* siblings, who are their positives. An outlier is about equally far from
-# everyone, and a softmax sees differences only.
-#
-# </details>
-#
 # Under InfoNCE chance decides. The cluster's draws cost 1.386 twice in three times,
 # else 11.386. So the outlier pays more *mostly*, and the cluster *on average*.
 #
