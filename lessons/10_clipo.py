@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 10. CLIPO: training with agreement
 #
-# **Question.** Lesson 9 made a reward of agreement. Does a model that is trained with
-# it stop making things up? And is there a simpler way?
+# **Question.** Lesson 9 made a reward of agreement. Does training with it stop a model
+# from making things up? Is there a simpler way?
 #
 # You need lesson 9. Four trainings of a hundred steps take about two minutes.
 
@@ -94,8 +94,8 @@ show_training(
 )
 
 # %% [markdown]
-# `contrastive_signal` is the share of prompts whose right rollouts differ in price. In
-# our setting it becomes small because nothing is left to differ in; in the paper's,
+# `contrastive_signal` is the share of prompts whose right rollouts differ in price. It
+# becomes small in our setting because nothing is left to differ in, in the paper's
 # because solved prompts have no loss and many rollouts pay the floor.
 #
 # ## The story after training
@@ -135,8 +135,8 @@ show(
 # %% [markdown]
 # ## Five seeds
 #
-# One run says little. Here are five seeds, each with its own pretraining and 2000 fresh
-# problems. Brackets hold 95% intervals of the mean:
+# One run says little. Five seeds, each with its own pretraining, 2000 fresh problems
+# and 95% intervals:
 
 # %%
 summary = read_json(LESSONS / "results" / "toy" / "summary.json")
@@ -183,7 +183,7 @@ for name in ("GRPO", "CLIPO", *(f"CLIPO, {change}" for change in changes)):
 #
 # <details><summary><b>Guess first.</b> Does it remove the made-up steps?</summary>
 #
-# At first, as fast as CLIPO. Then, in this run, they come back. With two other training
+# At first, and faster than CLIPO. In this run they come back. With two other training
 # seeds they stayed away (`lessons/results.md`).
 #
 # </details>
@@ -283,9 +283,9 @@ for name, model in (
 # In the last line false steps are the likelier ones, so log-prob rewards them. CLIPO
 # will do no better there: both follow the majority.
 #
-# > **You should know.** The simple reward is the one to beat, and on this toy it is
-# > close. It pays for confidence, not for truth. It would also charge long solutions
-# > for their length; here all have ten words.
+# > **You should know.** The simple reward is the one to beat, and here it comes close.
+# > It pays for confidence, not for truth, and would charge long solutions for their
+# > length. Here all have ten words.
 #
 # ## The same in minclipo
 #
