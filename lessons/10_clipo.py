@@ -249,8 +249,10 @@ operands = [
 ]
 asked = torch.tensor(tokenizer.encode_batch(operands))  # [B, 4] tokens
 values = {tokenizer.encode(f"{v:+d}")[0]: f"{v:+d}" for v in range(-9, 10) if v}
-for method, model in models.items():
-    likeliest = sample(model, prompts, 1, 16, temperature=0, eos_ids=tokenizer.eos_ids)
+for method in ("baseline", "clipo", "logprob"):
+    likeliest = sample(
+        models[method], prompts, 1, 16, temperature=0, eos_ids=tokenizer.eos_ids
+    )
     false = (likeliest.completions[:, 0:8:2] != asked).float()  # [B, 4]
     shares = {word: false[asked == token].mean() for token, word in values.items()}
     worst = max(shares, key=shares.get)
