@@ -61,8 +61,8 @@ print(f"a thousand ones, added up in bfloat16: {total:.0f}")
 # %% [markdown]
 # ## A thousand rollouts
 #
-# The careless model writes sixteen rollouts for each of 64 prompts. The first prompt
-# and its rollouts are the story's (lesson 3).
+# The careless model writes sixteen rollouts for each of 64 prompts. The first sixteen
+# are the story's (lesson 3).
 
 # %%
 tokenizer, model, G = toy_tokenizer(), pretrained("careless"), 16
@@ -248,7 +248,7 @@ print(auc(torch.tensor([0.9, 0.8]), torch.tensor([0.8, 0.7])))  # of 4 pairs 3 a
 
 
 def agreement(similarity):
-    """Mean similarity of each right rollout to the other right ones of its prompt, [N]."""
+    """Mean similarity of each right rollout to its prompt's other right ones, [N]."""
     counted = pairs(correct, correct)
     return (similarity * counted).sum(1) / counted.sum(1)  # NaN for wrong ones
 

@@ -64,7 +64,8 @@ print("p", [f"{x:.3f}" for x in log_p(s, candidates)[1:].exp()])
 # $$
 # \begin{aligned}
 # \text{InfoNCE} &= -\log p_{ij} &
-# \text{SupCon-out} &= \frac{1}{|\mathrm{pos}(i)|}\sum_{j \in \mathrm{pos}(i)} -\log p_{ij} \cr
+# \text{SupCon-out}
+# &= \frac{1}{|\mathrm{pos}(i)|}\sum_{j \in \mathrm{pos}(i)} -\log p_{ij} \cr
 # \text{soft-NN} &= -\log \sum_{j \in \mathrm{pos}(i)} p_{ij} &
 # \text{SupCon-in} &= -\log \frac{1}{|\mathrm{pos}(i)|}\sum_{j \in \mathrm{pos}(i)} p_{ij}
 # \end{aligned}

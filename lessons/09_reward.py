@@ -109,7 +109,7 @@ show(
     figure,
     "09_prices",
     "The story's sixteen rollouts with loss L, price c and advantage A. Orange, framed: "
-    "an operand made up. Grey, hatched: a wrong total. The three faithful rows pay least.",
+    "an operand made up. Grey, hatched: a wrong total. The faithful rows pay least.",
 )
 
 # %% [markdown]

@@ -260,8 +260,8 @@ for method in ("baseline", "clipo", "logprob"):
 
 # %% [markdown]
 # One operand is lost, as in lesson 6, and now the reward holds the loss in place. CLIPO
-# becomes as sure (its entropy is as low), but kept every operand on nineteen of twenty
-# seeds (`lessons/results.md`).
+# becomes as sure but kept every operand on nineteen of twenty seeds
+# (`lessons/results.md`).
 #
 # Who is paid? The careless model, the one trained with log-prob, and one that read
 # solutions of which most share a false step (lesson 11):
