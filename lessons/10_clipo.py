@@ -260,7 +260,7 @@ for method in ("baseline", "clipo", "logprob"):
 
 # %% [markdown]
 # One operand is lost, as in lesson 6, and now the reward holds the loss in place. CLIPO
-# becomes as sure but kept every operand on nineteen of twenty seeds
+# becomes as sure, but kept every operand on nineteen of twenty seeds
 # (`lessons/results.md`).
 #
 # Who is paid? The careless model, the one trained with log-prob, and one that read
