@@ -1,18 +1,17 @@
 # %% [markdown]
 # # 7. A rollout as a vector
 #
-# **Question.** GRPO looks at the answer and cannot see a made-up step (lesson 6). Does the step leave a trace in the
-# model that wrote it, where we could look?
+# **Question.** GRPO looks at the answer and cannot see a made-up step (lesson 6). Does
+# the step leave a trace in the model that wrote it?
 #
-# You need lesson 6. Here come a vector for each rollout, the cosine of two of them, what centring brings to light, and
-# a number that says how well a score tells two kinds apart.
+# You need lesson 6. Rollouts become vectors here, and vectors a score.
 
 # %%
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from minclipo.contrastive import center_by_group
-from minclipo.sampler import sample
+from minclipo.sampler import Rollouts, sample
 
 from common import (
     KINDS,
@@ -20,6 +19,7 @@ from common import (
     pretrained,
     problems_of,
     show,
+    story,
     tidy,
     toy_tokenizer,
     verdicts,
@@ -28,13 +28,12 @@ from common import (
 # %% [markdown]
 # ## One vector from many states
 #
-# The model turns each token into a state $u_t$, lesson 1's hidden state: the output of its final norm, from which the
-# next token is predicted. A rollout of $T$ tokens has $T$ of them. CLIPO (arXiv 2603.10101) takes their mean, over the
-# completion's own tokens and no others:
+# Each token becomes a hidden state $u_t$ (lesson 1). CLIPO (arXiv 2603.10101) takes the
+# mean over the $T$ tokens of a completion, its *pooled state*:
 #
 # $$h = \frac{1}{T} \sum_{t=1}^{T} u_t$$
 #
-# Two rollouts, states of width 2. The second has two tokens; what stands in its third place is padding.
+# Two rollouts, with states of width 2. The second has two tokens and then padding.
 
 # %%
 states = torch.tensor(
@@ -45,8 +44,13 @@ means = torch.stack([row[real].mean(0) for row, real in zip(states, mask)])  # [
 print(means)
 
 # %% [markdown]
-# > **You should know.** Large models compute in bfloat16, which has 8 significant bits. A sum that is kept in it stops
-# > growing early: from 256 on it knows even numbers only, and 256 + 1 is rounded back to 256. Add states up in float32.
+# <details><summary><b>Guess first.</b> Large models compute in bfloat16. Start at 0 and
+# add 1 a thousand times: what is the sum?</summary>
+#
+# 256. bfloat16 has 8 significant bits: beyond 256 it holds even numbers only, and 257
+# is rounded back to 256. So add states up in float32.
+#
+# </details>
 
 # %%
 total = torch.zeros((), dtype=torch.bfloat16)
@@ -57,54 +61,64 @@ print(f"a thousand ones, added up in bfloat16: {total:.0f}")
 # %% [markdown]
 # ## A thousand rollouts
 #
-# The model that has read the careless textbook, 64 prompts, 16 rollouts each. A right rollout is faithful if all its
-# steps are right, else hallucinated (lesson 3). What do they write?
+# The careless model writes sixteen rollouts for each of 64 prompts. The first sixteen
+# are the story's (lesson 3).
 
 # %%
-tokenizer, model = toy_tokenizer(), pretrained("careless")
-problems = problems_of("lesson 7", 64)
+tokenizer, model, G = toy_tokenizer(), pretrained("careless"), 16
+story_problem, story_rollouts = story()
+problems = [story_problem, *problems_of("lesson 7", 63)]  # B = 64
 prompts = tokenizer.encode_batch([problem.prompt for problem in problems])
 generator = torch.Generator().manual_seed(0)
-rollouts = sample(model, prompts, 16, 24, eos_ids=tokenizer.eos_ids, generator=generator)
+options = dict(eos_ids=tokenizer.eos_ids, generator=generator)
+others = sample(model, prompts[1:], G, 16, **options)
+rollouts = Rollouts.join([story_rollouts, others])  # N = B G = 1024
 
-correct, steps_right = verdicts(problems, rollouts)  # [N] each, N = 64 * 16
-faithful, hallucinated, wrong = correct & steps_right, correct & ~steps_right, ~correct
-texts, prompt_of = (
-    tokenizer.decode_batch(rollouts.completion_ids()),
-    rollouts.group,
-)  # [N], 0 to 63
-for kind, rows in zip(KINDS, (faithful, hallucinated, wrong)):
+correct, steps_right = verdicts(problems, rollouts)  # [N] each
+kinds = {
+    "faithful": correct & steps_right,
+    "hallucinated": correct & ~steps_right,
+    "wrong": ~correct,
+}
+faithful, hallucinated, wrong = kinds.values()
+texts = tokenizer.decode_batch(rollouts.completion_ids())
+prompt_of = rollouts.group  # [N], 0 to 63
+for kind, rows in kinds.items():
     different = {(prompt_of[i].item(), texts[i]) for i in rows.nonzero()[:, 0].tolist()}
     print(f"{kind:12} {rows.sum():4} rollouts, {len(different):3} different ones")
 
 # %% [markdown]
-# This is what CLIPO builds on: a prompt's faithful rollouts are all one text, nearly every hallucinated one is a text
-# of its own. Right reasoning is all alike; every made-up step is made up in its own way.
+# A prompt's faithful rollouts are one text; nearly every hallucinated one is a text of
+# its own. CLIPO builds on this: right reasoning is all alike; every made-up step is
+# made up in its own way.
 #
 # ## Nearly parallel
 #
-# `sample` has the mean states already (`rollouts.pooled`): it feeds every token back into the model anyway, eos
-# included, and adds up what comes out. How alike are two of them? The cosine compares directions and ignores lengths:
-# 1 for the same direction, 0 for a right angle, -1 for opposite ones. It is the dot product of the two after each is
-# divided by its length.
+# `sample` returns the pooled states as `rollouts.pooled`. We compare their directions
+# by the cosine, the dot product of two *unit vectors* $z = h / |h|$: 1 for the same
+# direction, 0 for a right angle, -1 for opposite ones.
+#
+# <details><summary><b>Guess first.</b> A hallucinated rollout mostly differs from a
+# faithful one in one word of ten. What is their mean cosine?</summary>
+#
+# 0.986. Even right and wrong have 0.840. The pooled state says which *prompt* was
+# answered (0.245 between prompts), and very little about how.
+#
+# </details>
 
 
 # %%
 def cosines(vectors):
     """[N, N] from [N, D]."""
-    unit = F.normalize(vectors, dim=1)
-    return unit @ unit.T
+    z = F.normalize(vectors, dim=1)
+    return z @ z.T
 
 
 def pairs(first, second, same_prompt=True):
-    """[N, N] bool: rollout i is one of `first`, rollout j another one of `second`; both [N] bool."""
+    """[N, N] bool: rollout i is one of `first`, rollout j another one, of `second`."""
     same = prompt_of[:, None] == prompt_of[None, :]
-    return (
-        first[:, None]
-        & second[None, :]
-        & (same == same_prompt)
-        & ~torch.eye(len(same), dtype=torch.bool)
-    )
+    another = ~torch.eye(len(same), dtype=torch.bool)
+    return first[:, None] & second[None, :] & (same == same_prompt) & another
 
 
 compared = {
@@ -118,10 +132,6 @@ for name, which in compared.items():
     print(f"{name:30}  mean cosine {raw[which].mean():.3f}")
 
 # %% [markdown]
-# A made-up step hardly turns the vector: 0.986 instead of 1. Even right and wrong have 0.844. The vector tells which
-# *prompt* was answered (0.237 between prompts), and very little of how. Large models have their version of this: the
-# states of GPT-2 lie in a narrow cone whatever the text (Ethayarajh 2019, arXiv 1909.00512).
-#
 # ## Take away what they share
 #
 # Three vectors, nearly parallel. Subtract their mean, and only what differs is left:
@@ -131,207 +141,197 @@ three = torch.tensor([[10.0, 1.0], [10.0, 1.0], [10.0, -2.0]])
 print("as they are", cosines(three)[0], "  centred", cosines(three - three.mean(0))[0])
 
 # %% [markdown]
-# Centred vectors sum to 0, so they cannot all agree: whoever lies furthest from the rest now points away from it. The
-# same for the rollouts, each minus the mean of its own prompt's sixteen, right or wrong:
+# Centred vectors sum to 0, so they cannot all agree: the one furthest from the rest now
+# points away from it. From each rollout we subtract the mean of its prompt's sixteen:
 
 # %%
-groups = rollouts.pooled.view(64, 16, -1)  # [B, G, D]
+groups = rollouts.pooled.view(-1, G, 64)  # [B, G, D]
 centred = (groups - groups.mean(1, keepdim=True)).flatten(0, 1)  # [N, D]
 similarity = {"as they are": raw, "centred": cosines(centred)}
 for name, which in compared.items():
-    print(
-        f"{name:30}  mean cosine {raw[which].mean():+.3f}, centred {similarity['centred'][which].mean():+.3f}"
-    )
+    before, after = (cosine[which].mean() for cosine in similarity.values())
+    print(f"{name:30}  mean cosine {before:+.3f}, centred {after:+.3f}")
 
-styles = (
-    (KINDS["faithful"], "-"),
-    (KINDS["hallucinated"], "-"),
-    (KINDS["wrong"], "-"),
-    ("black", ":"),
+# %% tags=["drawing"]
+colors = (*KINDS.values(), "black")
+figure, axes = plt.subplots(
+    4, 2, figsize=(8, 4.6), sharex=True, sharey=True, layout="constrained"
 )
-figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
-for axis, (title, cosine) in zip(axes, similarity.items()):
-    for (name, which), (color, linestyle) in zip(compared.items(), styles):
+for row, ((name, which), color) in enumerate(zip(compared.items(), colors)):
+    for axis, (title, cosine) in zip(axes[row], similarity.items()):
         shares = torch.histc(cosine[which].clamp(-1, 1), 40, -1, 1) / which.sum()
-        axis.stairs(
-            shares,
-            torch.linspace(-1, 1, 41),
-            color=color,
-            linestyle=linestyle,
-            linewidth=1.8,
-            label=name,
-        )
-    tidy(
-        axis,
-        "cosine of two rollouts",
-        "share of the pairs" if axis is axes[0] else "",
-        title,
-    )
-axes[0].legend(frameon=False, fontsize=9, loc="upper left")
+        axis.stairs(shares, torch.linspace(-1, 1, 41), fill=True, color=color)
+        xlabel = "cosine of two rollouts" if row == 3 else ""
+        tidy(axis, xlabel, "", title if row == 0 else "")
+        axis.text(-1, 0.8, name, fontsize=9)
+figure.supylabel("share of the pairs", fontsize=10)
 show(
     figure,
     "07_cosines",
-    "Cosines of pairs of rollouts by kind, before and after centring",
+    "Cosines of two rollouts, a row for each kind of pair. As they are (left), pairs "
+    "from one prompt crowd at 1; centred (right), each kind has a place of its own.",
 )
 
 # %% [markdown]
-# What shared the last bar on the left (orange on blue) is now spread from -0.5 to 1. Faithful pairs stay at 1, being
-# equal.
-#
 # ## A map
 #
-# 64 dimensions do not fit on paper. For each of the first three prompts we take the plane in which its sixteen centred
-# vectors, each scaled to length 1, lose least of their squared length; the singular value decomposition finds it. (PCA
-# does the same after taking off the mean once more.) The closer a point to the circle, the less of it is lost.
+# The states have 64 dimensions. For each of three prompts we take the plane that keeps
+# most of its centred unit vectors; the singular value decomposition (SVD) finds it.
+
 
 # %%
+def plane(prompt):
+    """(places [G, 2] of a prompt's rollouts, share of the squared length kept)"""
+    z = F.normalize(centred[prompt_of == prompt], dim=1)  # [G, D]
+    _, sizes, directions = torch.linalg.svd(z, full_matrices=False)  # largest first
+    return z @ directions[:2].T, (sizes[:2] ** 2).sum() / (sizes**2).sum()
+
+
+maps = [plane(prompt) for prompt in range(3)]
+print("kept on the map:", [f"{kept:.0%}" for _, kept in maps])
+
+# %% tags=["drawing"]
 figure, axes = plt.subplots(1, 3, figsize=(8, 3.3), layout="constrained")
-for prompt, axis in enumerate(axes):
-    points = F.normalize(centred[prompt_of == prompt], dim=1)  # [G, D]
-    _, sizes, directions = torch.linalg.svd(
-        points, full_matrices=False
-    )  # directions [G, D], the most important first
-    kept = (sizes[:2] ** 2).sum() / (sizes**2).sum()
-    for kind, rows in zip(KINDS, (faithful, hallucinated, wrong)):
-        own = (
-            points[rows[prompt_of == prompt]] @ directions[:2].T
-        )  # [rollouts of that kind, 2]
-        places, count = (
-            own.mul(100).round().unique(dim=0, return_counts=True)
-        )  # those that coincide make one marker
+for prompt, (axis, (places, kept)) in enumerate(zip(axes, maps)):
+    for (kind, rows), marker in zip(kinds.items(), "o^x"):
+        own = places[rows[prompt_of == prompt]]  # [rollouts of that kind, 2]
+        own, count = own.mul(100).round().unique(dim=0, return_counts=True)
+        look = {} if marker == "x" else {"edgecolors": "white"}
+        color = KINDS[kind]
         axis.scatter(
-            *(places / 100).T,
-            s=30 * count,
-            color=KINDS[kind],
-            edgecolors="white",
-            label=kind,
-            zorder=2,
+            *(own / 100).T, s=35 * count, color=color, marker=marker, label=kind, **look
         )
     axis.add_patch(plt.Circle((0, 0), 1, fill=False, color="black", alpha=0.3))
-    tidy(
-        axis,
-        "1st component",
-        "2nd component" if prompt == 0 else "",
-        f"prompt {prompt}: {kept:.0%} kept",
-    )
-    axis.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
-figure.legend(
-    *axes[0].get_legend_handles_labels(),
-    loc="outside lower center",
-    ncols=3,
-    frameon=False,
-)
+    title = "the story's prompt" if prompt == 0 else f"prompt {prompt}"
+    tidy(axis, "1st component", "", f"{title}, {kept:.0%} kept")
+    axis.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
+    axis.title.set_size(10)
+axes[0].set_ylabel("2nd component")
+handles = [
+    plt.Line2D([], [], color=KINDS[kind], marker=marker, linestyle="", label=kind)
+    for kind, marker in zip(kinds, "o^x")
+]
+figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
 show(
     figure,
     "07_map",
-    "The rollouts of three prompts; a marker's area says how many coincide",
+    "The sixteen rollouts of three prompts; a marker's area says how many coincide. The "
+    "blue circle is the faithful text; orange triangles lie off it, each in its own. "
+    "Nearer to the grey circle means that less of the vector is lost.",
 )
 
 # %% [markdown]
-# The large marker is the faithful text, written several times over. The hallucinated ones lie off it, most of them on
-# its side of the circle, each in a place of its own.
-#
 # ## A number for it
 #
-# Score each right rollout by its mean cosine to the *other right* rollouts of its prompt. Does that score tell
-# faithful from hallucinated? Draw one of each at random: the probability that the faithful one scores higher is the
-# AUC (area under the ROC curve). 1 is perfect, 0.5 a coin's; a tie counts one half.
+# Score each right rollout by its mean cosine to the *other right* rollouts of its
+# prompt. The AUC (area under the ROC curve) is the probability that a random faithful
+# one scores higher than a random hallucinated one. 1 is perfect, 0.5 is chance, and a
+# tie counts one half.
+#
+# <details><summary><b>Guess first.</b> Do we need vectors for that?</summary>
+#
+# Not here. Counting equal texts does it, and so does the model's own log-prob, because
+# each made-up operand is rare (lesson 10 makes a reward of it). Vectors are for
+# solutions that are alike without being equal.
+#
+# </details>
 
 
 # %%
-def auc(scores, positive):
-    """scores [n], positive [n] bool"""
-    difference = (
-        scores[positive][:, None] - scores[~positive][None, :]
-    )  # [positive ones, negative ones]
+def auc(of_faithful, of_hallucinated):
+    """How often the first score is higher, over all pairs."""
+    difference = of_faithful[:, None] - of_hallucinated[None, :]
     return ((difference > 0) + 0.5 * (difference == 0)).mean()
 
 
-print(
-    auc(torch.tensor([0.9, 0.8, 0.8, 0.7]), torch.tensor([True, True, False, False]))
-)  # of 4 pairs 3 and a tie
+print(auc(torch.tensor([0.9, 0.8]), torch.tensor([0.8, 0.7])))  # of 4 pairs 3 and a tie
 
 
-def agreement(similarity, among):
-    """Mean similarity of each rollout to the others of its prompt that are `among` [N] bool; [N]."""
-    others = pairs(torch.ones_like(among), among)
-    return (similarity * others).sum(1) / others.sum(1)
+def agreement(similarity):
+    """Mean similarity of each right rollout to its prompt's other right ones, [N]."""
+    counted = pairs(correct, correct)
+    return (similarity * counted).sum(1) / counted.sum(1)  # NaN for wrong ones
 
 
 def report(name, scores):
     """Means over the prompts, each of which has both kinds here."""
-    groups = [correct & (prompt_of == prompt) for prompt in range(64)]
-    aucs = torch.stack([auc(scores[rows], faithful[rows]) for rows in groups])  # [B]
-    gaps = torch.stack(
-        [
-            scores[rows & faithful].mean() - scores[rows & hallucinated].mean()
-            for rows in groups
-        ]
-    )  # [B]
-    print(
-        f"{name:37}  AUC {aucs.mean():.3f}   faithful - hallucinated {gaps.mean():+.3f}"
+    own = [prompt_of == prompt for prompt in range(len(problems))]
+    high, low = (
+        [scores[rows & kind] for rows in own] for kind in (faithful, hallucinated)
     )
+    aucs = torch.stack([auc(*both) for both in zip(high, low)])  # [B]
+    gaps = torch.stack([a.mean() - b.mean() for a, b in zip(high, low)])  # [B]
+    print(f"{name:37}  AUC {aucs.mean():.3f}   faithful - halluc. {gaps.mean():+.3f}")
 
 
 for title, cosine in similarity.items():
-    report(f"{title}: cosine to the right ones", agreement(cosine, correct))
-    report(f"{title}: cosine to all others", agreement(cosine, torch.ones_like(correct)))
+    report(f"cosine to the right ones, {title}", agreement(cosine))
 same_text = torch.tensor(
-    [[float(one == other) for one in texts] for other in texts]
+    [[float(one == two) for one in texts] for two in texts]
 )  # [N, N]
-report("same text, among the right ones", agreement(same_text, correct))
+report("share of equal texts among them", agreement(same_text))
 report("log-prob of the rollout", rollouts.logprobs.sum(1))
 
 # %% [markdown]
-# > **You should know.** No step was labelled, nothing trained, and yet the made-up steps stand out. Not because
-# > somebody knows the truth: because right reasoning is all alike. The score finds the largest cluster (in lesson 11
-# > that will be a false one).
+# > **You should know.** No step was labelled and nothing was trained, yet made-up steps
+# > stand out. The score does not know the truth. It finds the largest cluster, which in
+# > lesson 11 will be a false one.
 #
-# Raw cosines give the right order, too (AUC 0.981), but by differences of 0.010 (last column: the two kinds' mean
-# scores), of which centring makes 0.258. With the wrong rollouts let in, so that the score uses not even a verdict on
-# the answer, the raw one falls to 0.902. The centred one does not.
+# Raw cosines work, too (AUC 0.973), but by differences of 0.010. Centring makes them
+# 0.267.
 #
-# Do we need vectors for that? Not here, as the last two lines say. Counting equal texts does it. So does the model's
-# own probability of what it wrote: a made-up operand is one of many, each of them rare. The toy is easier than the
-# world, for its right solutions are equal word for word; vectors are for solutions that are alike without being equal.
-# Whether a large model's vectors serve there, nothing on this page shows.
+# <details><summary><b>Guess first.</b> One AUC over the right rollouts of all prompts
+# together: is the centred cosine still that good?</summary>
 #
+# No, 0.832. Where few are faithful, these have few friends. Agreement, like a reward in
+# lesson 5, means something within a group only.
+#
+# </details>
+
+# %%
+scores = agreement(similarity["centred"])
+print(f"all prompts in one heap: AUC {auc(scores[faithful], scores[hallucinated]):.3f}")
+
+# %% [markdown]
 # ## The same in minclipo
 #
-# `rollouts.pooled` holds the means that `sample` has added up on the way; one forward pass gives the same.
-# `center_by_group` is what training calls.
+# One forward pass gives what `sample` has added up. `center_by_group` also guards
+# against rounding: equal rollouts may differ in a last bit, and where centring leaves
+# nothing else, their cosine is -1. So what is shorter than $10^{-5}$ of the mean
+# becomes exactly 0.
 
 # %%
 tokens = torch.cat(
-    [torch.tensor(prompts).repeat_interleave(16, 0), rollouts.completions], 1
-)  # [N, P + T]
+    [torch.tensor(prompts).repeat_interleave(G, 0), rollouts.completions], 1
+)
 with torch.no_grad():
-    hidden = model(tokens)[
-        :, len(prompts[0]) :
-    ]  # [N, T, D], the state at each token of the completion
+    hidden = model(tokens)[:, len(prompts[0]) :]  # [N, T, D], at the completion's tokens
 assert torch.allclose(mean_pool(hidden, rollouts.mask), rollouts.pooled, atol=1e-5)
 assert torch.equal(mean_pool(states, mask), means)
 assert torch.allclose(center_by_group(rollouts.pooled, prompt_of), centred, atol=1e-5)
 print("they agree")
 
-four = torch.tensor(
-    [[0.2, 0.7], [0.3, 0.4], [0.4, 0.3], [0.7, 0.2]]
-)  # the states of one rollout, [T, D]
-twice = (
-    torch.stack([sum(four), sum(four.flip(0))]) / 4
-)  # added up from the front and from the back, [2, D]
+four = torch.tensor([[0.2, 0.7], [0.3, 0.4], [0.4, 0.3], [0.7, 0.2]])  # [T, D]
+twice = torch.stack([sum(four), sum(four.flip(0))]) / 4  # forwards, backwards: [2, D]
 print(f"plain: cosine {cosines(twice - twice.mean(0))[0, 1]:.0f}")
 print(f"guarded: {center_by_group(twice, torch.zeros(2)).tolist()}")
 
 # %% [markdown]
-# The last lines show a guard. Two rollouts with equal states differ in the last bit of their means, by the order of
-# summation. Centring leaves that rounding and nothing else, and to a cosine short vectors are as good as long ones:
-# equal rollouts become opposite. So `center_by_group` makes exactly 0 of what is shorter than $10^{-5}$ of the mean.
+# **Now you know.**
 #
-# **Exercise.** `python lessons/exercises/07_vectors.py`: pooling, centring and the AUC for rollouts as they come:
-# padded with NaN, in bfloat16, in any order.
+# * A rollout becomes a vector: the mean of its hidden states, minus its group's mean.
+# * Faithful rollouts lie in one place; each hallucinated one lies in its own.
+# * So agreement among right rollouts finds made-up steps, without a label.
 #
-# **What to try next.** Compute one AUC over the right rollouts of all prompts together: about 0.8. Agreement, like a
-# reward in lesson 5, means something within a group only. Then take the state at eos, `hidden[:, 10]`, instead of the
-# mean: centred it does nearly as well. Read `decode` in `minclipo/sampler.py`, which keeps the sum. Lesson 8 turns "it
-# lies with its friends" into a loss.
+# **Exercise.** About 20 minutes, medium. `python lessons/exercises/07_vectors.py`:
+# pooling, centring and the AUC for rollouts padded with NaN, in bfloat16, in any order.
+#
+# <details><summary>A hint for centred</summary>
+#
+# The matrix of who belongs with whom, as numbers, times the states sums each group.
+#
+# </details>
+#
+# **What to try next.** Take the state at eos, `hidden[:, 10]`, instead of the mean:
+# centred it does nearly as well. Read `decode` in `minclipo/sampler.py`, which keeps
+# the sum. Lesson 8 turns "it lies with its friends" into a loss.

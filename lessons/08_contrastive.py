@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 8. Four contrastive losses by hand
 #
-# **Question.** Lesson 7 saw that right rollouts with made-up steps lie apart. How does one number per rollout say "it
-# lies with its friends and away from the others", and do all such numbers charge the same rollouts?
+# **Question.** How does one number per rollout say "it lies with its friends and away
+# from the others", and do all such numbers charge the same rollouts?
 #
-# You need lesson 7. Here come four losses, in one line each, what they have in common, and where they part.
+# You need lesson 7. We write four losses, one line each, and see where they part.
 
 # %%
 import json
@@ -16,33 +16,28 @@ from minclipo.contrastive import contrastive_loss
 
 from common import LESSONS, METHODS, show, tidy
 
-COLORS = {
-    "infonce": METHODS["clipo_paper"],
-    "supcon_out": "#777777",
-    "supcon_in": "black",
-    "soft_nn": METHODS["clipo"],
-}
-
 # %% [markdown]
 # ## A probability for each candidate
 #
-# Seven unit vectors on a circle, given by their angles. The first is the *anchor*, whose loss we want. The next three
-# are its *positives* $P$ (in CLIPO: right rollouts of the same prompt), the last three its *negatives* (wrong ones).
-# Together these six are the *candidates* $A$ (not the advantage; nor is $P$ a prompt's length here, $q$ a query, $z$ a
-# logit or $\tau$ the temperature of sampling). The anchor itself is none: its cosine with itself is always 1 and says
-# nothing.
+# Seven unit vectors on a circle, given by their angles. The first is the *anchor*,
+# whose loss we want. The next three are its *positives*, in CLIPO the other right
+# rollouts of its prompt. The last three are its *negatives*. All six are its
+# *candidates*.
 #
 # Divide the cosines by a temperature $\tau$ and take the softmax over the candidates:
 #
-# $$q_{ij} = \frac{z_i \cdot z_j}{\tau} \qquad p_{ij} = \frac{e^{q_{ij}}}{\sum_{a \in A} e^{q_{ia}}}$$
+# $$
+# s_{ij} = \frac{z_i \cdot z_j}{\tau} \qquad
+# p_{ij} = \frac{e^{s_{ij}}}{\sum_{k \in \mathrm{cand}(i)} e^{s_{ik}}}
+# $$
 #
-# So $p_{ij}$ is the probability that anchor $i$ takes candidate $j$ for its friend.
+# So $p_{ij}$ is the probability that anchor $i$ picks candidate $j$ as its friend.
 
 
 # %%
-def log_p(q, A):
-    """Log of the softmax over the candidates; q [..., n], A [..., n] bool. -inf outside of A."""
-    return q.masked_fill(~A, -torch.inf).log_softmax(-1)
+def log_p(s, candidates):
+    """Log of the softmax over the candidates, [..., n]; -inf for all others."""
+    return s.masked_fill(~candidates, -torch.inf).log_softmax(-1)
 
 
 def on_circle(degrees):
@@ -52,192 +47,182 @@ def on_circle(degrees):
 
 angles = torch.tensor([0.0, 20.0, 50.0, 150.0, 110.0, 200.0, 280.0])
 z = on_circle(angles)  # [7, 2]
-P = torch.tensor([False, True, True, True, False, False, False])
-A = torch.tensor([False, True, True, True, True, True, True])
-q = z[0] @ z.T / 0.5  # [7], scores of the anchor
-print("q", [f"{x:+.2f}" for x in q[1:]])
-print("p", [f"{x:.3f}" for x in log_p(q, A)[1:].exp()])
+candidates = torch.arange(7) > 0
+positives = candidates & (torch.arange(7) < 4)
+s = z[0] @ z.T / 0.5  # [7], scores of the anchor
+print("s", [f"{x:+.2f}" for x in s[1:]])
+print("p", [f"{x:.3f}" for x in log_p(s, candidates)[1:].exp()])
 
 # %% [markdown]
 # ## Four ways to sum it up
 #
-# InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, eq. 4; CLIPO's choice) draws one positive $j$ at random. The two
-# SupCon losses (Khosla et al. 2020, arXiv 2004.11362, eq. 2 and 3) take the mean over all positives, outside or inside
-# of the logarithm. The soft-nearest-neighbour loss (Frosst et al. 2019, arXiv 1902.01889, eq. 1, with squared
-# distances in place of cosines) takes the sum:
+# InfoNCE (arXiv 1807.03748, eq. 4; CLIPO's choice) draws one positive $j$ at random.
+# The two SupCon losses (arXiv 2004.11362, eq. 2 and 3) average over the positives,
+# outside or inside the logarithm. The soft-nearest-neighbour loss (arXiv 1902.01889,
+# eq. 1, there of distances) sums over them.
 #
-# $$\text{InfoNCE} = -\log p_{ij} \qquad \text{SupCon-out} = \frac{1}{|P|}\sum_{j \in P} -\log p_{ij}$$
-#
-# $$\text{SupCon-in} = -\log \frac{1}{|P|}\sum_{j \in P} p_{ij} \qquad \text{soft-NN} = -\log \sum_{j \in P} p_{ij}$$
+# $$
+# \begin{aligned}
+# \text{InfoNCE} &= -\log p_{ij} &
+# \text{SupCon-out}
+# &= \frac{1}{|\mathrm{pos}(i)|}\sum_{j \in \mathrm{pos}(i)} -\log p_{ij} \cr
+# \text{soft-NN} &= -\log \sum_{j \in \mathrm{pos}(i)} p_{ij} &
+# \text{SupCon-in} &= -\log \frac{1}{|\mathrm{pos}(i)|}\sum_{j \in \mathrm{pos}(i)} p_{ij}
+# \end{aligned}
+# $$
 
 
 # %%
-def infonce(q, A, drawn):
-    return -log_p(q, A)[..., drawn]
+def infonce(s, candidates, drawn):
+    return -log_p(s, candidates)[..., drawn]
 
 
-def supcon_out(q, P, A):
-    return -log_p(q, A).masked_fill(~P, 0.0).sum(-1) / P.sum(-1)
+def supcon_out(s, positives, candidates):
+    log_probs = log_p(s, candidates).masked_fill(~positives, 0.0)
+    return -log_probs.sum(-1) / positives.sum(-1)
 
 
-def supcon_in(q, P, A):
-    return soft_nn(q, P, A) + P.sum(-1).log()
+def supcon_in(s, positives, candidates):
+    return soft_nn(s, positives, candidates) + positives.sum(-1).log()
 
 
-def soft_nn(q, P, A):
-    return -log_p(q, A).masked_fill(~P, -torch.inf).logsumexp(-1)
+def soft_nn(s, positives, candidates):
+    log_probs = log_p(s, candidates).masked_fill(~positives, -torch.inf)
+    return -log_probs.logsumexp(-1)
 
 
-draws = torch.stack([infonce(q, A, j) for j in (1, 2, 3)])
-print(
-    "InfoNCE, by the positive drawn:",
-    [f"{x:.3f}" for x in draws],
-    f" mean {draws.mean():.3f}",
-)
+draws = torch.stack([infonce(s, candidates, j) for j in (1, 2, 3)])
+by_draw = [f"{x:.3f}" for x in draws]
+print("InfoNCE, by the positive drawn:", by_draw, f" mean {draws.mean():.3f}")
 for loss in (supcon_out, supcon_in, soft_nn):
-    print(f"{loss.__name__:10} {loss(q, P, A):.3f}")
-assert torch.isclose(draws.mean(), supcon_out(q, P, A))
-assert soft_nn(q, P, A) <= supcon_in(q, P, A) <= supcon_out(q, P, A)
+    print(f"{loss.__name__:10} {loss(s, positives, candidates):.3f}")
+assert torch.isclose(draws.mean(), supcon_out(s, positives, candidates))
 
 # %% [markdown]
-# Three things hold always, not only here. The mean of InfoNCE over the draw is SupCon-out. SupCon-in is soft-NN plus
-# $\log|P|$. And soft-NN $\le$ SupCon-in $\le$ SupCon-out, the last because minus the logarithm of a mean is never more
-# than the mean of minus the logarithms (Jensen).
+# Always, SupCon-out is InfoNCE on average over the draw, SupCon-in is soft-NN plus
+# $\log |\mathrm{pos}(i)|$, and soft-NN $\le$ SupCon-in $\le$ SupCon-out.
 #
-# Now the anchor runs around the circle:
+# <details><summary><b>Guess first.</b> Move the anchor around the circle. Where is
+# soft-NN lowest, and where SupCon-out?</summary>
+#
+# soft-NN asks for *some* friend nearby: it is lowest at 21 degrees, beside a positive.
+# SupCon-out asks to be near *all*: it is lowest at 69 degrees, beside none.
+#
+# </details>
 
 # %%
 turn = torch.linspace(0, 360, 361)
-scores = on_circle(turn) @ z.T / 0.5  # [361, 7]
+around = on_circle(turn) @ z.T / 0.5  # [361, 7]
+curves = {
+    loss.__name__: loss(around, positives, candidates)
+    for loss in (supcon_out, supcon_in, soft_nn)
+}
+for name, curve in curves.items():
+    print(f"{name:10} lowest at {turn[curve.argmin()]:.0f} degrees: {curve.min():.2f}")
+
+# %% tags=["drawing"]
+COLORS = {
+    "infonce": METHODS["clipo_paper"],
+    "supcon_out": "#777777",
+    "supcon_in": "black",
+    "soft_nn": METHODS["clipo"],
+}
 figure, (left, right) = plt.subplots(
     1, 2, figsize=(8, 3.4), width_ratios=(1, 2), layout="constrained"
 )
 left.add_patch(plt.Circle((0, 0), 1, fill=False, color="black", alpha=0.3))
 for rows, marker, color, name in (
-    (P, "o", "black", "positive"),
-    (A & ~P, "X", "#999999", "negative"),
+    (positives, "o", "black", "positive"),
+    (candidates & ~positives, "X", "#999999", "negative"),
 ):
     left.scatter(*z[rows].T, s=70, marker=marker, color=color, label=name, zorder=2)
     for angle in angles[rows]:
         right.plot(angle, -0.35, marker, color=color, markersize=7, clip_on=False)
-left.scatter(
-    *z[:1].T,
-    s=120,
-    marker="*",
-    facecolor="white",
-    edgecolor="black",
-    label="anchor",
-    zorder=2,
-)
+star = dict(marker="*", facecolor="white", edgecolor="black", zorder=2)
+left.scatter(*z[:1].T, s=120, label="anchor", **star)
 left.legend(frameon=False, fontsize=9, loc="center")
 left.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
 left.axis("off")
 for j in (1, 2, 3):
-    right.plot(
-        turn,
-        infonce(scores, A, j),
-        ":",
-        color=COLORS["infonce"],
-        label="infonce" if j == 1 else None,
-    )
-for loss, linestyle in ((supcon_out, "--"), (supcon_in, "-."), (soft_nn, "-")):
-    right.plot(
-        turn,
-        loss(scores, P, A),
-        linestyle,
-        color=COLORS[loss.__name__],
-        label=loss.__name__,
-        linewidth=1.8,
-    )
+    curve, label = infonce(around, candidates, j), "infonce" if j == 1 else None
+    right.plot(turn, curve, ":", color=COLORS["infonce"], label=label)
+for (name, curve), style in zip(curves.items(), ("--", "-.", "-")):
+    right.plot(turn, curve, style, color=COLORS[name], label=name, linewidth=1.8)
 right.legend(frameon=False, fontsize=9, loc="upper right")
-right.set(ylim=(-0.5, 6.5), xticks=range(0, 361, 60))
+right.set(ylim=(-0.5, 6), xticks=range(0, 361, 60))
 tidy(right, "angle of the anchor, degrees", "its loss, nats")
 show(
     figure,
     "08_circle",
-    "The losses as the anchor goes round the circle; dotted: InfoNCE for each positive drawn",
+    "Left: the seven vectors. Right: the losses as the anchor goes round the circle; the "
+    "marks below are positives and negatives. The three dotted curves are InfoNCE, one "
+    "for each positive that it may draw.",
 )
 
 # %% [markdown]
-# soft-NN asks for *some* friend nearby: at 20 degrees, beside two positives, it is nearly 0, and the third one on the
-# far side costs next to nothing. SupCon-out asks to be near *all* of them: its lowest point is at about 70 degrees,
-# between the three and beside none. SupCon-in has soft-NN's shape, lifted by $\log 3$.
-#
 # ## Floors
 #
-# The $p_{ij}$ of the positives sum to at most 1. So the largest their mean can be is $1/|P|$, and neither SupCon loss,
-# nor the mean of InfoNCE, can fall below $\log|P|$, however perfect the vectors: each positive has the others for
-# competitors. Take a group of 16 rollouts in the best case, all right ones equal, all wrong ones opposite, at
-# $\tau=0.5$ (the marks lie above $\log|P|$ by what the negatives still weigh):
+# <details><summary><b>Guess first.</b> The policy gets better, and a group has more
+# right rollouts. They agree perfectly. Does each of them pay less?</summary>
+#
+# Under soft-NN yes. Under the others each pays *more*. The $p_{ij}$ of the positives
+# sum to at most 1, so their mean is at most $1 / |\mathrm{pos}(i)|$ and the loss at
+# least $\log |\mathrm{pos}(i)|$.
+#
+# </details>
+#
+# Sixteen rollouts in the best case, at $\tau=0.5$: right ones equal, wrong ones
+# opposite.
 
 # %%
 counts = range(1, 15)  # positives of an anchor that has 15 candidates
-A15, best = (
-    torch.ones(15, dtype=torch.bool),
-    {"supcon_out": [], "supcon_in": [], "soft_nn": []},
-)
+best = {"supcon_out": [], "supcon_in": [], "soft_nn": []}
 for count in counts:
-    P15 = torch.arange(15) < count
+    chosen = torch.arange(15) < count
     for loss in (supcon_out, supcon_in, soft_nn):
-        best[loss.__name__].append(loss(torch.where(P15, 1.0, -1.0) / 0.5, P15, A15))
+        perfect = torch.where(chosen, 1.0, -1.0) / 0.5
+        best[loss.__name__].append(loss(perfect, chosen, torch.ones(15).bool()))
+for name, losses in best.items():
+    print(f"{name:10}", *(f"  {i} positives {losses[i - 1]:.2f}" for i in (1, 4, 14)))
+print(f"vectors that know nothing: {torch.tensor(15.0).log():.2f}")
+
+# %% tags=["drawing"]
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+for name, key, look in (
+    ("supcon_out", "supcon_out", dict(marker="s", ms=10, fillstyle="none")),
+    ("infonce", "supcon_out", dict(marker="x", ms=8)),
+    ("supcon_in", "supcon_in", dict(marker="o", ms=3.5)),
+    ("soft_nn", "soft_nn", dict(marker="v", ms=5)),
+):
+    label = "infonce, on average" if name == "infonce" else name
+    axis.plot(counts, best[key], ls="", color=COLORS[name], label=label, **look)
 axis.plot(
     counts,
-    best["supcon_out"],
-    "s",
-    color=COLORS["supcon_out"],
-    markersize=9,
-    label="supcon_out",
-)
-axis.plot(
-    counts,
-    best["supcon_out"],
-    ":",
-    color=COLORS["infonce"],
-    linewidth=3,
-    label="infonce (mean)",
-)
-axis.plot(
-    counts,
-    best["supcon_in"],
-    "o",
-    color=COLORS["supcon_in"],
-    markersize=4,
-    label="supcon_in",
-)
-axis.plot(
-    counts, best["soft_nn"], "-", color=COLORS["soft_nn"], linewidth=1.8, label="soft_nn"
-)
-axis.plot(
-    counts, torch.tensor(counts).log(), color="black", linewidth=0.8, label="log |P|"
-)
-axis.axhline(
-    torch.tensor(15.0).log(),
+    torch.tensor(counts).log(),
     color="black",
-    linestyle="--",
     linewidth=0.8,
-    label="log |A|: all cosines equal",
+    label="log of their number",
 )
+axis.axhline(torch.tensor(15.0).log(), color="black", linestyle="--", linewidth=0.8)
+axis.text(1, 2.77, "all cosines equal", fontsize=9)
 axis.legend(frameon=False, fontsize=9, loc=(0.27, 0.13), ncols=2)
 axis.set(ylim=(-0.1, 3), xticks=range(2, 15, 2))
 tidy(axis, "positives of the anchor, of 15 candidates", "loss in the best case, nats")
 show(
     figure,
     "08_floors",
-    "The loss in the best case against the number of positives; three of the four coincide",
+    "The loss in the best case against the number of positives. Squares, crosses and "
+    "circles coincide and rise; soft_nn (triangles) falls to 0. Dashed: the "
+    "loss where all cosines are equal.",
 )
 
 # %% [markdown]
-# > **You should know.** Under three of the four losses the floor rises as the policy gets better: the more right
-# > rollouts, the more each of them pays at least. With 14 positives the floor lies just below the dashed line, which
-# > is the loss of vectors that know nothing at all.
-#
-# The dashed line is where all similarities are equal: each $p_{ij}$ is $1/|A|$. Nearly parallel vectors, like the raw
-# ones of lesson 7, sit there under every loss (soft-NN: at $\log(|A|/|P|)$), unless the temperature is small.
+# > **You should know.** Under three of the four losses the floor rises as the policy
+# > gets better. With 14 positives perfect agreement costs nearly as much as ignorance.
 #
 # ## Temperature: who counts
 #
-# Three candidates with the cosines 0.99, 0.98 and 0.5, and their $p$:
+# Three candidates with cosines of 0.99, 0.98 and 0.5, and their $p$:
 
 # %%
 close = torch.tensor([0.99, 0.98, 0.5])
@@ -245,159 +230,124 @@ for tau in (1.0, 0.5, 0.05, 0.005):
     print(f"tau {tau:5}:", [f"{x:.3f}" for x in (close / tau).softmax(0)])
 
 # %% [markdown]
-# At $\tau=1$ all count, at 0.05 only those nearby, and to tell 0.99 from 0.98 takes a tenth of that. (Or centred
-# vectors.)
+# At $\tau=1$ all count, at 0.05 only those nearby. To tell 0.99 from 0.98 takes a tenth
+# of that. Or centred vectors.
 #
 # ## Who pays?
 #
-# CLIPO (lesson 9) takes each right rollout's loss off its reward. So what matters is who of a group pays *more*. Ten
-# rollouts: five right and equal, two right and each different in its own way, three wrong. The cosines are much like
-# those that lesson 7 found after centring. Two anchors, one of the cluster and one outlier, each with six positives
-# and three negatives:
+# CLIPO will take a right rollout's loss off its reward, so what matters is who in a
+# group pays *more*. Ten rollouts: a cluster of five right and equal ones, two right
+# outliers, three wrong ones. Two anchors, one of the cluster and one outlier:
+#
+# <details><summary><b>Guess first.</b> Faithful rollouts are the cluster, hallucinated
+# ones the outliers. Who pays more under SupCon-out at temperature 0.05?</summary>
+#
+# The faithful ones, 4.720 against 2.444. They are charged for the distance to their
+# *hallucinated* siblings, who are their positives. An outlier is about equally far from
+# everyone, and a softmax sees differences only.
+#
+# </details>
 
 # %%
-cluster = [
-    1.0,
-    1.0,
-    1.0,
-    1.0,
-    0.5,
-    0.5,
-    -0.4,
-    -0.4,
-    -0.4,
-]  # to 4 others of the cluster, 2 outliers, 3 wrong ones
-outlier = [
-    0.5,
-    0.5,
-    0.5,
-    0.5,
-    0.5,
-    0.25,
-    -0.2,
-    -0.2,
-    -0.2,
-]  # to 5 of the cluster, the other outlier, 3 wrong ones
-cosine = torch.tensor([cluster, outlier])  # [2 anchors, 9]
-P9, A9 = (torch.arange(9) < 6).expand(2, 9), torch.ones(2, 9, dtype=torch.bool)
+cluster = [1.0] * 4 + [0.5] * 2 + [-0.4] * 3  # cosines to cluster, outliers, wrong ones
+outlier = [0.5] * 5 + [0.25] + [-0.2] * 3
+cosine = torch.tensor([cluster, outlier])  # [2 anchors, 9 candidates]
+candidates = torch.ones(2, 9, dtype=torch.bool)
+positives = candidates & (torch.arange(9) < 6)
 for tau in (0.5, 0.05):
+    s = cosine / tau
     rows = {
-        f"infonce, {name} drawn": infonce(cosine / tau, A9, j)
-        for j, name in ((0, "cluster"), (5, "outlier"))
+        "infonce, cluster drawn": infonce(s, candidates, 0),
+        "infonce, outlier drawn": infonce(s, candidates, 5),
     }
-    rows |= {
-        loss.__name__: loss(cosine / tau, P9, A9)
-        for loss in (supcon_out, supcon_in, soft_nn)
-    }
+    for loss in (supcon_out, supcon_in, soft_nn):
+        rows[loss.__name__] = loss(s, positives, candidates)
     print(f"tau {tau}")
-    for name, (of_cluster, of_outlier) in rows.items():  # abs: 0 and not -0
-        print(
-            f"  {name:22} cluster pays {of_cluster.abs():6.3f}   outlier pays {of_outlier.abs():6.3f}"
-        )
+    for name, paid in rows.items():
+        one, other = paid.abs()  # abs: 0 and not -0
+        print(f"  {name:22} cluster pays {one:6.3f}   outlier pays {other:6.3f}")
 
 # %% [markdown]
-# > **You should know.** Under SupCon-out a faithful rollout is charged for the distance to its *hallucinated* siblings:
-# > they are its positives. At $\tau=0.05$ the cluster pays 4.720 and the outlier 2.444, so that a reward made of it
-# > would favour made-up steps. InfoNCE does so by lot: of the cluster, two draws in three are cheap, the third costs
-# > 11.386. So *mostly* the outlier pays more, and *on average* the cluster does. The outlier is about equally far from
-# > everyone, which to a softmax is no news.
+# Under InfoNCE chance decides. The cluster's draws cost 1.386 twice in three times,
+# else 11.386. So the outlier pays more *mostly*, and the cluster *on average*.
 #
-# soft-NN forgives a far positive as long as another one is near: at 0.5 the outlier pays 0.124 and the cluster 0.038.
-# SupCon-in adds the same $\log 6$ to both. At 0.05 soft-NN charges nobody: the wrong ones are so far away that any
-# positive looks near. A temperature can be too small.
+# soft-NN forgives a far positive if another is near. At 0.5 the outlier pays 0.124, the
+# cluster 0.038. At 0.05 nobody pays: next to wrong ones so far away any positive looks
+# near.
 #
-# These cosines were made up to be followed by hand. The repository holds the same measured, on pretrained toys like
-# lesson 7's (centred states, two seeds, compared within the prompt only): the AUC, within a prompt, that a hallucinated
-# right rollout pays more than a faithful one. Below 0.5 the faithful ones pay. (In float64, which gives an order even
-# to soft-NN's next-to-nothings at 0.05.)
+# These cosines were made up. Here is the AUC that a hallucinated right rollout pays
+# more than a faithful one of its prompt, measured on pretrained toys. Below 0.5 the
+# faithful ones pay.
 
 # %%
-measured = json.loads((LESSONS / "results" / "separation" / "results.json").read_text())[
-    "separation"
-]
+separation = LESSONS / "results" / "separation" / "results.json"
+seeds = json.loads(separation.read_text())["separation"]
+wanted = dict(level="group", center=True, head="no head")
 for loss in ("infonce", "supcon_out", "supcon_in", "soft_nn"):
     print(f"{loss:10}", end="")
     for tau in (2.0, 0.5, 0.05):
-        wanted = dict(
-            level="group", center=True, loss=loss, temperature=tau, head="no head"
-        )
-        found = [
-            row["auc"]
-            for seed in measured.values()
-            for row in seed
-            if wanted.items() <= row.items()
-        ]
-        print(f"   tau {tau}: AUC {sum(found) / len(found):.2f}", end="")
+        setting = wanted | dict(loss=loss, temperature=tau)
+        rows = [row for seed in seeds.values() for row in seed]
+        aucs = [row["auc"] for row in rows if setting.items() <= row.items()]
+        print(f"   tau {tau}: AUC {sum(aucs) / len(aucs):.2f}", end="")
     print()
 
 # %% [markdown]
-# At the lower temperatures InfoNCE lies above SupCon-out, its own mean: *mostly* and *on average* are two things. At
-# 2.0 SupCon-out finds the made-up steps, too: then far positives weigh little more than near ones.
-#
-# ## No epsilon
-#
-# A logarithm of a sum of exponentials is computed by first taking out the largest score. Take out the largest
-# *candidate's* and the sum is at least 1. The official code takes the largest of the whole row instead, where the
-# anchor's cosine of 1 with itself stands, and adds $10^{-8}$ to keep the logarithm finite. One positive, one negative
-# 0.1 further away, $\tau=0.02$:
-
-# %%
-for nearest in (0.9, 0.7, 0.6, 0.3):
-    q2 = torch.tensor([nearest, nearest - 0.1]) / 0.02
-    with_epsilon = ((q2 - 1 / 0.02).exp().sum() + 1e-8).log() + 1 / 0.02 - q2[0]
-    print(
-        f"positive at {nearest}: with epsilon {with_epsilon:6.3f}, exactly {q2.logsumexp(0) - q2[0]:.3f}"
-    )
-
-# %% [markdown]
-# The loss depends on nothing but the difference, which is always the same. As long as somebody lies close, as raw
-# states do, the epsilon is invisible; where all are far away it charges more than 16 nats for nothing.
+# At the lower temperatures InfoNCE ranks better than SupCon-out, its own average:
+# *mostly* and *on average* are two things.
 #
 # ## The same in minclipo
 #
-# `contrastive_loss` computes the loss of every rollout of a batch. At `level="group"` positives are the other right
-# rollouts of the prompt, candidates all its other rollouts. Who has no positive or no negative is no *anchor* and gets
-# 0. Our functions take whole matrices of masks as they are:
+# At `level="group"` the candidates are all other rollouts of the prompt. A right
+# rollout without a positive or without a negative is no anchor and gets 0. The
+# logarithm needs no epsilon (the official code adds one), since a logsumexp takes out
+# the largest candidate first.
 
 # %%
 generator = torch.Generator().manual_seed(0)
-z = F.normalize(
-    torch.randn(16, 8, generator=generator), dim=1
-)  # [N, E], E numbers each; four groups of four
+z = F.normalize(torch.randn(16, 8, generator=generator), dim=1)  # [N, E], four groups
 group = torch.arange(16) // 4
 correct = torch.tensor([1, 1, 1, 0, 1, 1, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1]).bool()
+s = z @ z.T / 0.5  # [N, N]
 
-A = (group[:, None] == group[None, :]) & ~torch.eye(16, dtype=torch.bool)  # [N, N]
-P = A & correct[None, :]
-is_anchor = correct & P.any(1) & (A & ~P).any(1)  # [N]
+same_prompt = group[:, None] == group[None, :]
+candidates = same_prompt & ~torch.eye(16, dtype=torch.bool)  # [N, N]
+positives = candidates & correct[None, :]
+is_anchor = correct & positives.any(1) & (candidates & ~positives).any(1)  # [N]
 print("anchors", is_anchor.int().view(4, 4).tolist())
+options = dict(level="group", temperature=0.5)
 for loss in (supcon_out, supcon_in, soft_nn):
-    ours = loss(z @ z.T / 0.5, P, A)[is_anchor]
-    found = contrastive_loss(
-        z, correct, group, loss=loss.__name__, level="group", temperature=0.5
-    )
-    assert torch.equal(found.anchors, is_anchor) and torch.allclose(
-        ours, found.loss[is_anchor], atol=1e-5
-    )
+    ours = loss(s, positives, candidates)[is_anchor]
+    found = contrastive_loss(z, correct, group, loss=loss.__name__, **options)
+    assert torch.equal(found.anchors, is_anchor)
+    assert torch.allclose(ours, found.loss[is_anchor], atol=1e-5)
 
-drawn = P.float().argmax(1)  # the first positive of each row
-ours = infonce(z @ z.T / 0.5, A, drawn).diagonal()[
-    is_anchor
-]  # row i's loss with row i's positive
-found = contrastive_loss(
-    z, correct, group, loss="infonce", level="group", temperature=0.5, positive=drawn
-)
+drawn = positives.float().argmax(1)  # the first positive of each row
+ours = infonce(s, candidates, drawn).diagonal()[is_anchor]  # row i with its own positive
+options |= dict(loss="infonce", positive=drawn)
+found = contrastive_loss(z, correct, group, **options)
 assert torch.allclose(ours, found.loss[is_anchor], atol=1e-5)
 print("they agree")
 
 # %% [markdown]
-# The third group's one right rollout has no positive: soft-NN would be infinite. The fourth group is all right and has
-# no negative: soft-NN would be 0 for all, and the SupCon losses would charge for something that is no contrast.
+# The third group's right rollout has no positive. The fourth group has no negative.
 #
-# **Exercise.** `python lessons/exercises/08_contrastive.py`: a logsumexp that survives everything, two of the losses,
-# and who is an anchor.
+# **Now you know.**
 #
-# **What to try next.** Move the third positive of the circle from 150 degrees to 30: SupCon-out comes down to
-# SupCon-in. In "Who pays?" set the two 0.5 of `cluster` to 0, as if the outliers were still further away: SupCon-out
-# charges the cluster more than before, soft-NN hardly. Then read `contrastive_loss` in `minclipo/contrastive.py` from
-# "From here on". Lesson 9 turns the loss into a reward.
+# * A contrastive loss is minus the log of the probability of picking a friend.
+# * SupCon and InfoNCE have a floor that rises with the number of right rollouts.
+# * SupCon-out may charge the faithful more than the hallucinated; soft-NN does not.
+#
+# **Exercise.** About 30 minutes, hard. `python lessons/exercises/08_contrastive.py`: a
+# logsumexp that survives everything, two of the losses, and who is an anchor.
+#
+# <details><summary>A hint for the losses</summary>
+#
+# Take `rows = has_both.nonzero()[:, 0]`, compute on `scores[rows]` alone, and put the
+# results back with `zeros.index_put((rows,), losses)`.
+#
+# </details>
+#
+# **What to try next.** Move the third positive of the circle from 150 degrees to 30:
+# SupCon-out comes down to SupCon-in. Then read `contrastive_loss` in
+# `minclipo/contrastive.py` from "From here on". Lesson 9 turns the loss into a reward.

@@ -1,7 +1,10 @@
 """Exercise 7: rollouts as vectors, as they come: padded, in bfloat16, in any order.
 
-Fill in the three functions. `python lessons/exercises/07_vectors.py` tells right from wrong; with --solution it checks
-lessons/solutions/07_vectors.py, which is there to be read afterwards.
+Minutes: 20. Difficulty: medium.
+
+Fill in the three functions. `python lessons/exercises/07_vectors.py` tells right from
+wrong; with --solution it checks lessons/solutions/07_vectors.py, which is there to be
+read afterwards.
 """
 
 import torch
@@ -10,19 +13,24 @@ from torch import Tensor
 
 
 def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The mean of each row's states over its mask, [N, D] float32, from hidden [N, T, D] and mask [N, T] bool.
+    """The mean of each row's states over its mask, [N, D] float32.
 
-    hidden may be bfloat16: add up in float32. What lies outside the mask may be anything, NaN included. Every row has
-    at least one token.
+    From hidden [N, T, D] and mask [N, T] bool.
+
+    hidden may be bfloat16: add up in float32. What lies outside the mask may be anything,
+    NaN included. Every row has at least one token.
     """
     raise NotImplementedError("NaN times 0 is NaN: replace it, do not multiply it away.")
 
 
 def centred(pooled: Tensor, group: Tensor) -> Tensor:
-    """Each state minus the mean over its own group, [N, D] from pooled [N, D] and group [N].
+    """Each state minus the mean over its own group.
 
-    Rows are of one group where their entries in `group` are equal. Groups may have any size and their rows may be
-    mixed. Exactly 0 where what is left is shorter than 1e-5 of the group's mean.
+    [N, D] from pooled [N, D] and group [N].
+
+    Rows are of one group where their entries in `group` are equal. Groups may have any
+    size and their rows may be mixed. Exactly 0 where what is left is shorter than 1e-5 of
+    the group's mean.
     """
     raise NotImplementedError(
         "group[:, None] == group[None, :] says who belongs with whom."
@@ -30,10 +38,13 @@ def centred(pooled: Tensor, group: Tensor) -> Tensor:
 
 
 def mean_auc(scores: Tensor, positive: Tensor, group: Tensor) -> Tensor:
-    """The mean over the groups of the AUC within the group; scores [N], positive [N] bool, group [N].
+    """The mean over the groups of the AUC within the group.
 
-    AUC: the probability that a random positive row scores higher than a random other row of the same group, ties
-    counting one half. Groups without a positive row, or with nothing but positive ones, do not count.
+    From scores [N], positive [N] bool and group [N].
+
+    AUC: the probability that a random positive row scores higher than a random other row
+    of the same group, ties counting one half. Groups without a positive row, or with
+    nothing but positive ones, do not count.
     """
     raise NotImplementedError("A loop over group.unique() will do.")
 

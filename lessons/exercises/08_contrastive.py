@@ -1,7 +1,10 @@
 """Exercise 8: contrastive losses that survive what a batch contains.
 
-Fill in the four functions. `python lessons/exercises/08_contrastive.py` tells right from wrong; with --solution it
-checks lessons/solutions/08_contrastive.py, which is there to be read afterwards.
+Minutes: 30. Difficulty: hard.
+
+Fill in the four functions. `python lessons/exercises/08_contrastive.py` tells right from
+wrong; with --solution it checks lessons/solutions/08_contrastive.py, which is there to be
+read afterwards.
 """
 
 import torch
@@ -10,19 +13,30 @@ from torch import Tensor
 
 
 def masked_logsumexp(scores: Tensor, mask: Tensor) -> Tensor:
-    """The log of the sum of exp(scores) over the mask, [N] from scores [N, M] and mask [N, M] bool. No epsilon.
+    """The log of the sum of exp(scores) over the mask, without an epsilon.
 
-    Scores may be far beyond what exp can take. Outside of the mask they may be larger still, -inf or NaN. A row whose
-    mask is empty gets -inf.
+    [N] from scores [N, M] and mask [N, M] bool.
+
+    Scores may be far beyond what exp can take. Outside of the mask they may be larger
+    still, -inf or NaN. A row whose mask is empty gets -inf.
     """
     raise NotImplementedError("What must not count can be made -inf: exp(-inf) is 0.")
 
 
 def soft_nn(scores: Tensor, positives: Tensor, candidates: Tensor) -> Tensor:
-    """The soft-nearest-neighbour loss of each row, [N]; scores [N, M], already divided by the temperature.
+    """The soft-nearest-neighbour loss of each row, [N].
 
-    positives, candidates [N, M] bool; every positive is a candidate, too. Outside of the candidates scores may be
-    anything, NaN included. Exactly 0, with a gradient of 0, for rows without a positive or without a negative.
+    scores [N, M] are already divided by the temperature.
+
+    positives, candidates [N, M] bool; every positive is a candidate, too. Outside of the
+    candidates scores may be anything, NaN included. Exactly 0, with a gradient of 0, for
+    rows without a positive or without a negative.
+
+    Choosing the rows with torch.where at the end need not be enough. The log of an empty
+    sum is -inf, and its slope infinite or undefined. torch.where gives it the weight 0,
+    and 0 times that is NaN. masked_fill writes zeros over it on the way back, but not if
+    a mask was added or multiplied, nor where something is computed between masked_fill
+    and the sum.
     """
     raise NotImplementedError(
         "Pick the rows that have both, compute on them alone, and put the results back."
@@ -37,8 +51,8 @@ def supcon_out(scores: Tensor, positives: Tensor, candidates: Tensor) -> Tensor:
 def anchors(correct: Tensor, group_size: int) -> Tensor:
     """Which rollouts have a loss at group level, [N] bool from correct [N] bool.
 
-    A right rollout is an anchor if its group holds another right one and a wrong one. The group_size rollouts of a
-    prompt stand side by side.
+    A right rollout is an anchor if its group holds another right one and a wrong one. The
+    group_size rollouts of a prompt stand side by side.
     """
     raise NotImplementedError("Count the right ones of each group.")
 
@@ -65,7 +79,8 @@ def check_masked_logsumexp(masked_logsumexp):
     expect(
         masked_logsumexp(far, mask),
         [-999.30685, -58.90139],
-        "scores far below those outside of the mask, or below 0: take out the largest *of the mask*, add no epsilon",
+        "scores far below those outside of the mask, or below 0: take out the largest "
+        "*of the mask*, add no epsilon",
     )
     broken = torch.tensor([[1.0, 2.0, torch.nan], [0.0, -inf, 0.0]])
     expect(
@@ -93,7 +108,7 @@ SCORES = torch.tensor(
 
 
 def common_to_both(loss, of_the_first: float, far: float):
-    """What the two losses have in common: scores in which only the first row is an anchor."""
+    """What the two losses share: scores in which only the first row is an anchor."""
     expect(
         loss(SCORES[:1], POSITIVES[:1], CANDIDATES[:1]),
         [of_the_first],

@@ -1,4 +1,7 @@
-"""Solution of exercise 7. Compare `pooled` in minclipo/sampler.py and center_by_group in minclipo/contrastive.py."""
+"""Solution of exercise 7.
+
+Compare `pooled` in minclipo/sampler.py and center_by_group in minclipo/contrastive.py.
+"""
 
 import torch
 from torch import Tensor

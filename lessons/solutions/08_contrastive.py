@@ -11,17 +11,18 @@ def masked_logsumexp(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def soft_nn(scores: Tensor, positives: Tensor, candidates: Tensor) -> Tensor:
-    # Pick the rows first instead of overwriting afterwards: a NaN that torch.where hides can come back in the gradient.
+    # Pick the rows first instead of overwriting afterwards: a NaN that torch.where hides
+    # can come back in the gradient.
     rows = has_both(positives, candidates)
-    q, P, A = scores[rows], positives[rows], candidates[rows]  # [anchors, M]
-    losses = masked_logsumexp(q, A) - masked_logsumexp(q, P)
+    s, pos, cand = scores[rows], positives[rows], candidates[rows]  # [anchors, M]
+    losses = masked_logsumexp(s, cand) - masked_logsumexp(s, pos)
     return losses.new_zeros(len(scores)).index_put((rows,), losses)
 
 
 def supcon_out(scores: Tensor, positives: Tensor, candidates: Tensor) -> Tensor:
     rows = has_both(positives, candidates)
-    q, P, A = scores[rows], positives[rows], candidates[rows]
-    losses = masked_logsumexp(q, A) - q.masked_fill(~P, 0.0).sum(1) / P.sum(1)
+    s, pos, cand = scores[rows], positives[rows], candidates[rows]
+    losses = masked_logsumexp(s, cand) - s.masked_fill(~pos, 0.0).sum(1) / pos.sum(1)
     return losses.new_zeros(len(scores)).index_put((rows,), losses)
 
 

@@ -1,7 +1,10 @@
 """Exercise 9: the contrastive reward, and when it says nothing.
 
-Fill in the four functions. `python lessons/exercises/09_clipo.py` tells right from wrong; with --solution it checks
-lessons/solutions/09_clipo.py, which is there to be read afterwards.
+Minutes: 20. Difficulty: medium.
+
+Fill in the four functions. `python lessons/exercises/09_reward.py` tells right from
+wrong; with --solution it checks lessons/solutions/09_reward.py, which is there to be read
+afterwards.
 """
 
 import torch
@@ -12,19 +15,21 @@ from torch import Tensor
 def contrastive_reward(
     loss: Tensor, correct: Tensor, weight: float, floor: float
 ) -> Tensor:
-    """max(-weight * loss, floor) for right rollouts, exactly 0 for wrong ones: [N] from loss [N] and correct [N] bool.
+    """max(-weight * loss, floor) for right rollouts, exactly 0 for wrong ones, [N].
 
-    The loss of a wrong rollout may be anything, NaN included. floor is negative, -0.5 say. What comes back is a reward:
-    no gradient may flow from it into the loss.
+    From loss [N] and correct [N] bool.
+
+    The loss of a wrong rollout may be anything, NaN included. floor is negative, -0.5
+    say. What comes back is a reward: no gradient may flow from it into the loss.
     """
     raise NotImplementedError("False times NaN is NaN; torch.where chooses.")
 
 
 def has_signal(contrastive: Tensor, correct: Tensor, group_size: int) -> Tensor:
-    """Which prompts' *right* rollouts differ in contrastive reward, by more than 1e-6? [B] bool.
+    """Which prompts' *right* rollouts differ in reward by more than 1e-6? [B] bool.
 
-    contrastive [N], 0 for wrong rollouts; correct [N] bool; the group_size rollouts of a prompt stand side by side. A
-    prompt with one right rollout or none has no signal.
+    contrastive [N], 0 for wrong rollouts; correct [N] bool; the group_size rollouts of a
+    prompt stand side by side. A prompt with one right rollout or none has no signal.
     """
     raise NotImplementedError(
         "Largest minus smallest of a group, once the wrong ones are out of the way."
@@ -32,20 +37,25 @@ def has_signal(contrastive: Tensor, correct: Tensor, group_size: int) -> Tensor:
 
 
 def largest_weight(loss: Tensor, correct: Tensor, floor: float) -> float:
-    """The largest weight at which the floor cuts nobody off: -weight * loss >= floor for every right rollout.
+    """The largest weight at which the floor cuts nobody off.
 
-    loss [N], 0 or more, any value for wrong rollouts; correct [N] bool; floor negative. torch.inf if no right rollout
-    pays anything.
+    That is, -weight * loss >= floor for every right rollout.
+
+    loss [N], 0 or more, any value for wrong rollouts; correct [N] bool; floor negative.
+    torch.inf if no right rollout pays anything.
     """
     raise NotImplementedError("Which right rollout reaches the floor first?")
 
 
 def cross_anchors(correct: Tensor, group: Tensor) -> Tensor:
-    """Which rollouts have a loss at cross level? [N] bool from correct [N] bool and group [N], in any order.
+    """Which rollouts have a loss at cross level? [N] bool.
 
-    (Exercise 8 asked this for group level.) An anchor is a right rollout that has a positive, another right one of its
-    prompt, and a negative, any other rollout of the batch that is no positive. Rows with equal entries in group are of
-    one prompt; prompts may differ in size.
+    From correct [N] bool and group [N], in any order.
+
+    Exercise 8 asked this for group level. An anchor is a right rollout that has a
+    positive, another right one of its prompt, and a negative, any other rollout of the
+    batch that is no positive. Rows with equal entries in group are of one prompt; prompts
+    may differ in size.
     """
     raise NotImplementedError(
         "How many positives has each? What is left of the batch, without them and itself?"

@@ -1,4 +1,7 @@
-"""Solution of exercise 9. Compare minclipo/contrastive.py and `spread` in minclipo/runs/measure.py."""
+"""Solution of exercise 9.
+
+Compare minclipo/contrastive.py and `spread` in minclipo/runs/measure.py.
+"""
 
 import torch
 from torch import Tensor
