@@ -391,7 +391,7 @@ def test_no_code_is_copied_between_lessons_or_from_the_package():
             assert not sources[one] & sources[other], f"{one.name} and {other.name}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "lessons/pages/06_blind.md", "lessons/pages/09_clipo.md"])
+@pytest.mark.parametrize("page", ["README.md", "lessons/pages/06_blind.md", "lessons/pages/10_clipo.md"])
 def test_a_page_quotes_the_five_seeds_as_they_are(page):
     """Catches: a table that the runs behind it have outlived."""
     summary = json.loads((ROOT / "lessons" / "results" / "toy" / "summary.json").read_text())
