@@ -16,6 +16,7 @@ from pathlib import Path
 from direct_gradient import DirectContrast
 from draw import draw
 from finished import finished
+from log_prob_reward import LogProbReward
 from processes import in_processes
 from sharpness import look
 from tables import write_tables
@@ -33,6 +34,7 @@ from minclipo.tasks.chain import check_steps, is_total_first
 from minclipo.toy import toy_tokenizer
 from minclipo.trainer import Trainer
 
+TRAINERS = {"rewards": Trainer, "gradient": DirectContrast, "log_prob": LogProbReward}
 EVERY = 10  # training steps between two looks at how sure the model is, and how blind its outcomes
 WINDOW = 20  # training steps at the beginning and at the end whose metrics are averaged
 SIGNALS = (
@@ -57,7 +59,7 @@ def run(variant: Variant, seed: int, out: Path) -> None:
     folder, textbook = out / variant.folder / f"seed{seed}", TEXTBOOKS[variant.textbook]
     config = train_config(variant, seed) if variant.steps else None
     training = asdict(config) if config else None
-    settings = {"training": training, "toy": asdict(textbook.config), "direct": variant.direct}
+    settings = {"training": training, "toy": asdict(textbook.config), "trainer": variant.trainer}
     if finished(folder / "result.json", settings) is not None:
         return
     print(f"\nseed {seed}, {variant.textbook}: {variant.name}")
@@ -73,7 +75,7 @@ def run(variant: Variant, seed: int, out: Path) -> None:
 def train(model: GPT, variant: Variant, config: TrainConfig, textbook: Textbook, folder: Path) -> tuple[dict, float]:
     """Train the model in place; the metrics that say what the contrast had to work with, of the first and last steps,
     and what was seen of the model on the way; and how many seconds the looking took."""
-    trainer = (DirectContrast if variant.direct else Trainer)(model, toy_tokenizer(), textbook.training, config)
+    trainer = TRAINERS[variant.trainer](model, toy_tokenizer(), textbook.training, config)
     run, looks, looking = Run(trainer, folder, variant.name), [], 0.0
 
     def after_step(step: int) -> None:

@@ -18,7 +18,7 @@ class Variant:
     training: dict = field(default_factory=dict)  # options of TrainConfig
     textbook: str = "toy"
     steps: int = BRIEF  # 0: the model as pretraining left it
-    direct: bool = False  # the contrastive loss as a gradient instead of a reward
+    trainer: str = "rewards"  # a key of run.TRAINERS: what becomes of the contrast
     against: str = "GRPO"  # name of the variant that its paired differences are taken from
 
     @property
@@ -76,7 +76,7 @@ def ingredients() -> list[Variant]:
             )
         ),
         *(
-            Variant(f"as a gradient, weight {value}", dict(contrastive_weight=value), direct=True)
+            Variant(f"as a gradient, weight {value}", dict(contrastive_weight=value), trainer="gradient")
             for value in (0.1, 1.0)
         ),
     ]
@@ -177,6 +177,11 @@ def learning_rates() -> list[Variant]:
     return variants
 
 
+def log_prob() -> list[Variant]:
+    """The simplest reward that tells made-up steps apart (lesson 7): pay for being likely, on the twenty fresh seeds."""
+    return [*fresh_seeds(), Variant("log-prob", steps=TOY["steps"], trainer="log_prob", against="CLIPO")]
+
+
 def remedies() -> list[Variant]:
     """What might make the toy more reliable."""
     settings = {
@@ -214,5 +219,6 @@ EXPERIMENTS = {
     "learning_rates": learning_rates,
     "learnt": learnt,
     "patience": patience,
+    "log_prob": log_prob,
     "remedies": remedies,
 }
