@@ -104,7 +104,7 @@ def test_every_variant_makes_a_config():
         assert len(set(names)) == len(names)
         for variant in make():
             config = runner.train_config(variant, seed=0)
-            assert seen.setdefault(variant.folder, (config, variant.direct)) == (config, variant.direct)
+            assert seen.setdefault(variant.folder, (config, variant.trainer)) == (config, variant.trainer)
             assert (variant.textbook, variant.against) in names or variant.name == "oracle"
 
 
