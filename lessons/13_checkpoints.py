@@ -62,8 +62,8 @@ print(f"... {len(stored)} tensors, {numbers} numbers")
 # <details><summary><b>Guess first.</b> Five such mistakes follow. How many raise an
 # error, and how many raise the loss?</summary>
 #
-# None raises an error: every model finds the tensors it wants. With random weights most
-# of them do not raise the loss, either.
+# None raises an error: every model finds the tensors it wants. With random weights only
+# one raises the loss.
 #
 # </details>
 
