@@ -37,8 +37,8 @@ from minclipo.toy import toy_tokenizer
 # ## A textbook with one favourite mistake
 #
 # This author makes no operand up. But in 70% of his solutions the second step quotes
-# "+1", whatever the operand is, and goes on with the right total. A model that has read
-# him, on the prompt of lesson 3:
+# "+1", whatever the operand is, and goes on with the right total. His model, on lesson
+# 3's prompt:
 
 # %%
 tokenizer, G = toy_tokenizer(), 16
@@ -78,17 +78,19 @@ show(
 # ## Eleven against five, by hand
 #
 # Of sixteen right rollouts of one prompt, eleven quote "+1" and five are faithful. Two
-# texts are two points, and centring puts them on opposite sides of their mean. The cosine
-# is 1 within a kind and -1 between them, *however similar they were before*. The 496
-# rollouts of other prompts are strangers, at a cosine of 0.
+# texts are two points, and centring puts them on opposite sides of their mean. The
+# cosine is 1 within a kind and -1 between them, *however similar they were before*. The
+# 496 rollouts of other prompts are strangers, at a cosine of 0.
 #
 # <details><summary><b>Guess first.</b> Whom does CLIPO charge less, the eleven or the
 # five?</summary>
 #
 # The eleven. With $\tau = 0.5$ the soft-NN loss of a rollout is
 #
-# $$\mathcal L = \log\frac{\mathrm{near} + 496}{\mathrm{near}} \qquad \mathrm{near} =
-# (\mathrm{kind} - 1) e^{1/\tau} + (16 - \mathrm{kind}) e^{-1/\tau}$$
+# $$
+# \mathcal L = \log\frac{\mathrm{near} + 496}{\mathrm{near}} \qquad \mathrm{near} =
+# (\mathrm{kind} - 1) e^{1/\tau} + (16 - \mathrm{kind}) e^{-1/\tau}
+# $$
 #
 # where "kind" counts the rollouts of its kind. It cannot know which kind is true.
 #
@@ -129,8 +131,8 @@ show_prices(6, 5, 5)
 show_prices(2, *[1] * 14)
 
 # %% [markdown]
-# That is why CLIPO worked in lesson 10: the right solutions of the careless textbook are
-# all alike, and the made-up ones are not.
+# So CLIPO worked in lesson 10: the careless textbook's right solutions are alike, and
+# its made-up ones are not.
 
 # %% tags=["drawing"]
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
@@ -156,8 +158,8 @@ show(
 )
 
 # %% [markdown]
-# Do the states of the model behave so? Take the mean of the right rollouts, as by hand,
-# then the mean of all, as in training:
+# Do the model's states behave so? Centre on the right rollouts, as by hand, or on all,
+# as in training:
 
 
 # %%
@@ -213,17 +215,17 @@ show(
 )
 
 # %% [markdown]
-# They do. As trained, the harm is a quarter of that at first, since wrong rollouts move
-# the mean of their prompt. Training leaves ever fewer of them.
+# They do. As trained, the difference is a quarter of that at first, since wrong
+# rollouts move the mean. Training leaves ever fewer of them.
 #
 # ## Would GRPO do the same?
 #
 # <details><summary><b>Guess first.</b> GRPO pays every right rollout of a group alike.
 # Do eleven with the false step outvote five without it?</summary>
 #
-# No. The step is as common among the wrong rollouts, and these push it down as hard as
-# the right ones push it up. After "+1" as after the true operand the average advantage is
-# 0, so neither gains (lesson 4).
+# No. The step is as common among the wrong rollouts, which push it down as hard as the
+# right ones push it up. The average advantage is 0, after "+1" as after the true
+# operand, so neither gains (lesson 4).
 #
 # </details>
 
@@ -252,8 +254,8 @@ many = problems_of("lesson 10", 256)
 look(model, many)
 
 # %% [markdown]
-# Without a push the rate drifts (lesson 6). Five seeds for each of five textbooks, before
-# training and after 60 steps, from `lessons/results.md`:
+# Without a push the rate drifts (lesson 6). Five seeds for each of five textbooks,
+# before training and after 60 steps, from `lessons/results.md`:
 
 # %%
 rows = read_json(LESSONS / "results/shared_step/results.json")
@@ -273,20 +275,20 @@ interval = f"95% interval {more - half:+.2f} to {more + half:+.2f}"
 print(f"at 70%, CLIPO minus GRPO: {more:+.2f}, {interval}")
 
 # %% [markdown]
-# CLIPO makes the way of most the way of all. Help turns into harm at one half, where the
-# lines cross. GRPO ends anywhere, more often below its start: at 10% and 90% these models
-# are slightly more often right without the step, which is a weak push.
+# CLIPO makes the way of most the way of all. Help turns into harm at one half, where
+# the lines cross. GRPO ends anywhere, more often below its start. At 10% and 90% these
+# models are slightly more often right without the step, a weak push
+# (`lessons/results.md`).
 #
 # ## Prompt contrast: ask other prompts
 #
 # Other rollouts cannot unmask an error that they share. Other *prompts* can. How much
-# likelier is each word under its own prompt than under others of the batch? This contrast
-# is ours, not the paper's. (arXiv 2210.13210 used the same quantity, pointwise mutual
-# information, in decoding.) A right rollout earns 0.2 times its mean gain on top of its
-# reward.
+# likelier is each word under its own prompt than under others? This contrast is ours,
+# not the paper's; arXiv 2210.13210 used the same quantity in decoding. A right rollout
+# earns 0.2 times its mean gain on top.
 #
-# Three words by hand: a total that this prompt leads to, a "+1" that is likely anywhere,
-# and a true operand that is unlikely here and far more so elsewhere.
+# Three words by hand: a total that this prompt leads to, a "+1" likely anywhere, and a
+# true operand, unlikely here and far more so elsewhere.
 
 
 # %%
@@ -303,8 +305,8 @@ others = torch.tensor([[[0.02, 0.7, 0.01]], [[0.04, 0.7, 0.01]]]).log()
 print(gains(own, others))
 
 # %% [markdown]
-# The "+1" gains nothing. The operand gains as much as the total, though it is unlikely.
-# Now the rollouts of the model, each prompt against the next two of the batch:
+# The "+1" gains nothing. The operand gains as much as the total. Now the model's
+# rollouts, each prompt against the next two of the batch:
 
 # %%
 own = rollouts.logprobs  # [N, T], kept by `sample`
@@ -377,13 +379,14 @@ show_training(
 )
 
 # %% [markdown]
-# > **You should know.** Hide the last number, as a run without step labels does. More
-# > answers are right, more right rollouts agree, and no number warns.
+# > **You should know.** Read CLIPO's two lines without their last number, as in a run
+# > without step labels. More answers are right, more right rollouts agree, and nothing
+# > warns.
 #
 # ## How blind is the outcome?
 #
 # The authors so far never *believe* what they make up: the quote is false, the total is
-# true. A third author believes half of it, and adds what he has quoted. A model of his:
+# true. A third author believes half of it, and adds what he has quoted. His model:
 
 # %%
 look(pretrained("believed"), many)
@@ -394,8 +397,8 @@ look(pretrained("believed"), many)
 # <details><summary><b>Guess first.</b> GRPO will take these steps out. Which second way
 # to be right does it find?</summary>
 #
-# To make things up and not believe them. The made-up steps that are left do little harm,
-# so the push against them weakens.
+# To make things up and not believe them. What is left does less harm, so the push
+# weakens.
 #
 # </details>
 #
@@ -422,9 +425,9 @@ for share in (0, 10, 20, 50):
 
 # %% [markdown]
 # Where the outcome is blind, CLIPO has everything to do. Where it sees most made-up
-# steps, GRPO does it alone, as on a language model (`lessons/results.md`). At 50% two of
-# CLIPO's five seeds write the answer twice. Before you add a contrast, measure how often
-# answers are right in spite of a wrong step.
+# steps, GRPO does it alone, as on a language model (`lessons/results.md`). At 50% two
+# of CLIPO's five seeds write the answer twice. Before you add a contrast, measure how
+# often answers are right in spite of a wrong step.
 #
 # **Now you know.**
 #
@@ -433,21 +436,16 @@ for share in (0, 10, 20, 50):
 # * Where made-up steps cost the answer, GRPO alone removes them.
 #
 # **Exercise.** About 30 minutes, medium. `python lessons/exercises/11_agreement.py`:
-# which cluster wins, prompt contrast with padding and impossible words, other prompts.
+# which cluster wins, prompt contrast with padding, other prompts.
 #
 # <details><summary>A hint for <code>cluster_losses</code></summary>
 #
-# Give `logsumexp` the scores $\log(\mathrm{count}) + \mathrm{cosine} / \tau$. A rollout
-# sees one fewer of its own cluster.
+# Scores are $\log(\mathrm{count}) + \mathrm{cosine} / \tau$. A rollout sees one fewer
+# of its own cluster.
 #
 # </details>
 #
-# <details><summary>A hint for <code>prompt_contrast</code></summary>
-#
-# The log of a mean is `logsumexp` minus a log. NaN times 0 is NaN: `masked_fill`.
-#
-# </details>
-#
-# **What to try next.** Train with `contrastive_weight=0.05, prompt_contrast_weight=0.5`:
-# on five seeds the harm was gone. Then read `minclipo/extensions/prompt_contrast.py`.
-# Lesson 12 puts other algorithms in the place of GRPO.
+# **What to try next.** Train with `contrastive_weight=0.05,
+# prompt_contrast_weight=0.5`: on five seeds the harm was gone. Then read
+# `minclipo/extensions/prompt_contrast.py`. Lesson 12 puts other algorithms in the place
+# of GRPO.

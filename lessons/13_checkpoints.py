@@ -1,11 +1,11 @@
 # %% [markdown]
-# # 13. Real checkpoints: what loads without an error may still be wrong
+# # 13. Real checkpoints: what loads may still be wrong
 #
-# **Question.** The toy's code trains published models, too. What stands between a folder
-# of files and the model of lesson 1, and which mistakes raise no error there?
+# **Question.** What stands between a folder of files and the model of lesson 1, and
+# which mistakes raise no error?
 #
-# You need lessons 1 to 5. The model is a Llama 3.1 in miniature, with random weights.
-# Beside it lie the logits that Hugging Face's transformers, the reference, computes.
+# You need lessons 1 to 5. The model is a Llama 3.1 in miniature with random weights.
+# The reference is Hugging Face's transformers.
 
 # %%
 import dataclasses
@@ -30,8 +30,7 @@ FOLDER = LESSONS.parent / "tests" / "fixtures" / "parity" / "llama3_rope_scaling
 # ## Files: a table of contents, then bytes
 #
 # A safetensors file is a length in eight bytes, a JSON text of that length, and raw
-# numbers. The JSON gives each tensor's type, shape and place. Nothing in it can run. The
-# older pickle format is a program; minCLIPO never opens one.
+# numbers. Nothing in it can run; the older pickle format is a program.
 
 
 # %%
@@ -56,11 +55,11 @@ numbers = sum(tensor.numel() for tensor in stored.values())
 print(f"... {len(stored)} tensors, {numbers} numbers")
 
 # %% [markdown]
-# The other settings are in `config.json`. A loader may take a default for one, overlook
-# one, or cut the heads differently.
+# The settings are in `config.json`. A loader may miss one, or cut the heads
+# differently.
 #
 # <details><summary><b>Guess first.</b> Five such mistakes follow. How many raise an
-# error, and how many raise the loss?</summary>
+# error, and how many the loss?</summary>
 #
 # None raises an error: every model finds the tensors it wants. With random weights only
 # one raises the loss.
@@ -101,9 +100,9 @@ for name, logits in found.items():
     print(f"same favourite at {same:2} of 18   loss {loss:.2f}")
 
 # %% [markdown]
-# What tells is **parity**: the same tokens through the reference and your own code, and the
-# difference of the logits. A trained model may be harder to see through. Lesson 3's toy,
-# trained with a theta of 10000:
+# What tells is **parity**: the same tokens through reference and own code, and the
+# difference of the logits. A trained model may hide a mistake. Lesson 3's toy, trained
+# with a theta of 10000:
 
 # %%
 careless, toy = pretrained("careless"), toy_tokenizer()
@@ -122,10 +121,9 @@ for theta in (10000.0, 20000.0, 100000.0):
 #
 # ## Rotation: which channels turn together
 #
-# Lesson 1 turned each channel with the one half a head further on, as Hugging Face's
-# files want it. Meta's own Llama code turns neighbours. A score is a sum over channels, so
-# their order is free, but the rows of `q_proj` and `k_proj` must be in the order that the
-# rotation expects.
+# Lesson 1 turned each channel with the one half a head further on, as Hugging Face
+# does. Meta's own Llama code turns neighbours. The rows of `q_proj` and `k_proj` must
+# be in the order that the rotation expects.
 
 
 # %%
@@ -180,25 +178,25 @@ show(
 )
 
 # %% [markdown]
-# <details><summary><b>Guess first.</b> Why is a wrong rotation exact at place 0?</summary>
+# <details><summary><b>Guess first.</b> Why is a wrong rotation exact at place
+# 0?</summary>
 #
 # The first token sees only itself, and the softmax of a single score is 1, whatever
 # query and key are.
 #
 # </details>
 #
-# > **You should know.** A parity check on one token passes with a wrong rotation. Check
-# > a long text.
+# > **You should know.** A parity check on one token passes with a wrong rotation.
 #
 # ## Chat: the text that the model really gets
 #
-# A chat model has seen conversations in one format. Its template comes with the tokenizer.
+# A chat model knows conversations in one format, its template.
 #
-# <details><summary><b>Guess first.</b> Three of the four inputs below are wrong. What is
-# wrong with each?</summary>
+# <details><summary><b>Guess first.</b> Three of these inputs are wrong. What is wrong
+# with each?</summary>
 #
-# The second begins its text twice. The third lets the model open its own turn. The fourth
-# lacks two line breaks. None raises an error, so print the tokens of a prompt.
+# The second begins its text twice. The third lets the model open its own turn. The
+# fourth lacks two line breaks. None raises an error, so print the tokens of a prompt.
 #
 # </details>
 
@@ -221,14 +219,14 @@ ends = [chat.tokenizer.id_to_token(token) for token in chat.eos_ids]
 print("a completion ends with one of", ends)
 
 # %% [markdown]
-# The first ends a document, the second a turn. Stop at the first only, and completions run
-# to the limit: unfinished, and worth nothing (lesson 3).
+# The first ends a document, the second a turn. Stop at the first only, and completions
+# run to the limit: unfinished, and worth nothing (lesson 3).
 #
 # ## Rounding: steps too small to take
 #
-# On a GPU models mostly compute in bfloat16, with 8 significant bits. Add a usual step of
-# reinforcement learning to a usual weight; then compute the log-probs of fresh rollouts
-# again, all places at once, as every update does:
+# On a GPU models mostly compute in bfloat16, with 8 significant bits. Add a usual step
+# to a usual weight. Then compute the log-probs of fresh rollouts again, all places at
+# once, as an update does:
 
 # %%
 for dtype in (torch.float32, torch.bfloat16):
@@ -256,29 +254,21 @@ assert all(torch.equal(loaded[name], weights[name]) for name in weights)
 print("they agree")
 
 # %% [markdown]
-# `load_model` is `read_safetensors` with all number types and with checks. `train_llm.py
-# --model` takes a folder or a name on the hub (`minclipo/checkpoint/README.md`).
-#
 # **Now you know.**
 #
 # * That a checkpoint loads says nothing. Compare logits, on a long text.
-# * Rotation and chat template are conventions, and both sides must have the same.
+# * Rotation and chat template are conventions; both sides must have the same.
 # * bfloat16 swallows small steps and moves the ratios of fresh rollouts away from 1.
 #
 # **Exercise.** About 40 minutes, medium. `python lessons/exercises/13_checkpoints.py`:
-# check a safetensors header, bring Meta's rows into halves, cut completions at their end.
+# check a safetensors header, bring Meta's rows into halves, cut completions.
 #
 # <details><summary>A hint for <code>read_header</code></summary>
 #
-# Sort by `data_offsets`: each tensor begins where the one before it ends.
-#
-# </details>
-#
-# <details><summary>A hint for <code>to_halves</code></summary>
-#
-# View the rows as heads, pairs, and the two of a pair. Swap the last two.
+# A slice beyond the end of a file raises nothing. Compare lengths first.
 #
 # </details>
 #
 # **What to try next.** Set `strict=True` in `logits_with`: one of the five mistakes is
-# noticed. Then read `minclipo/checkpoint/weights.py`. Lesson 14 asks what an answer is.
+# noticed. Give `train_llm.py --model` a model of the hub. Lesson 14 asks what an answer
+# is.

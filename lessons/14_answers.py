@@ -4,8 +4,7 @@
 # **Question.** A verifier turns a text into a reward of 1 or 0. Which texts should it
 # accept, and what does a mistake of it cost?
 #
-# You need lessons 3 and 4. On the toy two words are compared. Real models write units,
-# fractions, boxes and second thoughts.
+# You need lessons 3 and 4. Real models write units, fractions and second thoughts.
 
 # %%
 import re
@@ -21,16 +20,14 @@ from minclipo.verifier import verify
 # %% [markdown]
 # ## A verifier in eight lines
 #
-# Models are asked to put the answer in a box. Take the last box and compare exact
-# numbers: 15.00 is 15, and 0.333 is not 1/3. minCLIPO's `verify` does the same in nearly
-# 400 lines.
+# Models put the answer in a box. Take the last box and compare exact numbers: 15.00 is
+# 15, and 0.333 is not 1/3. `verify` takes nearly 400 lines.
 #
-# <details><summary><b>Guess first.</b> Which answers below should be accepted? Where is
-# the short one wrong?</summary>
+# <details><summary><b>Guess first.</b> Where is the short one wrong?</summary>
 #
-# The short one knows neither units nor LaTeX, and two boxes fool it. Both accept 012.
-# Both refuse the last: nothing marks the answer. In doubt `verify` refuses. The truth 0.75
-# does not say that it is a share, so 75% may be another number.
+# It knows neither units nor LaTeX, and two boxes fool it. Both refuse the last answer,
+# which nothing marks. In doubt `verify` refuses: the truth 0.75 does not say that it is
+# a share, so 75% may be another number.
 #
 # </details>
 
@@ -68,18 +65,18 @@ for answer, true in (
 # %% [markdown]
 # ## What is accepted is learnt
 #
-# A right answer refused costs one reward. A wrong one accepted pays a *way of answering*,
-# and what pays spreads. That is a **reward hack**.
+# A right answer refused costs one reward. A wrong one accepted pays a *way of
+# answering*, and what pays spreads: a **reward hack**.
 #
-# Take a made-up policy with five ways of answering. It adds without carrying, which is
-# right for half of these sums. Nothing is sampled: if a way pays $R$ on average, lesson 4's
-# gradient of its logit is $\pi (R - \mathbb{E}[R])$.
+# A made-up policy has five ways of answering. It adds without carrying, which is right
+# for half of these sums. If a way pays $R$ on average, lesson 4's gradient of its logit
+# is $\pi (R - \mathbb{E}[R])$.
 #
 # <details><summary><b>Guess first.</b> A verifier asks only whether the truth occurs in
 # the text. Its reward goes to 0.99. How much is really right?</summary>
 #
-# One answer in a hundred. The hedge with two boxes was rare, but pays twice as much as an
-# honest try. Forbid it, and a list of all numbers takes its place.
+# One answer in a hundred. The hedge with two boxes was rare, but pays twice as much as
+# an honest try. Forbid it, and a list of all numbers takes its place.
 #
 # </details>
 
@@ -151,14 +148,13 @@ show(
 )
 
 # %% [markdown]
-# > **You should know.** The broken verifier has the better reward curve, and hardly
-# > anything is right. Read completions, above all when the reward is high.
+# > **You should know.** The broken verifier has the better reward curve. Read
+# > completions, above all when the reward is high.
 #
 # ## Equations: a step check for real text
 #
-# `check_equations` finds equations between numbers in a solution and computes both sides.
-# A right answer with a false equation counts as hallucinated. That rate is a lower bound: a
-# made-up number in a true equation passes.
+# `check_equations` judges a solution's equations. A right answer with a false one counts
+# as hallucinated. That is a lower bound: a made-up number in a true equation passes.
 
 # %%
 for solution in ("12 + 30 = 42, 42 / 2 = 21", "12 + 30 = 43, 42 / 2 = 21", "7 * 3 = 21"):
@@ -179,20 +175,14 @@ print("on a number in one box they agree")
 #
 # * Numbers are compared exactly, and a verifier in doubt refuses.
 # * What a verifier accepts is learnt, right or not.
-# * A reward curve cannot show a reward hack. Completions do.
+# * A reward curve does not show a reward hack.
 #
-# **Exercise.** About 60 minutes, hard. `python lessons/exercises/14_answers.py`: find the
-# final answer, read a number, check equations.
-#
-# <details><summary>A hint for <code>final_answer</code></summary>
-#
-# Go from the last box to the first, and count braces from each one's own.
-#
-# </details>
+# **Exercise.** About 60 minutes, hard. `python lessons/exercises/14_answers.py`: find
+# the final answer, read a number, check equations.
 #
 # <details><summary>A hint for <code>equations</code></summary>
 #
-# Find the longest runs of numbers and signs. Judge those that are one equation.
+# Judge a run only if it is one equation and nothing touches it.
 #
 # </details>
 #
