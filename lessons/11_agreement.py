@@ -385,8 +385,8 @@ show_training(
 #
 # ## How blind is the outcome?
 #
-# The authors so far never *believe* what they make up: the quote is false, the total is
-# true. A third author believes half of it, and adds what he has quoted. His model:
+# The authors so far never *believe* what they quote: the total is true. A third author
+# believes half of it, and adds what he has quoted. His model:
 
 # %%
 look(pretrained("believed"), many)
@@ -446,6 +446,6 @@ for share in (0, 10, 20, 50):
 # </details>
 #
 # **What to try next.** Train with `contrastive_weight=0.05,
-# prompt_contrast_weight=0.5`: on five seeds the harm was gone. Then read
+# prompt_contrast_weight=0.5`: the harm was gone on five seeds. Read
 # `minclipo/extensions/prompt_contrast.py`. Lesson 12 puts other algorithms in the place
 # of GRPO.

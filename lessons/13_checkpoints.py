@@ -102,7 +102,7 @@ for name, logits in found.items():
 # %% [markdown]
 # What tells is **parity**: the same tokens through reference and own code, and the
 # difference of the logits. A trained model may hide a mistake. Lesson 3's toy, trained
-# with a theta of 10000:
+# with theta 10000:
 
 # %%
 careless, toy = pretrained("careless"), toy_tokenizer()
@@ -117,7 +117,7 @@ for theta in (10000.0, 20000.0, 100000.0):
     print(f"faithful {(correct & steps_right).float().mean():.2f}")
 
 # %% [markdown]
-# Ten times the value looks like a weak model, not like a bug.
+# Ten times the value looks like a weak model, not a bug.
 #
 # ## Rotation: which channels turn together
 #
@@ -196,7 +196,7 @@ show(
 # with each?</summary>
 #
 # The second begins its text twice. The third lets the model open its own turn. The
-# fourth lacks two line breaks. None raises an error, so print the tokens of a prompt.
+# fourth lacks two line breaks. Print the tokens of a prompt.
 #
 # </details>
 
@@ -224,9 +224,9 @@ print("a completion ends with one of", ends)
 #
 # ## Rounding: steps too small to take
 #
-# On a GPU models mostly compute in bfloat16, with 8 significant bits. Add a usual step
-# to a usual weight. Then compute the log-probs of fresh rollouts again, all places at
-# once, as an update does:
+# On a GPU models compute in bfloat16, with 8 significant bits. Add a usual step to a
+# usual weight. Then compute the log-probs of fresh rollouts again, all places at once,
+# as an update does:
 
 # %%
 for dtype in (torch.float32, torch.bfloat16):

@@ -4,7 +4,7 @@
 # **Question.** A verifier turns a text into a reward of 1 or 0. Which texts should it
 # accept, and what does a mistake of it cost?
 #
-# You need lessons 3 and 4. Real models write units, fractions and second thoughts.
+# You need lessons 3 and 4.
 
 # %%
 import re
