@@ -18,7 +18,7 @@ from minclipo.tasks.equations import check_equations
 from minclipo.verifier import verify
 
 # %% [markdown]
-# ## A verifier in eight lines
+# ## A verifier in seven lines
 #
 # Models put the answer in a box. Take the last box and compare exact numbers: 15.00 is
 # 15, and 0.333 is not 1/3. `verify` takes nearly 400 lines.
