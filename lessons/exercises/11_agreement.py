@@ -1,7 +1,10 @@
 """Exercise 11: who agrees with whom, and what other prompts say.
 
-Fill in the three functions. `python lessons/exercises/11_agreement.py` tells right from wrong; with --solution it
-checks lessons/solutions/11_agreement.py, which is there to be read afterwards.
+Minutes: 30. Difficulty: medium.
+
+Fill in the three functions. `python lessons/exercises/11_agreement.py` tells right from
+wrong; with --solution it checks lessons/solutions/11_agreement.py, which is there to be
+read afterwards.
 """
 
 import torch
@@ -10,37 +13,43 @@ from torch import Tensor
 
 
 def cluster_losses(sizes: Tensor, between: float, tau: float, strangers: int) -> Tensor:
-    """The soft-NN loss of a rollout of each cluster, [K], where the right rollouts of one prompt form K clusters.
+    """The soft-NN loss of a rollout of each cluster, [clusters].
 
-    sizes [K], rollouts in each cluster, at least two altogether. The cosine is 1 within a cluster and `between` for
-    different clusters; all these are positives of each other. `strangers` rollouts of other prompts, with cosine 0, are
-    the negatives. No rollout is compared with itself. A tau of 0.001 must give numbers, not NaN or inf.
+    The right rollouts of one prompt form clusters of `sizes` [clusters] rollouts, two
+    rollouts or more altogether. The cosine is 1 within a cluster and `between` for
+    different clusters; all these are positives of each other. `strangers` rollouts of
+    other prompts, with cosine 0, are the negatives. No rollout is compared with itself.
+    A tau of 0.001 must give numbers, not NaN or inf.
     """
     raise NotImplementedError(
-        "n times exp(q) is exp(q + log n): torch.logsumexp adds such terms without overflow."
+        "count times exp(score) is exp(score + log(count)): torch.logsumexp adds those."
     )
 
 
 def prompt_contrast(own: Tensor, others: Tensor, mask: Tensor, limit: float) -> Tensor:
-    """How much likelier each completion is under its own prompt, in nats per token, [N].
+    """How much likelier each completion is under its own prompt, nats per token, [N].
 
-    own [N, T] and others [K, N, T] are log-probs. The gain of a token is own minus the log of the mean *probability*
-    under the K others, at most `limit` and at least -limit; the result is the mean gain over the tokens of mask [N, T]
-    bool, 0 for a row without any. Padding may hold anything, NaN included. Log-probs may be -200, or -inf in `others`.
+    own [N, T] and others [others, N, T] are log-probs. The gain of a token is own minus
+    the log of the mean *probability* under the other prompts, at most `limit` and at
+    least -limit. The result is the mean gain over the tokens of mask [N, T] bool, 0 for a
+    row without any. Padding may hold anything, NaN included. Log-probs may be -200, or
+    -inf in `others`.
     """
     raise NotImplementedError(
-        "log of a mean of exp: torch.logsumexp, less log K. Mask before you sum."
+        "log of a mean of exp: torch.logsumexp minus a log. Mask before you sum."
     )
 
 
 def other_prompts(circle: Tensor, others: int) -> Tensor:
-    """Which prompts each of B prompts is compared with, [K, B] with K = others, from an order `circle` of 0..B-1 [B].
+    """Which prompts each of B prompts is compared with, [others, B].
 
-    The prompts stand in a circle in that order: the k-th other of prompt circle[j] is circle[j + k], k = 1..K, going
-    round. No prompt is its own other: ValueError unless 1 <= K < B.
+    circle [B] is an order of 0..B-1, in which the prompts stand in a circle. Row 0 holds
+    for each prompt the one that stands next to it, row 1 the second next, going round:
+    those of prompt circle[place] are circle[place + 1], circle[place + 2] and so on. No
+    prompt is its own other: ValueError unless 1 <= others < B.
     """
     raise NotImplementedError(
-        "Tensor.roll turns the circle; column p belongs to prompt p, not to place p."
+        "Tensor.roll turns the circle; a column belongs to a prompt, not to a place."
     )
 
 
@@ -60,7 +69,7 @@ def check_cluster_losses(cluster_losses):
     expect(
         found,
         [0.69315, 0.69315],
-        "two rollouts at cosine 0 and one stranger: log 2 (is a rollout its own positive?)",
+        "two at cosine 0 and one stranger: log 2 (is a rollout its own positive?)",
     )
     found = cluster_losses(torch.tensor([4, 6, 6]), -0.5, 0.5, 496)
     expect_true(

@@ -1,8 +1,7 @@
-"""Solution of exercise 13. Compare minclipo/checkpoint/ and minclipo/verifier.py; headers are left to a library."""
+"""Solution of exercise 13. Compare minclipo/checkpoint/, without headers."""
 
 import json
 import math
-import re
 
 from torch import Tensor
 
@@ -47,16 +46,3 @@ def cut(ids: list[int], eos: int | list[int] | None) -> tuple[list[int], bool]:
         if token in ends:
             return ids[: i + 1], True
     return ids, False
-
-
-def final_answer(text: str) -> str | None:
-    for box in reversed(list(re.finditer(r"\\boxed\{", text))):
-        depth = 1
-        for i in range(box.end(), len(text)):
-            depth += (text[i] == "{") - (text[i] == "}")
-            if depth == 0:
-                break
-        content = text[box.end() : i].strip() if depth == 0 else ""
-        if content:
-            return content
-    return None
