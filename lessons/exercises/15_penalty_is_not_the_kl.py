@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def penalty(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """The k3 estimate of KL(policy || reference), one per token, [N, T] (Schulman 2020).
+    """The k3 estimate (Schulman 2020) of KL(policy || reference) per token, [N, T].
 
     From the log-probs of tokens that the policy has drawn, under the policy and under the
     reference. Its mean is the divergence; it is never negative, and 0 where the two
