@@ -24,7 +24,7 @@ def dice() -> torch.Generator:
 
 @torch.no_grad()
 def ratio(program: dict, prompts=PROMPTS, temperature=TEMPERATURE) -> Tensor:
-    """Sampling and scoring are two ways to one number: before an update every ratio is 1."""
+    """Before the first update every ratio of scoring to sampling is 1."""
     rows = prompts * 8
     tokens, old = program["generate"](MODEL, rows, T, temperature, dice())
     logprobs, _ = program["score"](MODEL, rows, tokens, temperature)
@@ -39,7 +39,7 @@ def company(program: dict, prompts=PROMPTS) -> Tensor:
 
 
 def trained(program: dict) -> tuple[Tensor, Tensor, Tensor]:
-    """Four drawn rows: (which tokens get a gradient, which should, the tokens), [4, T]."""
+    """Four drawn rows: (which tokens get a gradient, which should, the tokens)."""
     drawn = torch.tensor([[1, 2, EOS, 3], [0, EOS, 2, EOS], [3, 0, 2, 0], [EOS, 1, 1, 1]])
     lengths = torch.tensor([[3], [2], [4], [1]])
     logprobs = torch.zeros(4, 4, requires_grad=True)
@@ -54,7 +54,7 @@ def trained(program: dict) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def coverage(program: dict) -> Tensor:
-    """Every sampled word gets a gradient, and what stands behind the end gets none."""
+    """Every sampled word gets a gradient, what stands behind the end none."""
     found, wanted, drawn = trained(program)
     return ((found != wanted) & ~(wanted & (drawn == EOS))).sum()
 
@@ -66,7 +66,7 @@ def ending(program: dict) -> Tensor:
 
 
 def enumeration(program: dict) -> Tensor:
-    """All 125 rows, each with pi(y) R(y) for its advantage, give the gradient of J."""
+    """All 125 completions, weighted with pi(y) R(y), give the gradient of J."""
     rows = torch.cartesian_prod(*[torch.arange(5)] * T)  # [N, T], every row once
     texts = torch.cat([torch.tensor([[1, 2]]).expand(len(rows), 2), rows], 1)
     logits = MODEL.logits(MODEL(texts))[:, 1:-1] / TEMPERATURE  # [N, T, V]
@@ -84,7 +84,7 @@ def enumeration(program: dict) -> Tensor:
 
 
 def kl(program: dict) -> Tensor:
-    """The penalty's mean under the policy is KL(policy || reference), added up exactly."""
+    """The mean of the penalty under the policy is KL(policy || reference)."""
     both = torch.randn(2, 5, generator=dice(), dtype=torch.float64)
     policy, reference = both.log_softmax(1)  # [V] each
     estimate = (policy.exp() * program["penalty"](policy, reference)).sum()
@@ -126,16 +126,20 @@ def balance(program: dict, prompts=("odd", "even")) -> Tensor:
 
 
 def agreement(program: dict) -> Tensor:
-    """Right rollouts that agree cost nothing where the wrong one of their prompt is far,
-    whatever another prompt's rollouts say."""
+    """Right rollouts that agree cost nothing.
+
+    The wrong one of their prompt is far; another prompt has a wrong one beside them.
+    """
     z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])  # [N, 2]
     right, group = torch.tensor([True, True, False, False]), torch.tensor([0, 0, 0, 1])
     return program["contrast"](z, right, group, 0.05).max()
 
 
 def clip(program: dict) -> Tensor:
-    """Of two good and two bad tokens at half and at twice their old probability, the two
-    that moved the right way have no gradient."""
+    """Of tokens that have moved far, those that went the right way have no gradient.
+
+    Two good and two bad ones, at half and at twice their old probability.
+    """
     logprobs = torch.tensor([[0.5], [2.0], [0.5], [2.0]]).log().requires_grad_()
     advantages, weights = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.ones(4, 1)
     program["loss"](logprobs, torch.zeros(4, 1), advantages, weights).backward()
@@ -143,7 +147,7 @@ def clip(program: dict) -> Tensor:
 
 
 def bandit(program: dict, seed: int = 0) -> Tensor:
-    """Trained on one prompt, its answer ends above probability 0.9 (what is missing)."""
+    """Training on one prompt brings its answer above probability 0.9."""
     model, _ = program["train"](PROMPTS[:1], training_steps(60), seed)
     with torch.no_grad():
         answer = torch.tensor([ANSWERS[1, 2]])
@@ -164,7 +168,7 @@ SILENT = 1e-6  # what rounding leaves
 
 def law(name: str) -> str:
     """What an instrument tests, in one line."""
-    return " ".join(INSTRUMENTS[name].__doc__.split())
+    return INSTRUMENTS[name].__doc__.splitlines()[0]
 
 
 def readings(found: dict, names=INSTRUMENTS) -> dict[str, float]:

@@ -74,7 +74,7 @@ def mended(part: str) -> str:
 
 
 def program(**parts: str) -> str:
-    """The text of a program. parts: those that are not the mended ones, by their names."""
+    """The text of a program; parts: by name, those that are not the mended ones."""
     texts = {part: mended(part) for part in PARTS} | parts
     frame = (LESSONS / "hunting" / "frame.py").read_text(encoding="utf-8")
     sources = [frame] + [source_of("solutions", name) for name in SUSPECTS]

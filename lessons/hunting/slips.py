@@ -39,8 +39,16 @@ SLIPS = {
     "penalty_is_not_the_kl": Slip("penalty", "torch.expm1(-d) + d", "torch.expm1(d) - d"),
     "ratio_is_not_one": Slip(
         "score",
-        "model.logits(hidden) / temperature",
-        "model.logits(hidden)",
+        """(hidden) / temperature  # [N, T, V]
+    chosen = logits.gather(-1, tokens[..., None])[..., 0]  # [N, T]
+    logprobs = chosen - logits.logsumexp(-1)
+    with torch.no_grad():
+        distribution = logits.log_softmax(-1)""",
+        """(hidden)  # [N, T, V]
+    chosen = logits.gather(-1, tokens[..., None])[..., 0]  # [N, T]
+    logprobs = chosen - logits.logsumexp(-1)
+    with torch.no_grad():
+        distribution = (logits / temperature).log_softmax(-1)""",
     ),
     "runs_away": Slip("loss", "torch.minimum(", "torch.maximum("),
     "short_prompts_suffer": Slip(
