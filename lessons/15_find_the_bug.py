@@ -5,7 +5,7 @@
 # How do you find out where?
 #
 # You need lessons 1 to 5, and lesson 8 for one part. You will read a whole program, meet
-# twelve instruments, and hunt on your own.
+# twelve instruments, and hunt.
 
 # %%
 import inspect
@@ -37,9 +37,9 @@ from hunting.slips import program_with
 # ## A program with one bug
 #
 # `generate` draws tokens, `finish` cuts rows at their first eos, `score` gives log-probs
-# with gradient, `contrast` is lesson 8's soft-NN, `collect` makes advantages, `loss` clips,
-# `penalty` is k3, and `backward` adds up the gradient in pieces. One of these eight parts
-# is wrong. Take five minutes, and write your guess down.
+# with gradient, `contrast` is lesson 8's soft-NN, `collect` makes advantages, `loss`
+# clips, `penalty` is k3, and `backward` adds up the gradient in pieces. One of these
+# eight parts is wrong. Take five minutes, and write your guess down.
 
 # %%
 WRONG = program_with(("both_sides",))
@@ -48,7 +48,7 @@ show_code(WRONG)
 # %% [markdown]
 # ## First, look at the reward
 #
-# Train it beside the right program from two seeds, and three programs with other bugs.
+# Train it beside the right program from two seeds and three programs with other bugs.
 
 # %%
 wrong = load(WRONG)
@@ -89,14 +89,14 @@ show(
 # %% [markdown]
 # <details><summary><b>Guess first.</b> Which of these runs would you stop?</summary>
 #
-# Perhaps the last. But every curve flattens somewhere, and whoever trains something new has
-# no grey line to compare with.
+# Perhaps the last. But every curve flattens somewhere, and whoever trains something new
+# has no grey line to compare with.
 #
 # </details>
 #
 # ## Laws instead of curves
 #
-# So ask whether it keeps the laws that a right program keeps *exactly*. An instrument takes
+# Ask whether it keeps the laws that a right program keeps *exactly*. An instrument takes
 # a program and returns a number that must be 0. Three of the twelve in full:
 
 # %%
@@ -104,7 +104,7 @@ for instrument in (ratio, cut, clip):
     show_code(inspect.getsource(instrument))
 
 # %% [markdown]
-# What all twelve say of the program above, and their laws (the code of the others is in
+# What all twelve say of the program above, and their laws (the other nine are in
 # [instruments.py](../hunting/instruments.py)):
 
 # %%
@@ -114,16 +114,16 @@ for name, number in readings(wrong).items():
 # %% [markdown]
 # <details><summary><b>Guess again.</b> Which part is it?</summary>
 #
-# `loss`. The minimum of `A * ratio` and `A * clipped` is missing, so two of four moved
-# tokens lose their gradient. A good token that came down by accident is not pulled up again.
+# `loss`. The minimum of `A * ratio` and `A * clipped` is missing. So a good token that
+# came down by accident has no gradient, and is not pulled up again.
 #
 # </details>
 #
 # ## Which rings for whom
 #
-# Nine suspects are the warm-up. Each is a file `lessons/exercises/15_*.py` with one part
-# and one bug, named after its user's complaint. The table shows where to look. *To find
-# them without it, do the exercise at the end of this page now.*
+# The nine suspects are the warm-up. Each is a file `lessons/exercises/15_*.py` with one
+# part and one bug, named after its user's complaint. The table shows where to look. *To
+# find the bugs without it, do the exercise at the end of this page now.*
 
 # %%
 everyone = teams | {"no bug": RIGHT}
@@ -150,23 +150,27 @@ axis.set_yticks(range(len(table)), [name.replace("_", " ") for name in table], f
 show(
     figure,
     "15_matrix",
-    "Suspects (rows) and instruments (columns). Dark: the instrument rings. As handed out, "
-    "no two suspects have the same row; the right program is silent everywhere.",
+    "Suspects (rows) and instruments (columns). Dark: the instrument rings. As handed "
+    "out, no two suspects have the same row; the right program is silent everywhere.",
 )
 
 # %% [markdown]
 # > **You should know.** A rising reward proves nothing. The bandit trains on one prompt
 # > until its answer is nearly certain, and six of nine wrong programs get there.
 #
-# Read a row, and you have the place: **ratio** with **enumeration** accuses `score`,
-# **ratio** with **company** the padding in `generate`, **coverage** or **ending** the mask.
-# Read a column, and you have what an instrument does *not* see:
+# A row names the place. **ratio** with **enumeration** accuses `score`, **ratio** with
+# **company** the padding in `generate`, **coverage** or **ending** the mask. A column
+# shows what an instrument does *not* see:
 #
 # * **ratio** takes for right what sampling and scoring do wrong *alike*.
 # * **enumeration** is handed its advantages, stays on policy, and cuts nothing.
-# * **equal** and **balance** know no sign: negated advantages pass all but the **bandit**.
-# * **kl** sees a value and no gradient. k1, which as a loss does nothing, passes.
+# * **equal** and **balance** know no sign. Only the **bandit** hears negated advantages.
+# * **kl** sees no gradient. k1, which as a loss does nothing, passes.
 # * **clip** tries two ratios only.
+#
+# Does your program not come in parts? Log the largest $|r-1|$ of each step's first
+# mini-batch, count the tokens sampled and those in the loss, and cut one batch in two
+# ways. These three would have found five of the nine.
 #
 # ## Which settings would have hidden it?
 #
@@ -174,8 +178,8 @@ show(
 # <code>short_prompts_suffer</code>, <code>step_depends_on_the_cut</code> and
 # <code>advantages_do_not_cancel</code> do no harm?</summary>
 #
-# At temperature 1; with prompts of one length; in one piece; with one prompt per batch. And
-# with one update per sample, `runs_away` does not exist.
+# At temperature 1; with prompts of one length; in one piece; with one prompt per batch.
+# With one update per sample, `runs_away` does not exist.
 #
 # </details>
 
@@ -194,8 +198,8 @@ for setting, number in hidden.items():
 # %% [markdown]
 # ## The hunt
 #
-# There are fifteen more whole programs. Numbers 1 to 10 hold at most one bug, 11 to 15 at
-# most two, and some are new:
+# Fifteen more programs wait. Numbers 1 to 10 hold at most one bug, 11 to 15 at most two,
+# and some are new:
 #
 # ```
 # python lessons/hunt.py 3                      # writes the program to a file: read it
@@ -204,7 +208,7 @@ for setting, number in hidden.items():
 # python lessons/hunt.py 3 --accuse backward    # or: nobody
 # ```
 #
-# Accusations are counted. After a right one you see the bug and its story.
+# Accusations are counted. A right one shows you the bug and its story.
 #
 # ## The same in minclipo
 #
@@ -261,25 +265,20 @@ print(f"they agree: all {len(EXACT)} are silent")
 # * Settings hide bugs. Test with several prompts, lengths, pieces and updates.
 #
 # **Exercise.** About 75 minutes for nine suspects, easy to hard.
-# `python lessons/exercises/15_never_stops.py` and its eight siblings say what is wrong, you
-# where. Then run this lesson again: the row of a mended suspect is silent.
+# `python lessons/exercises/15_never_stops.py` and its eight siblings say what is wrong,
+# and you find where. Then run this lesson again: a mended suspect's row is silent.
 #
 # <details><summary>A hint for <code>backward</code></summary>
 #
-# How much does a token weigh in a piece of short rows, and in a piece of long ones?
-#
-# </details>
-# <details><summary>A hint for <code>collect</code></summary>
-#
-# In which order do the rows stand, and which neighbours make a group?
+# How much does a token weigh in a piece of short rows, and in one of long rows?
 #
 # </details>
 # <details><summary>A hint for <code>loss</code></summary>
 #
-# Lesson 5 takes the larger of two losses. What has the other sign here?
+# Lesson 5 takes the larger of two losses. Which sign does this one have?
 #
 # </details>
 #
-# **What to try next.** Let the bandit train on all three prompts (the first line of `bandit`
-# in `hunting/instruments.py`): does it catch more? Then turn the instruments on somebody
-# else's training program. That is what these lessons were for.
+# **What to try next.** Let the bandit train on all three prompts (the first line of
+# `bandit` in `hunting/instruments.py`): does it catch more? Then turn the instruments on
+# somebody else's training program. That is what these lessons were for.
