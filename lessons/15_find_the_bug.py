@@ -89,8 +89,8 @@ show(
 # %% [markdown]
 # <details><summary><b>Guess first.</b> Which of these runs would you stop?</summary>
 #
-# Perhaps the last. But every curve flattens somewhere, and whoever trains something new
-# has no grey line to compare with.
+# Perhaps the last. But one wrong program leads for forty steps, two lie on the grey
+# lines, and whoever trains something new has no grey line.
 #
 # </details>
 #
@@ -128,10 +128,11 @@ for name, number in readings(wrong).items():
 # %%
 everyone = teams | {"no bug": RIGHT}
 table = {name: readings(found) for name, found in everyone.items()}
-print(" " * 25 + "".join(f"{name[:9]:>10}" for name in INSTRUMENTS))
+widths = [max(5, len(name) + 1) for name in INSTRUMENTS]
+print(" " * 24 + "".join(f"{name:>{width}}" for name, width in zip(INSTRUMENTS, widths)))
 for name, row in table.items():
     cells = [f"{value:.2f}" if value > SILENT else "-" for value in row.values()]
-    print(f"{name:25}" + "".join(f"{cell:>10}" for cell in cells))
+    print(f"{name:24}" + "".join(f"{cell:>{n}}" for cell, n in zip(cells, widths)))
 rings = torch.tensor([list(row.values()) for row in table.values()]) > SILENT
 left = int(rings[:-1, :-1].any(1).sum())  # suspects that are not mended yet
 if left:

@@ -12,9 +12,10 @@ sys.path.insert(0, str(LESSONS))
 import common  # noqa: E402
 import hunt  # noqa: E402
 from hunting.instruments import EXACT, INSTRUMENTS, RIGHT, SILENT, readings  # noqa: E402
-from hunting.program import PARTS, SUSPECTS, load, mended, part_of, program, source_of  # noqa: E402
+from hunting.program import PARTS, SUSPECTS, load, mended, part_of, program, suspect  # noqa: E402
 from hunting.slips import PROGRAMS, SLIPS, program_with  # noqa: E402
 
+SOLVED = "an exercise has been solved? To test the repository put it aside: git stash push lessons/exercises"
 EXPECTED = {  # which instruments ring, of those that do not train
     "advantages_do_not_cancel": {"equal", "balance"},
     "agreement_costs": {"agreement"},
@@ -80,19 +81,13 @@ def test_no_two_suspects_have_the_same_row():
 @pytest.mark.parametrize("name", SUSPECTS)
 def test_a_suspect_as_handed_out_has_the_row_of_its_slip(name):
     """Catches: a hunt whose bugs are not those of the exercises."""
-    part = SUSPECTS[name]
-    answer = part_of(source_of("exercises", name), part)
-    if answer == part_of(source_of("solutions", name), part):
-        pytest.skip("this suspect has been mended")
-    assert rings(load(program(**{part: answer}))) == EXPECTED[name]
+    assert rings(suspect(name)) == EXPECTED[name], SOLVED
 
 
 @pytest.mark.parametrize("name", SUSPECTS)
 def test_a_mended_suspect_is_silent(name):
     """Catches: a solution that breaks a law; the other finish, which no program holds."""
-    part = SUSPECTS[name]
-    answer = part_of(source_of("solutions", name), part)
-    assert rings(load(program(**{part: answer}))) == set()
+    assert rings(suspect(name, "solutions")) == set()
 
 
 @pytest.mark.parametrize("name", SLIPS)
@@ -117,7 +112,7 @@ def test_a_program_does_not_give_itself_away(number):
     """Catches: a suspect's name, a remark or a wide line in what the learner reads."""
     text = program_with(PROGRAMS[number])
     assert not [name for name in SLIPS if name in text]
-    assert all(len(line) <= 90 for line in text.split("\n"))
+    assert [line for line in text.split("\n") if len(line) > 90] == []
     remarks = [line.split("  # ")[1] for line in text.split("\n") if "  # " in line]
     assert remarks and all(remark.startswith("[") and remark.endswith("]") for remark in remarks)
 

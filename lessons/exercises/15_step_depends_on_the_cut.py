@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 def backward(loss_of: Callable, mask: Tensor, pieces: list[Tensor]) -> float:
-    """Add the gradient of the batch's loss to .grad, piece by piece; returns that loss.
+    """Add the gradient of the batch's loss to .grad piece by piece; returns the loss.
 
     The loss is the mean over the batch's tokens. mask [N, T]: which of them are real.
     pieces: the row numbers, cut up. loss_of(rows, weights): the sum of weights * token

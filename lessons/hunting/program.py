@@ -7,6 +7,7 @@ hints, one line of docstring, and of the comments only those that give shapes.
 import ast
 import io
 import re
+import runpy
 import sys
 import tokenize
 from pathlib import Path
@@ -38,16 +39,16 @@ PARTS = (
 )
 
 
-def source_of(folder: str, suspect: str) -> str:
-    """The text of a suspect's file in exercises/ or solutions/."""
-    return (LESSONS / folder / f"15_{suspect}.py").read_text(encoding="utf-8")
+def solution_of(suspect: str) -> str:
+    """The text of a suspect's mended file."""
+    return (LESSONS / "solutions" / f"15_{suspect}.py").read_text(encoding="utf-8")
 
 
 def part_of(source: str, part: str) -> str:
     """The function of this name as it stands in a program."""
     lines, tree = source.split("\n"), ast.parse(source)
     node = next(node for node in tree.body if getattr(node, "name", None) == part)
-    for argument in node.args.args:
+    for argument in [*node.args.args, *node.args.kwonlyargs]:
         argument.annotation = None
     head = [f"@{ast.unparse(decorator)}" for decorator in node.decorator_list]
     head += [f"def {part}({ast.unparse(node.args)}):"]
@@ -70,14 +71,14 @@ def without_remarks(text: str) -> str:
 
 
 def mended(part: str) -> str:
-    return part_of(source_of("solutions", MENDED[part]), part)
+    return part_of(solution_of(MENDED[part]), part)
 
 
 def program(**parts: str) -> str:
     """The text of a program; parts: by name, those that are not the mended ones."""
     texts = {part: mended(part) for part in PARTS} | parts
     frame = (LESSONS / "hunting" / "frame.py").read_text(encoding="utf-8")
-    sources = [frame] + [source_of("solutions", name) for name in SUSPECTS]
+    sources = [frame] + [solution_of(name) for name in SUSPECTS]
     names = {}
     for module, some in re.findall(r"^from (\S+) import (.+)$", "\n".join(sources), re.M):
         names.setdefault(module, set()).update(some.split(", "))
@@ -101,10 +102,14 @@ def load(text: str, path: str = "program") -> dict:
     return found
 
 
-def suspect(name: str) -> dict:
-    """The program with this suspect of lessons/exercises in it."""
-    part = SUSPECTS[name]
-    return load(program(**{part: part_of(source_of("exercises", name), part)}))
+def suspect(name: str, folder: str = "exercises") -> dict:
+    """The program with this suspect in it, as its file holds it now."""
+    sys.path.append(str(LESSONS / "exercises"))  # where the suspects find checking.py
+    own = runpy.run_path(str(LESSONS / folder / f"15_{name}.py"))
+    sys.path.pop()
+    found = load(program())
+    found[SUSPECTS[name]] = own[SUSPECTS[name]]
+    return found
 
 
 def show_code(text: str) -> None:

@@ -7,7 +7,7 @@ import ast
 import random
 from typing import NamedTuple
 
-from hunting.program import SUSPECTS, mended, program, source_of
+from hunting.program import SUSPECTS, mended, program, solution_of
 
 
 class Slip(NamedTuple):
@@ -146,4 +146,4 @@ def program_with(names: tuple[str, ...]) -> str:
 
 def story(name: str) -> str:
     """What was wrong, and why it matters."""
-    return SLIPS[name].story or ast.get_docstring(ast.parse(source_of("solutions", name)))
+    return SLIPS[name].story or ast.get_docstring(ast.parse(solution_of(name)))
