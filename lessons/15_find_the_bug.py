@@ -42,7 +42,7 @@ from hunting.slips import program_with
 # eight parts is wrong. Take five minutes, and write your guess down.
 
 # %%
-WRONG = program_with(("both_sides",))
+WRONG = program_with(("of_the_page",))
 show_code(WRONG)
 
 # %% [markdown]

@@ -26,7 +26,7 @@ EXPECTED = {  # which instruments ring, of those that do not train
     "runs_away": {"clip"},
     "short_prompts_suffer": {"ratio", "company"},
     "step_depends_on_the_cut": {"cut"},
-    "both_sides": {"clip"},
+    "of_the_page": {"clip"},
     "recorded_without_temperature": {"ratio"},
     "everybodys_spread": {"equal", "balance"},
     "rows_in_place_of_tokens": {"enumeration"},

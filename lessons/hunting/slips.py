@@ -65,8 +65,8 @@ SLIPS = {
         loss = loss_of(rows, weights) / len(pieces)
 """,
     ),
-    # not in the warm-up
-    "both_sides": Slip(
+    # not in the warm-up; the first is on the page of lesson 15
+    "of_the_page": Slip(
         "loss",
         "torch.minimum(A * ratio, A * clipped)",
         "A * clipped",
