@@ -12,11 +12,6 @@ import inspect
 
 import matplotlib.pyplot as plt
 import torch
-from minclipo.contrastive import contrastive_loss
-from minclipo.grpo import kl_penalty, policy_loss
-from minclipo.logprobs import completion_logprobs
-from minclipo.sampler import sample
-
 from common import show, tidy, training_steps
 from hunting.instruments import (
     EXACT,
@@ -32,6 +27,11 @@ from hunting.instruments import (
 )
 from hunting.program import SUSPECTS, load, program, show_code, suspect
 from hunting.slips import program_with
+
+from minclipo.contrastive import contrastive_loss
+from minclipo.grpo import kl_penalty, policy_loss
+from minclipo.logprobs import completion_logprobs
+from minclipo.sampler import sample
 
 # %% [markdown]
 # ## A program with one bug
@@ -272,6 +272,11 @@ print(f"they agree: all {len(EXACT)} are silent")
 # <details><summary>A hint for <code>backward</code></summary>
 #
 # How much does a token weigh in a piece of short rows, and in one of long rows?
+#
+# </details>
+# <details><summary>A hint for <code>collect</code></summary>
+#
+# In which order do the rows stand, and which neighbours make a group?
 #
 # </details>
 # <details><summary>A hint for <code>loss</code></summary>

@@ -16,8 +16,9 @@ from collections.abc import Callable
 
 import torch
 from checking import expect, expect_true, report
-from minclipo.grpo import group_advantages
 from torch import Tensor
+
+from minclipo.grpo import group_advantages
 
 
 def collect(

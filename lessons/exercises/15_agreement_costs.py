@@ -14,8 +14,9 @@ Mend this file; nothing is missing, one thing is wrong. It runs its own check; w
 
 import torch
 from checking import expect, expect_true, report
-from minclipo.contrastive import contrastive_loss
 from torch import Tensor
+
+from minclipo.contrastive import contrastive_loss
 
 
 def contrast(

@@ -14,10 +14,11 @@ Mend this file; nothing is missing, one thing is wrong. It runs its own check; w
 
 import torch
 from checking import expect, expect_true, report
+from torch import Tensor
+
 from minclipo.logprobs import MicroBatch, completion_hidden
 from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.sampler import sample
-from torch import Tensor
 
 
 def score(

@@ -14,8 +14,9 @@ Mend this file; nothing is missing, one thing is wrong. It runs its own check; w
 
 import torch
 from checking import expect, expect_true, report
-from minclipo.grpo import policy_loss
 from torch import Tensor
+
+from minclipo.grpo import policy_loss
 
 
 def loss(

@@ -14,10 +14,11 @@ Mend this file; nothing is missing, one thing is wrong. It runs its own check; w
 
 import torch
 from checking import expect, report
+from torch import Tensor
+
 from minclipo.logprobs import completion_logprobs
 from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.sampler import KVCache, pad_right, sampling_logprobs
-from torch import Tensor
 
 
 @torch.no_grad()

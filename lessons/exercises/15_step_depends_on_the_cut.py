@@ -16,8 +16,9 @@ from collections.abc import Callable
 
 import torch
 from checking import expect, report
-from minclipo.grpo import token_weights
 from torch import Tensor
+
+from minclipo.grpo import token_weights
 
 
 def backward(loss_of: Callable, mask: Tensor, pieces: list[Tensor]) -> float:

@@ -4,9 +4,10 @@ Words are 0 to 3, and 4 ends a completion of at most three tokens.
 """
 
 import torch
+from parts import backward, collect, contrast, finish, generate, loss, penalty, score
+
 from minclipo.logprobs import MicroBatch, completion_hidden
 from minclipo.model import GPT, GPTConfig, init_weights
-from parts import backward, collect, contrast, finish, generate, loss, penalty, score
 
 PAD, EOS, T, G, TEMPERATURE = 0, 4, 3, 32, 0.7
 ANSWERS = {(1, 2): [2, 0, EOS], (3,): [1, EOS], (0, 1, 2, 3): [3, 1, 0]}

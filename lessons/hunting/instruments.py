@@ -7,10 +7,9 @@ Shapes: B prompts, N rollouts, T tokens of a completion.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-
 from common import training_steps
 from hunting.program import load, program
+from torch import Tensor
 
 RIGHT = load(program())
 PROMPTS, ANSWERS = RIGHT["PROMPTS"], RIGHT["ANSWERS"]

@@ -74,23 +74,30 @@ def mended(part: str) -> str:
     return part_of(solution_of(MENDED[part]), part)
 
 
+def imports_of(sources: list[str]) -> str:
+    """What all of them import from the package, and torch."""
+    names = {}
+    for module, some in re.findall(
+        r"^from (minclipo\S*) import (.+)$", "\n".join(sources), re.MULTILINE
+    ):
+        names.setdefault(module, set()).update(some.split(", "))
+    lines = [
+        f"from {module} import {', '.join(sorted(names[module]))}" for module in names
+    ]
+    return "\n".join(["import torch", "", *sorted(lines)])
+
+
 def program(**parts: str) -> str:
     """The text of a program; parts: by name, those that are not the mended ones."""
     texts = {part: mended(part) for part in PARTS} | parts
     frame = (LESSONS / "hunting" / "frame.py").read_text(encoding="utf-8")
-    sources = [frame] + [solution_of(name) for name in SUSPECTS]
-    names = {}
-    for module, some in re.findall(r"^from (\S+) import (.+)$", "\n".join(sources), re.M):
-        names.setdefault(module, set()).update(some.split(", "))
-    doc, rest = frame.split("\n\nimport torch\n")
-    rest = rest.partition("\n\n")[2]
-    constants, rest = rest.split("\n\n\n", 1)
-    imports = ["import torch"] + [
-        f"from {module} import {', '.join(sorted(some))}"
-        for module, some in sorted(names.items())
-        if module.startswith("minclipo")
-    ]
-    head = "\n\n".join([doc, "\n".join(imports), constants])
+    nodes, lines = ast.parse(frame).body, frame.split("\n")
+    doc = "\n".join(lines[: nodes[0].end_lineno])
+    constants = [node for node in nodes if isinstance(node, ast.Assign)]
+    rest = "\n".join(lines[constants[-1].end_lineno :]).strip() + "\n"
+    first, last = constants[0].lineno - 1, constants[-1].end_lineno
+    imports = imports_of([frame, *map(solution_of, SUSPECTS)])
+    head = "\n\n".join([doc, imports, "\n".join(lines[first:last])])
     return "\n\n\n".join([head, *(texts[part] for part in PARTS), rest])
 
 

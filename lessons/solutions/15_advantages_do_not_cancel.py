@@ -9,8 +9,9 @@ policy gradient, with a bad baseline (lesson 4), so it learns; it is only noisie
 from collections.abc import Callable
 
 import torch
-from minclipo.grpo import group_advantages
 from torch import Tensor
+
+from minclipo.grpo import group_advantages
 
 
 def collect(

@@ -8,9 +8,10 @@ leaves no second place to forget.
 """
 
 import torch
+from torch import Tensor
+
 from minclipo.logprobs import MicroBatch, completion_hidden
 from minclipo.model import GPT
-from torch import Tensor
 
 
 def score(

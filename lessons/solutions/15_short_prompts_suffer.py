@@ -6,9 +6,10 @@ length - 1. From the second token on all was well again: the cache knew the leng
 """
 
 import torch
+from torch import Tensor
+
 from minclipo.model import GPT
 from minclipo.sampler import KVCache, pad_right, sampling_logprobs
-from torch import Tensor
 
 
 @torch.no_grad()

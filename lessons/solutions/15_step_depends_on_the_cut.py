@@ -8,8 +8,9 @@ length, or with one piece, nothing is to be seen.
 
 from collections.abc import Callable
 
-from minclipo.grpo import token_weights
 from torch import Tensor
+
+from minclipo.grpo import token_weights
 
 
 def backward(loss_of: Callable, mask: Tensor, pieces: list[Tensor]) -> float:
