@@ -1,10 +1,13 @@
 """Suspect: the advantages do not cancel.
 
-"Lesson 5 says that the advantages of a prompt's rollouts sum to 0. I added ours up: those of the whole batch do, those
-of a single prompt do not. With one prompt in the batch all is well. The reward goes up in either case."
+Minutes: 10. Difficulty: medium.
 
-Mend this file; nothing is missing, one thing is wrong. It runs its own check; with --solution it checks the mended file
-in lessons/solutions, which begins with the cause:
+"Lesson 5 says that the advantages of a prompt's rollouts sum to 0. I added ours up:
+those of the whole batch do, those of a single prompt do not. With one prompt in the
+batch all is well. The reward goes up in either case."
+
+Mend this file; nothing is missing, one thing is wrong. It runs its own check; with
+--solution it checks the mended file in lessons/solutions, which begins with the cause:
 
     python lessons/exercises/15_advantages_do_not_cancel.py
 """
@@ -13,23 +16,23 @@ from collections.abc import Callable
 
 import torch
 from checking import expect, expect_true, report
-from minclipo.grpo import group_advantages
 from torch import Tensor
+
+from minclipo.grpo import group_advantages
 
 
 def collect(
     prompts: list, group_size: int, draw: Callable, grade: Callable
 ) -> tuple[list, list, Tensor]:
-    """group_size rollouts of each prompt, and how much better each was than the others of its own prompt.
+    """Rollouts of each prompt, and how much better each was than its prompt's others.
 
-    draw(prompts): one completion for each of the prompts that it is given, in one batch. grade(prompt, completion): the
-    reward of a completion. Returns N = B * group_size rows: (prompts [N], completions [N], advantages [N]).
+    draw(prompts): one completion for each of the prompts it is given, in one batch.
+    grade(prompt, completion): the reward of a completion. Returns N = B * group_size
+    rows: (prompts [N], completions [N], advantages [N]).
     """
-    rows = list(prompts) * group_size  # all rollouts in one batch: N prompts
+    rows = list(prompts) * group_size  # N prompts
     completions = draw(rows)
-    rewards = torch.tensor(
-        [grade(prompt, completion) for prompt, completion in zip(rows, completions)]
-    )  # [N]
+    rewards = torch.tensor([grade(*row) for row in zip(rows, completions)])  # [N]
     return rows, completions, group_advantages(rewards, group_size)
 
 
@@ -37,13 +40,9 @@ def collect(
 
 
 def check_collect(collect):
-    reward_of = {
-        ("easy", 0): 1.0,
-        ("hard", 0): 1.0,
-    }  # a prompt's first completion is right, and all others of "easy"
-    grade = lambda prompt, completion: reward_of.get(
-        completion, float(prompt == "easy" and completion[1] != 3)
-    )
+    # "hard": the first completion is right; "easy": all but the last; "odd": none
+    right = {("hard", 0), ("easy", 0), ("easy", 1), ("easy", 2)}
+    grade = lambda prompt, completion: float(completion in right)
     for prompts in (["hard"], ["easy", "hard", "odd"]):
         drawn = {prompt: 0 for prompt in prompts}
 
@@ -55,7 +54,7 @@ def check_collect(collect):
             return numbered
 
         rows, completions, advantages = collect(prompts, 4, draw, grade)
-        case = f"{'one prompt' if len(prompts) == 1 else f'{len(prompts)} prompts'}, 4 rollouts each"
+        case = f"prompts: {len(prompts)}, rollouts of each: 4"
         expect(len(rows), 4 * len(prompts), f"{case}: rows")
         expect_true(
             all(row == completion[0] for row, completion in zip(rows, completions)),

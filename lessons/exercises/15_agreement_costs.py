@@ -1,37 +1,43 @@
 """Suspect: agreement costs something.
 
-"Soft-NN (lesson 8) should cost a right rollout nothing where the right ones say the same and the wrong ones lie far
-away. Here they pay, and the more so the fewer they are: just where the prompt is hard."
+Minutes: 10. Difficulty: medium.
 
-Mend this file; nothing is missing, one thing is wrong. It runs its own check; with --solution it checks the mended file
-in lessons/solutions, which begins with the cause:
+"Soft-NN (lesson 8) should cost a right rollout nothing where the right ones say the
+same and the wrong ones lie far away. Here they pay, and the more so the fewer they
+are: just where the prompt is hard."
+
+Mend this file; nothing is missing, one thing is wrong. It runs its own check; with
+--solution it checks the mended file in lessons/solutions, which begins with the cause:
 
     python lessons/exercises/15_agreement_costs.py
 """
 
 import torch
 from checking import expect, expect_true, report
-from minclipo.contrastive import contrastive_loss
 from torch import Tensor
+
+from minclipo.contrastive import contrastive_loss
 
 
 def contrast(
     embeddings: Tensor, correct: Tensor, group: Tensor, temperature: float
 ) -> Tensor:
-    """Soft-NN loss of every right rollout against the other rollouts of its prompt, [N]; 0 for wrong ones.
+    """Soft-NN loss of every right rollout within its prompt, [N]; 0 for wrong ones.
 
-        loss_i = log sum over candidates j of exp(q_ij) - log sum over positives j of exp(q_ij)
+        L_i = log sum of exp(s_ij) over candidates - log sum of exp(s_ij) over positives
 
-    q_ij: cosine / temperature. Candidates: the other rollouts of i's prompt; positives: the right ones of them. Without
-    a positive, or without a wrong one to set it against, the loss is 0. embeddings [N, E], unit rows; the others [N].
+    s_ij: cosine / temperature. Candidates: the other rollouts of i's prompt. Positives:
+    the right ones of them. Without a positive, or without a wrong one to set it against,
+    the loss is 0. embeddings [N, E], unit rows; the others [N].
     """
-    candidates = group[:, None] == group  # [N, N]
-    positives = candidates & correct & ~torch.eye(len(group), dtype=torch.bool)
+    itself = torch.eye(len(group), dtype=torch.bool)  # [N, N]
+    candidates = group[:, None] == group
+    positives = candidates & correct & ~itself
     anchors = correct & positives.any(1) & (candidates & ~correct).any(1)  # [N]
-    q = embeddings @ embeddings.T / temperature  # [N, N]
-    log_all = q.masked_fill(~candidates, -torch.inf)[anchors].logsumexp(1)
-    log_positive = q.masked_fill(~positives, -torch.inf)[anchors].logsumexp(1)
-    return q.new_zeros(len(q)).index_put((anchors,), log_all - log_positive)
+    scores = embeddings @ embeddings.T / temperature  # [N, N]
+    log_all = scores.masked_fill(~candidates, -torch.inf)[anchors].logsumexp(1)
+    log_positive = scores.masked_fill(~positives, -torch.inf)[anchors].logsumexp(1)
+    return scores.new_zeros(len(scores)).index_put((anchors,), log_all - log_positive)
 
 
 # The check. Reading it is allowed; it knows the symptom only.

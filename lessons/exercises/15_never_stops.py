@@ -1,10 +1,13 @@
 """Suspect: it never learns to stop.
 
-"The words get better and better, but the completions run on until they are full. A right answer that stops earns more
-than one that goes on, so the policy has every reason to learn it."
+Minutes: 5. Difficulty: easy.
 
-Mend this file; nothing is missing, one thing is wrong. It runs its own check; with --solution it checks the mended file
-in lessons/solutions, which begins with the cause:
+"The words get better and better, but the completions run on until they are full. A
+right answer that stops earns more than one that goes on, so the policy has every
+reason to learn it."
+
+Mend this file; nothing is missing, one thing is wrong. It runs its own check; with
+--solution it checks the mended file in lessons/solutions, which begins with the cause:
 
     python lessons/exercises/15_never_stops.py
 """
@@ -13,17 +16,20 @@ import torch
 from checking import expect, expect_true, report
 from torch import Tensor
 
-PAD = 0  # any id would do: what lies outside the mask is never read
+PAD = 0
 
 
 def finish(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of drawn tokens as completions: (tokens [N, T], blanked behind the end with any id, mask [N, T] bool).
+    """Drawn tokens as completions: (tokens, blanked behind the end; mask), [N, T].
 
-    The sampler draws T tokens for every row, whatever they are. A completion ends with its first eos; one without an
-    eos is full. The mask is true for the tokens of the completion: those are trained.
+    The sampler draws T tokens for every row, whatever they are. A completion ends with
+    its first eos; one without an eos is full. The mask (bool) is true for the tokens of
+    the completion: those are trained. Any id may stand behind the end.
     """
-    ended = (tokens == eos_id).cumsum(1) > 0  # [N, T]
-    return tokens.masked_fill(ended, PAD), ~ended
+    is_eos = (tokens == eos_id).long()  # [N, T]
+    ended = is_eos.cumsum(1) > 0
+    tokens = tokens.masked_fill(ended, PAD)
+    return tokens, ~ended
 
 
 # The check. Reading it is allowed; it knows the symptom only.

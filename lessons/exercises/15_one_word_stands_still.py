@@ -1,10 +1,13 @@
 """Suspect: one word stands still.
 
-"Our words are digits, 0 to 3, and an eos with the id 4. A 1, 2 or 3 is learned at once where it earns something; a 0
-comes late, and only because the other words go down. And the log counts fewer tokens than we have sampled."
+Minutes: 5. Difficulty: easy.
 
-Mend this file; nothing is missing, one thing is wrong. It runs its own check; with --solution it checks the mended file
-in lessons/solutions, which begins with the cause:
+"Our words are digits, 0 to 3, and an eos with the id 4. A 1, 2 or 3 is learned at once
+where it earns something; a 0 comes late, and only because the other words go down. And
+the log counts fewer tokens than we have sampled."
+
+Mend this file; nothing is missing, one thing is wrong. It runs its own check; with
+--solution it checks the mended file in lessons/solutions, which begins with the cause:
 
     python lessons/exercises/15_one_word_stands_still.py
 """
@@ -17,10 +20,11 @@ PAD = 0
 
 
 def finish(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of drawn tokens as completions: (tokens [N, T], blanked behind the end with any id, mask [N, T] bool).
+    """Drawn tokens as completions: (tokens, blanked behind the end; mask), [N, T].
 
-    The sampler draws T tokens for every row, whatever they are. A completion ends with its first eos; one without an
-    eos is full. The mask is true for the tokens of the completion: those are trained.
+    The sampler draws T tokens for every row, whatever they are. A completion ends with
+    its first eos; one without an eos is full. The mask (bool) is true for the tokens of
+    the completion: those are trained. Any id may stand behind the end.
     """
     width = tokens.shape[1]
     rows = [

@@ -1,10 +1,13 @@
 """Suspect: the penalty is not the KL.
 
-"The penalty in the log should be the divergence from the reference. On a small vocabulary one can add that up, and it
-is another number; once the policy has moved far, the penalty is several times as large. It does hold the policy back."
+Minutes: 10. Difficulty: medium.
 
-Mend this file; nothing is missing, one thing is wrong. It runs its own check; with --solution it checks the mended file
-in lessons/solutions, which begins with the cause:
+"The penalty in the log should be the divergence from the reference. On a small
+vocabulary one can add that up, and it is another number; once the policy has moved
+far, the penalty is several times as large. It does hold the policy back."
+
+Mend this file; nothing is missing, one thing is wrong. It runs its own check; with
+--solution it checks the mended file in lessons/solutions, which begins with the cause:
 
     python lessons/exercises/15_penalty_is_not_the_kl.py
 """
@@ -15,15 +18,14 @@ from torch import Tensor
 
 
 def penalty(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """The k3 estimate of KL(policy || reference), one per token, same shape in and out (Schulman 2020).
+    """The k3 estimate (Schulman 2020) of KL(policy || reference) per token, [N, T].
 
-    From the log-probs of tokens that the policy has drawn, under the policy and under the reference. Its mean is the
-    divergence; it is never negative, and 0 where the two agree. The reference gets no gradient.
+    From the log-probs of tokens that the policy has drawn, under the policy and under the
+    reference. Its mean is the divergence; it is never negative, and 0 where the two
+    agree. The reference gets no gradient.
     """
     d = logprobs - ref_logprobs.detach()
-    return (
-        torch.expm1(d) - d
-    )  # expm1(d) is exp(d) - 1 without the rounding that a small d suffers from
+    return torch.expm1(d) - d  # expm1(d): exp(d) - 1, exact for small d, too
 
 
 # The check. Reading it is allowed; it knows the symptom only.
@@ -44,7 +46,7 @@ def check_penalty(penalty):
         expect(
             mean,
             kl,
-            f"logits of size {size}: its mean over the policy must be KL(policy || reference)",
+            f"logits of size {size}: its mean under the policy must be the KL",
         )
     leaf, held = (
         torch.tensor([-1.0, -3.0], requires_grad=True),

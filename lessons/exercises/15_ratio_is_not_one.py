@@ -1,37 +1,41 @@
 """Suspect: the ratio is not 1.
 
-"We train at temperature 0.7. I score tokens that were sampled a moment ago, with the same weights, before any update:
-their ratios should all be 1. They scatter around it. The training runs, and the reward goes up."
+Minutes: 5. Difficulty: easy.
 
-Mend this file; nothing is missing, one thing is wrong. It runs its own check; with --solution it checks the mended file
-in lessons/solutions, which begins with the cause:
+"We train at temperature 0.7. I score tokens that were sampled a moment ago, with the
+same weights, before any update: their ratios should all be 1. They scatter around it.
+The training runs, and the reward goes up."
+
+Mend this file; nothing is missing, one thing is wrong. It runs its own check; with
+--solution it checks the mended file in lessons/solutions, which begins with the cause:
 
     python lessons/exercises/15_ratio_is_not_one.py
 """
 
 import torch
 from checking import expect, expect_true, report
+from torch import Tensor
+
 from minclipo.logprobs import MicroBatch, completion_hidden
 from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.sampler import sample
-from torch import Tensor
 
 
 def score(
     model: GPT, prompts: list[list[int]], tokens: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """(log-prob of each token, entropy of its prediction in nats), [N, T] each, when sampling at `temperature`.
+    """(log-prob of each token, entropy of its prediction), [N, T], at the temperature.
 
-    prompts: N ragged lists, which tokens [N, T] continue. What stands behind the end of a row is scored, too, and
-    masked later. The log-probs carry gradient, the entropy does not.
+    prompts: N ragged lists, which tokens [N, T] continue. What stands behind the end of a
+    row is scored, too, and masked later. The log-probs carry gradient, the entropy (in
+    nats) does not.
     """
     everything = torch.ones_like(tokens, dtype=torch.bool)
-    hidden = completion_hidden(
-        model, MicroBatch.of(prompts, tokens, everything)
-    )  # [N, T, D]
+    batch = MicroBatch.of(prompts, tokens, everything)
+    hidden = completion_hidden(model, batch)  # [N, T, D]
     logits = model.logits(hidden)  # [N, T, V]
     chosen = logits.gather(-1, tokens[..., None])[..., 0]  # [N, T]
-    logprobs = chosen - logits.logsumexp(-1)  # log_softmax, of the chosen tokens only
+    logprobs = chosen - logits.logsumexp(-1)  # log_softmax of the chosen tokens
     with torch.no_grad():
         distribution = (logits / temperature).log_softmax(-1)  # [N, T, V]
         entropy = -(distribution.exp() * distribution).sum(-1)  # [N, T]

@@ -1,18 +1,22 @@
 """Suspect: it runs away.
 
-"With one update a sample all is well. With several, which is what the clip is there for, good tokens are pushed up
-without end, and a good token that came down by accident does not come up again."
+Minutes: 10. Difficulty: medium.
 
-Mend this file; nothing is missing, one thing is wrong. It runs its own check; with --solution it checks the mended file
-in lessons/solutions, which begins with the cause:
+"With one update a sample all is well. With several, which is what the clip is there
+for, good tokens are pushed up without end, and a good token that came down by accident
+does not come up again."
+
+Mend this file; nothing is missing, one thing is wrong. It runs its own check; with
+--solution it checks the mended file in lessons/solutions, which begins with the cause:
 
     python lessons/exercises/15_runs_away.py
 """
 
 import torch
 from checking import expect, expect_true, report
-from minclipo.grpo import policy_loss
 from torch import Tensor
+
+from minclipo.grpo import policy_loss
 
 
 def loss(
@@ -22,10 +26,11 @@ def loss(
     weights: Tensor,
     clip: float = 0.2,
 ) -> Tensor:
-    """PPO's clipped loss (Schulman et al. 2017, eq. 7), a scalar with gradient: sum of weights * token losses.
+    """PPO's clipped loss (arXiv 1707.06347, eq. 7): the sum of weights * token losses.
 
-    logprobs, old_logprobs, weights [N, T]; advantages [N]. A token's ratio is how much likelier it has become since it
-    was sampled; beyond 1 - clip and 1 + clip a move no longer pays.
+    logprobs, old_logprobs, weights [N, T]; advantages [N]. A token's ratio is how much
+    likelier it has become since it was sampled; beyond 1 - clip and 1 + clip a move no
+    longer pays. A scalar with gradient.
     """
     ratio = (logprobs - old_logprobs.detach()).exp()  # [N, T]
     A = advantages[:, None]  # [N, 1]

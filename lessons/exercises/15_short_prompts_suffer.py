@@ -1,20 +1,24 @@
 """Suspect: short prompts suffer.
 
-"Alone, every prompt is answered as it should be. In a batch the longest still is, and the shorter ones begin with words
-that make no sense there. Training goes on all the same, and the reward rises; but it stays well below 1."
+Minutes: 10. Difficulty: medium.
 
-Mend this file; nothing is missing, one thing is wrong. It runs its own check; with --solution it checks the mended file
-in lessons/solutions, which begins with the cause:
+"Alone, every prompt is answered as it should be. In a batch the longest still is, and
+the shorter ones begin with words that make no sense there. Training goes on all the
+same, and the reward rises; but it stays well below 1."
+
+Mend this file; nothing is missing, one thing is wrong. It runs its own check; with
+--solution it checks the mended file in lessons/solutions, which begins with the cause:
 
     python lessons/exercises/15_short_prompts_suffer.py
 """
 
 import torch
 from checking import expect, report
+from torch import Tensor
+
 from minclipo.logprobs import completion_logprobs
 from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.sampler import KVCache, pad_right, sampling_logprobs
-from torch import Tensor
 
 
 @torch.no_grad()
@@ -25,18 +29,16 @@ def generate(
     temperature: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """One completion for each prompt: (tokens [N, T], their log-probs [N, T]), T = max_new_tokens for every row.
+    """One completion for each prompt: (tokens, their log-probs), [N, T].
 
-    prompts: N ragged lists. Rows go on behind an eos; what comes after it is to be masked by the caller.
+    prompts: N ragged lists. T is max_new_tokens for every row. Rows go on behind an eos;
+    what comes after it is to be masked by the caller.
     """
     tokens, lengths = pad_right(prompts)  # [N, P], [N]
-    cache = KVCache(
-        model.config,
-        len(prompts),
-        tokens.shape[1] + max_new_tokens,
-        dtype=model.embed_tokens.weight.dtype,
-    )
-    hidden = model(tokens, cache)[:, -1]  # [N, D], what predicts the first new token
+    room, dtype = tokens.shape[1] + max_new_tokens, model.embed_tokens.weight.dtype
+    cache = KVCache(model.config, len(prompts), room, dtype=dtype)
+    states = model(tokens, cache)  # [N, P, D]
+    hidden = states[:, -1]  # [N, D]
     cache.lengths = lengths  # without the padding
     drawn, logprobs = [], []
     for _ in range(max_new_tokens):
@@ -68,7 +70,7 @@ def check_generate(generate):
         expect(
             logprobs,
             plain,
-            f"prompts of {lengths} tokens: log-probs while sampling, against a plain pass over them",
+            f"prompts of {lengths} tokens: log-probs of sampling, against a plain pass",
         )
 
     greedy = lambda rows: generate(model, rows, 3, 0.0, torch.Generator().manual_seed(0))[

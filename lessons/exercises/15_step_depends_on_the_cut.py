@@ -1,10 +1,13 @@
 """Suspect: the step depends on the cut.
 
-"A batch that does not fit into the memory goes through in pieces, and the gradients add up. It should be the very same
-step. But the same batch in four pieces and in one gives two different gradients, and no rounding is that large."
+Minutes: 10. Difficulty: hard.
 
-Mend this file; nothing is missing, one thing is wrong. It runs its own check; with --solution it checks the mended file
-in lessons/solutions, which begins with the cause:
+"A batch that does not fit into the memory goes through in pieces, and the gradients
+add up. It should be the very same step. But the same batch in four pieces and in one
+gives two different gradients, and no rounding is that large."
+
+Mend this file; nothing is missing, one thing is wrong. It runs its own check; with
+--solution it checks the mended file in lessons/solutions, which begins with the cause:
 
     python lessons/exercises/15_step_depends_on_the_cut.py
 """
@@ -13,15 +16,17 @@ from collections.abc import Callable
 
 import torch
 from checking import expect, report
-from minclipo.grpo import token_weights
 from torch import Tensor
+
+from minclipo.grpo import token_weights
 
 
 def backward(loss_of: Callable, mask: Tensor, pieces: list[Tensor]) -> float:
-    """Add the gradient of the batch's loss to what .grad holds, piece by piece; returns that loss.
+    """Add the gradient of the batch's loss to .grad piece by piece; returns the loss.
 
-    The loss is the mean over the batch's tokens. mask [N, T]: which of them are real. pieces: the row numbers, cut up.
-    loss_of(rows, weights): the sum of weights * token losses over some rows, with gradient; weights [rows, T].
+    The loss is the mean over the batch's tokens. mask [N, T]: which of them are real.
+    pieces: the row numbers, cut up. loss_of(rows, weights): the sum of weights * token
+    losses over some rows, with gradient; weights [rows, T].
     """
     total = 0.0
     for rows in pieces:

@@ -1,7 +1,8 @@
 """Solution: the mask asked for the padding's id, and 0 is also a word.
 
-Every 0 that the policy had sampled was taken for padding and left out of the loss. A mask is made from lengths, never
-from ids; then any id may pad. Many real models pad with their eos, and there the same line forgets how to stop.
+Every 0 that the policy had sampled was taken for padding and left out of the loss. A
+mask is made from lengths, never from ids; then any id may pad. Many real models pad
+with their eos, and there the same line forgets how to stop.
 """
 
 import torch
@@ -11,10 +12,11 @@ PAD = 0
 
 
 def finish(tokens: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of drawn tokens as completions: (tokens [N, T], blanked behind the end with any id, mask [N, T] bool).
+    """Drawn tokens as completions: (tokens, blanked behind the end; mask), [N, T].
 
-    The sampler draws T tokens for every row, whatever they are. A completion ends with its first eos; one without an
-    eos is full. The mask is true for the tokens of the completion: those are trained.
+    The sampler draws T tokens for every row, whatever they are. A completion ends with
+    its first eos; one without an eos is full. The mask (bool) is true for the tokens of
+    the completion: those are trained. Any id may stand behind the end.
     """
     width = tokens.shape[1]
     rows = [

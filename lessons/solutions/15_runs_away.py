@@ -1,8 +1,9 @@
 """Solution: the larger of two objectives, where it must be the smaller.
 
-Lesson 5 takes the larger of two *losses*; of two objectives, which have the other sign, that is the smaller. The wrong
-one cuts off the gradient of a token that has moved the wrong way, and not that of one that has moved far enough. While
-every ratio is 1 the two are equal, so no check on policy can tell.
+Lesson 5 takes the larger of two *losses*; of two objectives, which have the other
+sign, that is the smaller. The wrong one cuts off the gradient of a token that has
+moved the wrong way, and not that of one that has moved far enough. While every ratio
+is 1 the two are equal, so no check on policy can tell.
 """
 
 import torch
@@ -16,10 +17,11 @@ def loss(
     weights: Tensor,
     clip: float = 0.2,
 ) -> Tensor:
-    """PPO's clipped loss (Schulman et al. 2017, eq. 7), a scalar with gradient: sum of weights * token losses.
+    """PPO's clipped loss (arXiv 1707.06347, eq. 7): the sum of weights * token losses.
 
-    logprobs, old_logprobs, weights [N, T]; advantages [N]. A token's ratio is how much likelier it has become since it
-    was sampled; beyond 1 - clip and 1 + clip a move no longer pays.
+    logprobs, old_logprobs, weights [N, T]; advantages [N]. A token's ratio is how much
+    likelier it has become since it was sampled; beyond 1 - clip and 1 + clip a move no
+    longer pays. A scalar with gradient.
     """
     ratio = (logprobs - old_logprobs.detach()).exp()  # [N, T]
     A = advantages[:, None]  # [N, 1]

@@ -1,14 +1,15 @@
 """Solution: the last column is not every row's last token.
 
-In a batch that is padded on the right, `[:, -1]` of a shorter row is padding, and a meaningless state chose the first
-token. The state wanted stands at the row's own length - 1. From the second token on all was well again: the cache knew
-the lengths.
+In a batch that is padded on the right, `[:, -1]` of a shorter row is padding, and a
+meaningless state chose the first token. The state wanted stands at the row's own
+length - 1. From the second token on all was well again: the cache knew the lengths.
 """
 
 import torch
+from torch import Tensor
+
 from minclipo.model import GPT
 from minclipo.sampler import KVCache, pad_right, sampling_logprobs
-from torch import Tensor
 
 
 @torch.no_grad()
@@ -19,20 +20,16 @@ def generate(
     temperature: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """One completion for each prompt: (tokens [N, T], their log-probs [N, T]), T = max_new_tokens for every row.
+    """One completion for each prompt: (tokens, their log-probs), [N, T].
 
-    prompts: N ragged lists. Rows go on behind an eos; what comes after it is to be masked by the caller.
+    prompts: N ragged lists. T is max_new_tokens for every row. Rows go on behind an eos;
+    what comes after it is to be masked by the caller.
     """
     tokens, lengths = pad_right(prompts)  # [N, P], [N]
-    cache = KVCache(
-        model.config,
-        len(prompts),
-        tokens.shape[1] + max_new_tokens,
-        dtype=model.embed_tokens.weight.dtype,
-    )
-    hidden = model(tokens, cache)[
-        torch.arange(len(tokens)), lengths - 1
-    ]  # [N, D], of each row's last token
+    room, dtype = tokens.shape[1] + max_new_tokens, model.embed_tokens.weight.dtype
+    cache = KVCache(model.config, len(prompts), room, dtype=dtype)
+    states = model(tokens, cache)  # [N, P, D]
+    hidden = states[torch.arange(len(tokens)), lengths - 1]  # [N, D]
     cache.lengths = lengths  # without the padding
     drawn, logprobs = [], []
     for _ in range(max_new_tokens):
