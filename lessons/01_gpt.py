@@ -18,9 +18,9 @@ import math
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from minclipo.model import GPT, GPTConfig, init_weights
-
 from common import show, tidy
+
+from minclipo.model import GPT, GPTConfig, init_weights
 
 # %% [markdown]
 # ## Words are numbers

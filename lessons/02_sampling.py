@@ -14,11 +14,11 @@ import time
 
 import matplotlib.pyplot as plt
 import torch
+from common import show, tidy
+
 from minclipo.model import GPT, GPTConfig, init_weights
 from minclipo.sampler import KVCache, sample, sampling_logprobs
 from minclipo.toy import solution_loss
-
-from common import show, tidy
 
 # %% [markdown]
 # ## From logits to one word

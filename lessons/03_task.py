@@ -12,6 +12,8 @@ import random
 
 import matplotlib.pyplot as plt
 import torch
+from common import KINDS, pretrained, problems_of, show, verdicts
+
 from minclipo.runs.intervals import share_interval
 from minclipo.sampler import sample
 from minclipo.tasks.chain import (
@@ -23,8 +25,6 @@ from minclipo.tasks.chain import (
     random_problem,
 )
 from minclipo.toy import toy_tokenizer
-
-from common import KINDS, pretrained, problems_of, show, verdicts
 
 # %% [markdown]
 # ## One problem by hand

@@ -10,9 +10,9 @@
 # %%
 import matplotlib.pyplot as plt
 import torch
-from minclipo.grpo import group_advantages, policy_loss
-
 from common import show, tidy
+
+from minclipo.grpo import group_advantages, policy_loss
 
 # %% [markdown]
 # ## What we want, by enumeration

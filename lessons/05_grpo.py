@@ -9,10 +9,10 @@
 # %%
 import matplotlib.pyplot as plt
 import torch
+from common import METHODS, mosaic, show, story, tidy, verdicts
+
 from minclipo.grpo import group_advantages, kl_penalty, policy_loss
 from minclipo.toy import toy_tokenizer
-
-from common import METHODS, mosaic, show, story, tidy, verdicts
 
 # %% [markdown]
 # ## The group is the baseline

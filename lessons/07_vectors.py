@@ -10,9 +10,6 @@
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from minclipo.contrastive import center_by_group
-from minclipo.sampler import Rollouts, sample
-
 from common import (
     KINDS,
     mean_pool,
@@ -24,6 +21,9 @@ from common import (
     toy_tokenizer,
     verdicts,
 )
+
+from minclipo.contrastive import center_by_group
+from minclipo.sampler import Rollouts, sample
 
 # %% [markdown]
 # ## One vector from many states

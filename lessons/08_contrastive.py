@@ -12,9 +12,9 @@ import json
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from minclipo.contrastive import contrastive_loss
-
 from common import LESSONS, METHODS, show, tidy
+
+from minclipo.contrastive import contrastive_loss
 
 # %% [markdown]
 # ## A probability for each candidate

@@ -12,6 +12,8 @@
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from common import mosaic, pretrained, problems_of, show, story, verdicts
+
 from minclipo.contrastive import (
     ContrastiveHead,
     center_by_group,
@@ -21,8 +23,6 @@ from minclipo.contrastive import (
 from minclipo.grpo import group_advantages
 from minclipo.sampler import Rollouts, sample
 from minclipo.toy import toy_tokenizer
-
-from common import mosaic, pretrained, problems_of, show, story, verdicts
 
 # %% [markdown]
 # ## From a loss to a reward

@@ -11,19 +11,6 @@ import copy
 
 import matplotlib.pyplot as plt
 import torch
-from minclipo.checkpoint.files import read_json
-from minclipo.config import TrainConfig
-from minclipo.contrastive import center_by_group, contrastive_loss, contrastive_reward
-from minclipo.grpo import group_advantages
-from minclipo.runs.intervals import mean_interval
-from minclipo.runs.measure import timed_step
-from minclipo.runs.plots import STYLES
-from minclipo.runs.recipes import METHODS as OPTIONS
-from minclipo.runs.recipes import PAPER_WARMUP, TOY
-from minclipo.sampler import sample
-from minclipo.toy import TASK, toy_tokenizer
-from minclipo.trainer import Trainer
-
 from common import (
     LESSONS,
     METHODS,
@@ -38,6 +25,19 @@ from common import (
     training_steps,
     verdicts,
 )
+
+from minclipo.checkpoint.files import read_json
+from minclipo.config import TrainConfig
+from minclipo.contrastive import center_by_group, contrastive_loss, contrastive_reward
+from minclipo.grpo import group_advantages
+from minclipo.runs.intervals import mean_interval
+from minclipo.runs.measure import timed_step
+from minclipo.runs.plots import STYLES
+from minclipo.runs.recipes import METHODS as OPTIONS
+from minclipo.runs.recipes import PAPER_WARMUP, TOY
+from minclipo.sampler import sample
+from minclipo.toy import TASK, toy_tokenizer
+from minclipo.trainer import Trainer
 
 start, tokenizer, G = pretrained("careless"), toy_tokenizer(), 16
 

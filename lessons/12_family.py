@@ -13,12 +13,12 @@ import json
 
 import matplotlib.pyplot as plt
 import torch
+from common import LESSONS, METHODS, show, tidy
+
 from minclipo.extensions.dapo import informative_groups, overlong_penalty
 from minclipo.grpo import group_advantages, policy_loss, token_weights
 from minclipo.runs.intervals import mean_interval
 from minclipo.runs.recipes import ALGORITHMS, NAMES
-
-from common import LESSONS, METHODS, show, tidy
 
 # %% [markdown]
 # ## GRPO, from rewards to one number

@@ -42,7 +42,9 @@ def test_pages_and_the_mark_of_typed_code_are_package_data():
     """Catches: a plate at a door that is lost in the wheel; types that no checker believes."""
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["*"]
     other = {path.name for path in (ROOT / "minclipo").rglob("*.*") if path.suffix not in (".py", ".pyc")}
-    assert other == set(patterns) == {"README.md", "py.typed", "view.html"} and (ROOT / "minclipo" / "py.typed").is_file()
+    assert (
+        other == set(patterns) == {"README.md", "py.typed", "view.html"} and (ROOT / "minclipo" / "py.typed").is_file()
+    )
 
 
 def test_the_version_stands_in_one_place():
