@@ -100,7 +100,11 @@ def check_grpo_step(grpo_step):
     start, problems = pretrained("careless").double(), problems_of("exercise 6", 4)
     for updates, rate, what in (
         (1, 1e-3, "one update"),
-        (2, 0.2, "two updates, of which the first has moved some ratios out of the range"),
+        (
+            2,
+            0.2,
+            "two updates, of which the first has moved some ratios out of the range",
+        ),
     ):
         found = moved(grpo_step, start, problems, updates, rate)
         wanted = moved(packages_step, start, problems, updates, rate)

@@ -120,7 +120,9 @@ def train_contrastive_rewards(contrastive_rewards, textbook="careless", seed: in
         right = verdicts(step.problems, step.rollouts)[1][step.correct]
         rates.append(1 - right.float().mean().item())
         if number % 10 == 0:
-            print(f"step {number:3}   hallucination rate {rates[-1]:.2f}   {curve(rates)}")
+            print(
+                f"step {number:3}   hallucination rate {rates[-1]:.2f}   {curve(rates)}"
+            )
     final = sum(rates[-5:]) / len(rates[-5:])
     known = GRPO[textbook]
     print(f"{'GRPO, recorded':14}   hallucination rate {known[-1]:.2f}   {curve(known)}")

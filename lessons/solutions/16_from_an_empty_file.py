@@ -147,7 +147,15 @@ def contrastive_rewards(pooled, correct, group_size, weight):
 
 
 def train(
-    model, draw, steps, group_size, max_new_tokens, eos_id, weight, learning_rate, generator
+    model,
+    draw,
+    steps,
+    group_size,
+    max_new_tokens,
+    eos_id,
+    weight,
+    learning_rate,
+    generator,
 ):
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.0)
     for _ in range(steps):
