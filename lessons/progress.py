@@ -2,8 +2,9 @@
 
     python lessons/progress.py
 
-It runs the checks of every exercise on your files, but none that trains: of those it remembers whether the file as it
-is now has reached its goal. --all trains, too (minutes), --solution looks at the solutions instead of your files.
+It runs the checks of every exercise on your files, but none that trains: of those it
+remembers whether the file as it is now has reached its goal. --all trains, too (minutes),
+--solution looks at the solutions instead of your files.
 """
 
 import argparse
@@ -51,7 +52,8 @@ class Progress:
 
 
 def facts(doc: str) -> tuple[int | None, str]:
-    """(minutes, difficulty) as the line "Minutes: 20. Difficulty: medium." of a docstring says; (None, "") without."""
+    """(minutes, difficulty) as the line "Minutes: 20. Difficulty: medium." of a docstring
+    says; (None, "") without."""
     found = FACTS.search(doc or "")
     return (int(found[1]), found[2]) if found else (None, "")
 

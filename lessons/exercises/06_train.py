@@ -2,12 +2,13 @@
 
 Minutes: 40. Difficulty: medium.
 
-Fill in `grpo_step`. `python lessons/exercises/06_train.py` first compares it with the package's, then trains
-the careless model with it: 40 steps, about 15 seconds. More than 85% of the answers must be right afterwards;
-68% are before. With --hint grpo_step there is a hint, with --solution the solution trains instead.
+Fill in `grpo_step`. `python lessons/exercises/06_train.py` first compares it with the
+package's, then trains the careless model with it: 40 steps, about 15 seconds. More than
+85% of the answers must be right afterwards; 68% are before. With --hint grpo_step there
+is a hint, with --solution the solution trains instead.
 
-Take from the package what earlier lessons built, or put your own functions in its place: `group_advantages`,
-`policy_loss`, `batch_logprobs` and `MicroBatch` are imported.
+Take from the package what earlier lessons built, or put your own functions in its place:
+`group_advantages`, `policy_loss`, `batch_logprobs` and `MicroBatch` are imported.
 """
 
 import copy
@@ -15,7 +16,6 @@ import copy
 import matplotlib.pyplot as plt
 import torch
 from checking import Wrong, curve, expect, expect_true, report
-from common import METHODS, pretrained, problems_of, show, tidy, training_steps, verdicts
 from minclipo.config import TrainConfig
 from minclipo.grpo import group_advantages, policy_loss  # noqa: F401, for the reader
 from minclipo.logprobs import MicroBatch, batch_logprobs  # noqa: F401, for the reader
@@ -25,6 +25,8 @@ from minclipo.tasks.chain import ChainProblem
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
 from torch import Tensor
+
+from common import METHODS, pretrained, problems_of, show, tidy, training_steps, verdicts
 
 G = 8  # rollouts per prompt
 GOAL = 0.85  # share of right answers after training
@@ -49,16 +51,20 @@ def grpo_step(
 ) -> Tensor:
     """One training step; returns which of its rollouts were right, [N] bool.
 
-    1. Sample: `draw(model, problems, generator)` gives the rollouts. They hold completions, mask and logprobs,
-       each [N, T], and the log-probs are those of the sampling.
-    2. Verify: `verdicts(problems, rollouts)` gives (is the answer right?, are the steps right?), [N] bool each.
-       The reward is 1 for a right answer, else 0; nobody looks at the steps.
+    1. Sample: `draw(model, problems, generator)` gives the rollouts. They hold
+       completions, mask and logprobs, each [N, T], and the log-probs are those of the
+       sampling.
+    2. Verify: `verdicts(problems, rollouts)` gives (is the answer right?, are the steps
+       right?), [N] bool each. The reward is 1 for a right answer, else 0; nobody looks at
+       the steps.
     3. Compare each reward with its group: the advantages, [N].
-    4. Update the model `updates` times, each time on all the rollouts: lesson 5's clipped loss, the mean over all
-       tokens, with a clip range of 0.2; ratios are to the sampling. Scale a gradient longer than 1 down to 1.
+    4. Update the model `updates` times, each time on all the rollouts: lesson 5's clipped
+       loss, the mean over all tokens, with a clip range of 0.2; ratios are to the
+       sampling. Scale a gradient longer than 1 down to 1.
 
-    `batch_logprobs(model, MicroBatch.some(rollouts, rows))` gives the log-probs of some rows, [rows, T], with
-    gradient, and their entropy. Its T is the length of the longest of these rows.
+    `batch_logprobs(model, MicroBatch.some(rollouts, rows))` gives the log-probs of some
+    rows, [rows, T], with gradient, and their entropy. Its T is the length of the longest
+    of these rows.
     """
     raise NotImplementedError("What changes between two updates, and what does not?")
 
@@ -66,8 +72,9 @@ def grpo_step(
 HINTS = {
     "grpo_step": """\
 Everything but the log-probs with gradient is made once, before the first update.
-rows = torch.arange(N) takes all rollouts, and policy_loss(new, old, advantages, mask).loss is the clipped loss.
-An update: loss, optimizer.zero_grad(), loss.backward(), torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0),
+rows = torch.arange(N) takes all rollouts, and the clipped loss is
+policy_loss(new, old, advantages, mask).loss. An update: loss, optimizer.zero_grad(),
+loss.backward(), torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0),
 optimizer.step()."""
 }
 
@@ -75,7 +82,8 @@ optimizer.step()."""
 
 
 def moved(step, start: GPT, problems, updates: int, rate: float, seed=0) -> Tensor:
-    """How far the weights of a copy of `start` go in one step of plain gradient descent: one long vector."""
+    """How far the weights of a copy of `start` go in one step of plain gradient descent:
+    one long vector."""
     model = copy.deepcopy(start)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     step(model, optimizer, problems, torch.Generator().manual_seed(seed), updates)

@@ -2,30 +2,30 @@
 
 Minutes: 30. Difficulty: medium.
 
-Fill in `contrastive_rewards` with any idea that looks at no step. `python lessons/exercises/10_clipo.py` checks
-what every such reward must keep to, then trains the careless model with it: 60 steps, about 20 seconds. The
-hallucination rate must end below 0.1; GRPO's ends at 0.57. With --hint contrastive_rewards there is a hint, with
---solution the solution trains instead.
+Fill in `contrastive_rewards` with any idea that looks at no step. `python
+lessons/exercises/10_clipo.py` checks what every such reward must keep to, then trains the
+careless model with it: 60 steps, about 20 seconds. The hallucination rate must end below
+0.1; GRPO's ends at 0.57. With --hint contrastive_rewards there is a hint, with --solution
+the solution trains instead.
 
-Once you are below: `--textbook shared_step` trains the model of lesson 11, in which most right rollouts share one
-false step. There is no goal there, only a scoreboard: how far down do you get?
+Once you are below: `--textbook shared_step` trains the model of lesson 11, in which most
+right rollouts share one false step. There is no goal there, only a scoreboard: how far
+down do you get?
 """
-
-import copy
 
 import matplotlib.pyplot as plt
 import torch
 from checking import Wrong, curve, expect, expect_true, report
-from common import METHODS, pretrained, problems_of, show, tidy, training_steps, verdicts
 from minclipo.config import TrainConfig
 from minclipo.runs.recipes import TOY
-from minclipo.sampler import sample
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
 from torch import Tensor
 
+from common import METHODS, pretrained, show, tidy, training_steps, verdicts
+
 GOAL = 0.1  # hallucination rate of the last five steps
-# GRPO's rates, from --textbook careless and shared_step with a reward of zeros: every fifth step of 60
+# GRPO's rates at every fifth of 60 steps, recorded with a reward of zeros
 GRPO = {
     "careless": [],
     "shared_step": [],
@@ -33,24 +33,27 @@ GRPO = {
 
 
 def contrastive_rewards(pooled: Tensor, correct: Tensor, group: Tensor) -> Tensor:
-    """What is added to each rollout's outcome reward: [N] float32, from -0.5 to 0, and 0 for wrong rollouts.
+    """What is added to each rollout's outcome reward: [N] float32, from -0.5 to 0, and 0
+    for wrong rollouts.
 
-    pooled [N, D]: mean hidden state of each rollout; correct [N] bool: is the answer right?; group [N]: which
-    prompt it answers. Rows may come in any order, and prompts may differ in size. A right rollout should lose the
-    less, the better it agrees with the other right ones of its prompt. What agreement is, is up to you.
+    pooled [N, D]: mean hidden state of each rollout; correct [N] bool: is the answer
+    right?; group [N]: which prompt it answers. Rows may come in any order, and prompts
+    may differ in size. A right rollout should lose the less, the better it agrees with
+    the other right ones of its prompt. What agreement is, is up to you.
 
-    Equal rollouts of a prompt get equal rewards, and one that is the only right one of its prompt gets a finite
-    one. No gradient may flow back.
+    Equal rollouts of a prompt get equal rewards, and one that is the only right one of
+    its prompt gets a finite one. No gradient may flow back.
     """
     raise NotImplementedError("Hidden states of one prompt are nearly parallel: why?")
 
 
 HINTS = {
     "contrastive_rewards": """\
-Lesson 7: subtract the mean of the prompt first (center_by_group in minclipo/contrastive.py), then scale to length 1.
-The matrix of all dot products is [N, N]; a mask says which pairs are right rollouts of one prompt, and which of
-these are two different rollouts. The mean of a row over that mask is a number between -1 and 1: map it to -0.5 to 0.
-A mean over nothing is 0 / 0: clamp the count."""
+Lesson 7: subtract the mean of the prompt first (center_by_group in
+minclipo/contrastive.py), then scale to length 1. The matrix of all dot products is
+[N, N]; a mask says which pairs are two different right rollouts of one prompt. The mean
+of a row over that mask is a number between -1 and 1: map it to -0.5 to 0. A mean over
+nothing is 0 / 0: clamp the count."""
 }
 
 # The checks. Reading them is allowed.
@@ -77,7 +80,7 @@ def check_contrastive_rewards(contrastive_rewards):
     expect_true(bool(found.isfinite().all()), f"a right one alone gets {found[12]:.3f}")
     low, high = found.min().item(), found.max().item()
     expect_true(low >= -0.5, f"the lowest reward is {low:.3f}, below -0.5")
-    expect_true(high <= 0, f"the highest reward is {high:.3f}: agreement costs nothing")
+    expect_true(high <= 0, f"the highest reward is {high:.3f}, above 0")
     expect(found[:5], found[:1].expand(5), "five equal rollouts of one prompt")
     expect(found[6:9], found[6:7].expand(3), "three equal rollouts of another prompt")
     best, apart = found[0].item(), found[5].item()

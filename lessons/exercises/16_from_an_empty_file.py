@@ -2,17 +2,22 @@
 
 Minutes: 240. Difficulty: hard.
 
-Write the whole program, in PyTorch alone: a GPT, its sampler, the verifier of the toy, GRPO's advantages and loss,
-CLIPO's reward, the training loop. `python lessons/exercises/16_from_an_empty_file.py` checks part by part, each
-without the others but the loop, which uses your own parts. When all are right, it loads the careless model into
-your GPT and trains it with your loop: 60 steps, about a minute. More than 85% of the answers must be right then, and
-fewer than 10% of the right ones may have a made-up step.
+Write the whole program, in PyTorch alone: a GPT, its sampler, the verifier of the toy,
+GRPO's advantages and loss, CLIPO's reward, the training loop. Run the file:
 
---hint FUNCTION says where the course built a part. Functions of your own beside these are welcome.
+    python lessons/exercises/16_from_an_empty_file.py
 
-Shapes: B prompts, G rollouts per prompt, N = B G rollouts, those of a prompt side by side; P tokens of a prompt, T of
-a completion; V vocabulary, D width of a state. All prompts of a batch have one length, and this is all the padding
-that you are spared.
+It checks part by part, each without the others; only the loop uses your own parts. When
+all are right, it loads the careless model into your GPT and trains it with your loop: 60
+steps, about a minute. More than 85% of the answers must be right then, and fewer than 10%
+of the right ones may have a made-up step.
+
+--hint FUNCTION says where the course built a part. Functions and classes of your own
+beside these are welcome.
+
+Shapes: B prompts, G rollouts per prompt, N = B G rollouts, those of a prompt side by
+side; P tokens of a prompt, T of a completion; V vocabulary, D width of a state. All
+prompts of a batch have one length, and this is all the padding that you are spared.
 """
 
 from collections.abc import Callable
@@ -26,16 +31,21 @@ ACCURACY, RATE = 0.85, 0.1  # what the last training has to reach: above, below
 
 
 class GPT(nn.Module):
-    """A decoder as in Llama: RMSNorm (eps 1e-5, under the root), rotary attention (theta 10000), gated MLP with silu.
+    """A decoder as in Llama: RMSNorm, rotary attention, gated MLP with silu.
 
-    Nothing has a bias. Every block adds attention(norm(x)), then mlp(norm(x)); a last norm comes after the blocks.
-    Channel c of a head is turned together with channel c + C / 2, by position * theta^(-2c / C). The output matrix
-    is the embedding. Parameters have the names of published checkpoints, so that their weights load; i is a block:
+    Nothing has a bias. RMSNorm has 1e-5 under its root. Every block adds
+    attention(norm(x)), then mlp(norm(x)); a last norm comes after the blocks. A head has C
+    channels, of which c and c + C/2 turn together, by position * 10000^(-2c / C). The
+    output matrix is the embedding. Parameters have the names of published checkpoints, so
+    that their weights load; i is the number of a block, from 0:
 
-        embed_tokens.weight [V, D]                         norm.weight [D]
-        layers.i.input_layernorm.weight [D]                layers.i.post_attention_layernorm.weight [D]
-        layers.i.self_attn.{q,k,v,o}_proj.weight [D, D]    layers.i.mlp.{gate,up}_proj.weight [mlp_width, D]
-                                                           layers.i.mlp.down_proj.weight [D, mlp_width]
+        embed_tokens.weight [V, D]
+        norm.weight [D]
+        layers.i.input_layernorm.weight [D]
+        layers.i.self_attn.{q,k,v,o}_proj.weight [D, D]
+        layers.i.post_attention_layernorm.weight [D]
+        layers.i.mlp.{gate,up}_proj.weight [mlp_width, D]
+        layers.i.mlp.down_proj.weight [D, mlp_width]
     """
 
     def __init__(
@@ -45,7 +55,7 @@ class GPT(nn.Module):
         raise NotImplementedError("Part 1, the model")
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Hidden states [B, T, D] behind the last norm, of tokens [B, T]; no place sees a later one."""
+        """Hidden states [B, T, D] behind the last norm; tokens [B, T]. Nobody looks ahead."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next word, [..., V], from hidden states [..., D]."""
@@ -60,13 +70,16 @@ def sample(
     temperature: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Write group_size completions to each prompt [B, P]: (completions, mask, logprobs, pooled).
+    """Write G = group_size completions to each prompt.
 
-    completions [N, T], T = max_new_tokens: a row may go on behind its first eos_id with anything. mask [N, T] bool:
-    true up to the first eos_id, which counts, and false behind it. logprobs [N, T]: of each token under the
-    distribution it was drawn from. pooled [N, D]: the mean hidden state of a completion's own tokens, eos included,
-    each at its own place, not at the one that predicts it. Temperature 0: always the likeliest token, with
-    log-prob 0. No gradient. There need not be a cache.
+    prompts [B, P]; returns (completions, mask, logprobs, pooled).
+
+    completions [N, T], T = max_new_tokens: a row may go on behind its first eos_id with
+    anything. mask [N, T] bool: true up to the first eos_id, which counts, and false
+    behind it. logprobs [N, T]: of each token under the distribution it was drawn from.
+    pooled [N, D]: the mean hidden state of a completion's own tokens, eos included, each
+    at its own place, not at the one that predicts it. Temperature 0: always the likeliest
+    token, with log-prob 0. No gradient. There need not be a cache.
 
     Use model(tokens) and model.logits(hidden) only.
     """
@@ -74,25 +87,27 @@ def sample(
 
 
 def verify(prompt: str, completion: str, finished: bool) -> bool:
-    """Is the answer right? True if the completion ends in "# N", N is what the prompt adds up to, and it has ended.
+    """Is the answer right?
 
-    prompt: "66 , -4 , +1 =", any number of operands. Words are separated by spaces. Any completion may come.
+    True if the completion's last words are # and the number that the prompt adds up to,
+    and if it has ended (`finished`). prompt: "66 , -4 , +1 =", any number of operands.
+    Words are separated by spaces. Any completion may come.
     """
     raise NotImplementedError("Part 3, the verifier")
 
 
 def advantages(rewards: Tensor, group_size: int) -> Tensor:
-    """(reward - mean of its group) / (standard deviation of its group, with n - 1, + 1e-6): [N] from rewards [N].
+    """Each reward minus the mean of its group, by (standard deviation + 1e-6): [N].
 
-    A group of equal rewards gets exactly 0, also if they are 0.9, whose mean rounds.
+    rewards [N]. The standard deviation is the group's, with n - 1. A group of equal rewards gets exactly 0, also if they are 0.9, whose mean rounds.
     """
     raise NotImplementedError("Part 4, the advantages")
 
 
 def score(model: GPT, prompts: Tensor, completions: Tensor) -> Tensor:
-    """Log-probs [N, T] of completions [N, T], with gradient, at temperature 1, each given its prompt [N, P].
+    """Log-probs [N, T] of given completions, with gradient, at temperature 1.
 
-    Use model(tokens) and model.logits(hidden) only.
+    prompts [N, P], of each completion its own; completions [N, T]. Use model(tokens) and model.logits(hidden) only.
     """
     raise NotImplementedError("Part 5, the log-probs again")
 
@@ -100,9 +115,10 @@ def score(model: GPT, prompts: Tensor, completions: Tensor) -> Tensor:
 def policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float
 ) -> Tensor:
-    """GRPO's clipped loss, to be made small: a scalar, the mean over the tokens of the mask.
+    """GRPO's clipped loss, to be made small: the mean over the tokens of the mask.
 
-    logprobs, old_logprobs, mask [N, T]; advantages [N]. Outside the mask there may be anything, NaN included.
+    logprobs, old_logprobs, mask [N, T]; advantages [N]. Outside the mask there may be
+    anything, NaN included.
     """
     raise NotImplementedError("Part 6, the loss")
 
@@ -110,11 +126,13 @@ def policy_loss(
 def contrastive_rewards(
     pooled: Tensor, correct: Tensor, group_size: int, weight: float
 ) -> Tensor:
-    """CLIPO's reward, without a head: [N], max(-weight * loss, -0.5) for right rollouts, 0 for wrong ones.
+    """CLIPO's reward, without a head: [N].
 
-    pooled [N, D]; correct [N] bool. Subtract each prompt's mean state, scale to length 1. The loss is the soft-NN loss
-    with temperature 0.5: positives are the other right rollouts of the prompt, candidates all other rollouts of the
-    batch. A right rollout without a positive gets 0.
+    max(-weight * loss, -0.5) for right rollouts, 0 for wrong ones, without gradient.
+    pooled [N, D]; correct [N] bool. Subtract each prompt's mean state, scale to length 1.
+    The loss is the soft-NN loss with temperature 0.5: positives are the other right
+    rollouts of the prompt, candidates all other rollouts of the batch. A right rollout
+    without a positive gets 0.
     """
     raise NotImplementedError("Part 7, the contrast")
 
@@ -132,24 +150,31 @@ def train(
 ) -> None:
     """The loop, with AdamW without weight decay, on the parts above.
 
-    draw() gives the next prompts [B, P] and a judge; judge(completions, mask) says which are right, [N] bool. Rewards are
-    1 or 0 plus the contrastive ones; with weight 0 there is no contrast. Each step takes two updates on the same rollouts,
-    clip range 0.2, a gradient longer than 1 scaled down to 1.
+    draw() gives the next prompts [B, P] and a judge; judge(completions, mask) says which
+    are right, [N] bool. Rewards are 1 or 0 plus the contrastive ones; with weight 0 there
+    is no contrast. Each step takes two updates on the same rollouts, clip range 0.2, a
+    gradient longer than 1 scaled down to 1.
     """
     raise NotImplementedError("Part 8, the loop")
 
 
 HINTS = {
-    "GPT": "lesson 1. For channels [..., C], torch.cat and chunk turn half against half.",
-    "sample": "lesson 2. repeat_interleave copies prompts; torch.multinomial draws. The first eos is where the count of\n"
-    "eos so far, without the token itself, is still 0. One more pass over prompt and completion gives the states.",
-    "verify": "lesson 3. The words of the prompt at 0, 2, 4, ... are numbers, and int() reads a sign.",
-    "advantages": "lesson 5. Compare with the first of the group to see whether all are equal.",
-    "score": "lesson 2. The state at a place predicts the next one: shift by one, and begin at the prompt's last.",
-    "policy_loss": "lesson 5. masked_fill before exp: NaN times 0 is NaN, in the gradient, too.",
-    "contrastive_rewards": "lessons 8 and 9. logsumexp over candidates minus logsumexp over positives, -inf elsewhere.\n"
-    "Only right rollouts that have a positive may enter, or -inf minus -inf comes out.",
-    "train": "lesson 6, and exercise 6b.",
+    "GPT": """\
+Lesson 1. For channels in the last dimension, chunk(2, -1) and torch.cat turn half against
+half. unflatten(-1, (H, C)) cuts a width into heads.""",
+    "sample": """\
+Lesson 2. repeat_interleave copies prompts; torch.multinomial draws. A token belongs to
+the completion if there is no eos before it: cumsum, without the token itself. One more
+pass over prompt and completion gives the states.""",
+    "verify": "Lesson 3. The words 0, 2, 4, ... of the prompt are numbers; int() reads signs.",
+    "advantages": "Lesson 5. Compare with the first of the group to see if all are equal.",
+    "score": "Lesson 2. The state at a place predicts the next token: shift by one.",
+    "policy_loss": """\
+Lesson 5. masked_fill before exp: 0 times NaN is NaN, in the gradient, too.""",
+    "contrastive_rewards": """\
+Lessons 8 and 9. logsumexp over candidates minus logsumexp over positives, with -inf in
+the place of all others. Leave rollouts without a positive out before, not after.""",
+    "train": "Lesson 6, and exercise 6b (06_train.py).",
 }
 
 # The checks. Reading them is allowed; from here on the package is used.
@@ -158,7 +183,8 @@ SHAPE = dict(vocab_size=13, hidden_size=16, num_layers=2, num_heads=4, num_kv_he
 
 
 def packages_gpt(**changes):
-    """A random model of the package; embeddings larger than usual, so that its logits differ."""
+    """A random model of the package; embeddings larger than usual, so that its logits
+    differ."""
     from minclipo.model import GPT, GPTConfig, init_weights
 
     config = GPTConfig(**SHAPE | {"intermediate_size": 24} | changes)
@@ -413,7 +439,8 @@ def check_contrastive_rewards(contrastive_rewards):
 
 
 def check_train(train):
-    """From random weights: the first word of a completion should be the last one of the prompt."""
+    """From random weights: the first word of a completion should be the last one of the
+    prompt."""
     from minclipo.model import GPT, GPTConfig, init_weights
 
     shape = GPTConfig(vocab_size=6, hidden_size=16, num_layers=1, num_heads=2,
@@ -446,10 +473,12 @@ def check_train(train):
 
 
 def train_train(train, seed: int = 0):
-    """The finish: the careless model in the reader's own GPT, trained by the reader's own program."""
-    from common import pretrained, problems_of, training_steps
+    """The finish: the careless model in the reader's own GPT, trained by the reader's own
+    program."""
     from minclipo.sampler import sample
     from minclipo.toy import TASK, toy_tokenizer
+
+    from common import pretrained, problems_of, training_steps
 
     own, tokenizer = train.__globals__, toy_tokenizer()  # own: the reader's other parts
     start, eos = pretrained("careless"), tokenizer.eos_ids[0]

@@ -1,9 +1,10 @@
 """Runs an exercise's checks and says of each function: right, wrong, or not yet.
 
-An exercise holds functions to be written and, for each function f, a `check_f(f)` that raises Wrong with what
-it found. `report(globals())` at its end runs them: on the exercise's own functions, or with --solution on those
-of the file of the same name in lessons/solutions. Where there is a `train_f(f)`, too, it trains with the function
-once all checks are right, and raises Wrong if the training misses its goal.
+An exercise holds functions to be written and, for each function f, a `check_f(f)` that
+raises Wrong with what it found. `report(globals())` at its end runs them: on the
+exercise's own functions, or with --solution on those of the file of the same name in
+lessons/solutions. Where there is a `train_f(f)`, too, it trains with the function once
+all checks are right, and raises Wrong if the training misses its goal.
 """
 
 import argparse
@@ -26,11 +27,13 @@ sys.path.append(str(LESSONS))  # exercises that train import lessons/common.py
 
 
 class Wrong(Exception):
-    """The answer is wrong; the message says what was asked, what was found and what was expected."""
+    """The answer is wrong; the message says what was asked, what was found and what was
+    expected."""
 
 
 def verdict(check: Callable, answer: Callable | None) -> tuple[str, str]:
-    """("right" | "wrong" | "not yet", why) of one function; None: there is no such function."""
+    """("right" | "wrong" | "not yet", why) of one function; None: there is no such
+    function."""
     if answer is None:
         return "not yet", "there is no function of this name"
     try:
@@ -65,13 +68,15 @@ def functions(exercise: dict, prefix: str) -> dict[str, Callable]:
 
 
 def grade(exercise: dict, answers: dict) -> list[tuple[str, str, str]]:
-    """(function, verdict, why) of every check in `exercise`, applied to the functions in `answers`."""
+    """(function, verdict, why) of every check in `exercise`, applied to the functions in
+    `answers`."""
     checks = functions(exercise, "check_")
     return [(name, *verdict(check, answers.get(name))) for name, check in checks.items()]
 
 
 def trained(exercise: dict, answers: dict, **options) -> list[tuple[str, str, str]]:
-    """(function, verdict, why) of every training in `exercise`; options go to the training."""
+    """(function, verdict, why) of every training in `exercise`; options go to the
+    training."""
     trainings = functions(exercise, "train_")
     return [
         (f"{name}, trained", *verdict(partial(train, **options), answers[name]))
@@ -80,13 +85,15 @@ def trained(exercise: dict, answers: dict, **options) -> list[tuple[str, str, st
 
 
 def has_reached(path: Path) -> bool:
-    """Whether the exercise's training has reached its goal, with the file as it is now."""
+    """Whether the exercise's training has reached its goal, with the file as it is
+    now."""
     found = json.loads(REACHED.read_text()) if REACHED.is_file() else {}
     return found.get(path.name) == fingerprint(path)
 
 
 def remember(path: Path) -> None:
-    """The exercise's training has reached its goal: that need not be done again to know it."""
+    """The exercise's training has reached its goal: that need not be done again to know
+    it."""
     REACHED.parent.mkdir(parents=True, exist_ok=True)
     found = json.loads(REACHED.read_text()) if REACHED.is_file() else {}
     REACHED.write_text(json.dumps(found | {path.name: fingerprint(path)}))
@@ -97,7 +104,8 @@ def fingerprint(path: Path) -> str:
 
 
 def hints(exercise: dict) -> dict[str, str]:
-    """What --hint can tell, by function: the exercise's HINTS, else what its lesson has folded away."""
+    """What --hint can tell, by function: the exercise's HINTS, else what its lesson has
+    folded away."""
     if "HINTS" in exercise:
         return exercise["HINTS"]
     lesson = LESSONS / Path(exercise["__file__"]).name
@@ -117,10 +125,11 @@ def show_hint(exercise: dict, function: str) -> None:
 
 
 def report(exercise: dict, **options: tuple[str, ...]) -> None:
-    """Grade the exercise, given as its globals(); exits with 0 if all is right, else with 1.
+    """Grade the exercise, given as its globals(); exits with 0 if all is right, else with
+    1.
 
-    options: further ones of the command line, for the training, and what each may be; the first is the default,
-    and the goal is for the defaults only.
+    options: further ones of the command line, for the training, and what each may be; the
+    first is the default, and the goal is for the defaults only.
     """
     path = Path(exercise["__file__"])
     parser = argparse.ArgumentParser(
@@ -170,8 +179,8 @@ def curve(values: list[float]) -> str:
 
 
 def expect(found, expected, what: str, *, tolerance: float = 1e-5) -> None:
-    """Wrong unless found, a number or tensor, is `expected` within `tolerance` (whole numbers: exactly); `what` names
-    the case."""
+    """Wrong unless found, a number or tensor, is `expected` within `tolerance` (whole
+    numbers: exactly); `what` names the case."""
     if found is None:
         raise Wrong(f"{what}: the function returned None; is a return missing?")
     try:

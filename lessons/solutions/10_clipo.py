@@ -1,4 +1,5 @@
-"""Solution of exercise 10b, one of many: the mean cosine to the other right rollouts, without head or logarithm."""
+"""Solution of exercise 10b, one of many: the mean cosine to the other right rollouts,
+without head or logarithm."""
 
 import torch
 import torch.nn.functional as F

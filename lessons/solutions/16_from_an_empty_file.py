@@ -1,4 +1,5 @@
-"""Solution of exercise 16: GRPO and CLIPO in one file of plain PyTorch. Compare the files of minclipo."""
+"""Solution of exercise 16: GRPO and CLIPO in one file of plain PyTorch. Compare the files
+of minclipo."""
 
 import torch
 import torch.nn as nn
@@ -35,7 +36,8 @@ class Attention(nn.Module):
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Turn the channel pairs (c, c + C/2) of x [B, H, T, C] by position * 10000^(-2c / C)."""
+    """Turn the channel pairs (c, c + C/2) of x [B, H, T, C] by position * 10000^(-2c /
+    C)."""
     half = x.shape[-1] // 2
     speeds = 10000.0 ** (-torch.arange(half) / half)  # [C / 2]
     angles = torch.arange(x.shape[2])[:, None] * speeds  # [T, C / 2]
