@@ -86,13 +86,11 @@ def summary(found: list[Progress]) -> str:
     )
     left = [part for part in found if not part.done]
     minutes = sum(part.minutes or 0 for part in left)
-    lines = [
-        f"{right} of {total} right, {len(found) - len(left)} of {len(found)} exercises done"
-    ]
+    done = len(found) - len(left)
+    lines = [f"{right} of {total} right, {done} of {len(found)} exercises done"]
     if not left:
-        return "\n".join(
-            [*lines, "All done: you have built GRPO and CLIPO yourself. Congratulations."]
-        )
+        lines += ["All done: you have built GRPO and CLIPO yourself. Congratulations."]
+        return "\n".join(lines)
     if minutes:
         lines[0] += f"; about {minutes / 60:.1f} hours to go"
     first = left[0]

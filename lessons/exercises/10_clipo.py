@@ -86,7 +86,7 @@ def check_contrastive_rewards(contrastive_rewards):
     best, apart = found[0].item(), found[5].item()
     expect_true(
         best > apart,
-        f"five agree, one is apart: they get {best:.3f}, and it gets {apart:.3f}, no less",
+        f"five agree and get {best:.3f}, one is apart and gets {apart:.3f}, no less",
     )
 
     order = torch.randperm(18, generator=generator)

@@ -34,9 +34,9 @@ class GPT(nn.Module):
     """A decoder as in Llama: RMSNorm, rotary attention, gated MLP with silu.
 
     Nothing has a bias. RMSNorm has 1e-5 under its root. Every block adds
-    attention(norm(x)), then mlp(norm(x)); a last norm comes after the blocks. A head has C
-    channels, of which c and c + C/2 turn together, by position * 10000^(-2c / C). The
-    output matrix is the embedding. Parameters have the names of published checkpoints, so
+    attention(norm(x)), then mlp(norm(x)); a last norm comes after the blocks. A head
+    has C channels, of which c and c + C/2 turn together, by position * 10000^(-2c / C).
+    The output matrix is the embedding. Parameters have the names of published checkpoints, so
     that their weights load; i is the number of a block, from 0:
 
         embed_tokens.weight [V, D]
@@ -55,7 +55,7 @@ class GPT(nn.Module):
         raise NotImplementedError("Part 1, the model")
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Hidden states [B, T, D] behind the last norm; tokens [B, T]. Nobody looks ahead."""
+        """Hidden states [B, T, D] behind the last norm, of tokens [B, T]. Causal."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next word, [..., V], from hidden states [..., D]."""
@@ -99,7 +99,8 @@ def verify(prompt: str, completion: str, finished: bool) -> bool:
 def advantages(rewards: Tensor, group_size: int) -> Tensor:
     """Each reward minus the mean of its group, by (standard deviation + 1e-6): [N].
 
-    rewards [N]. The standard deviation is the group's, with n - 1. A group of equal rewards gets exactly 0, also if they are 0.9, whose mean rounds.
+    rewards [N]. The standard deviation is the group's, with n - 1. A group of
+    equal rewards gets exactly 0, also if they are 0.9, whose mean rounds.
     """
     raise NotImplementedError("Part 4, the advantages")
 
@@ -107,7 +108,8 @@ def advantages(rewards: Tensor, group_size: int) -> Tensor:
 def score(model: GPT, prompts: Tensor, completions: Tensor) -> Tensor:
     """Log-probs [N, T] of given completions, with gradient, at temperature 1.
 
-    prompts [N, P], of each completion its own; completions [N, T]. Use model(tokens) and model.logits(hidden) only.
+    prompts [N, P], of each completion its own; completions [N, T]. Use
+    model(tokens) and model.logits(hidden) only.
     """
     raise NotImplementedError("Part 5, the log-probs again")
 
@@ -166,8 +168,8 @@ half. unflatten(-1, (H, C)) cuts a width into heads.""",
 Lesson 2. repeat_interleave copies prompts; torch.multinomial draws. A token belongs to
 the completion if there is no eos before it: cumsum, without the token itself. One more
 pass over prompt and completion gives the states.""",
-    "verify": "Lesson 3. The words 0, 2, 4, ... of the prompt are numbers; int() reads signs.",
-    "advantages": "Lesson 5. Compare with the first of the group to see if all are equal.",
+    "verify": "Lesson 3. The prompt's words 0, 2, 4, ... are numbers; int() reads signs.",
+    "advantages": "Lesson 5. Are all of a group equal to its first?",
     "score": "Lesson 2. The state at a place predicts the next token: shift by one.",
     "policy_loss": """\
 Lesson 5. masked_fill before exp: 0 times NaN is NaN, in the gradient, too.""",
@@ -463,7 +465,7 @@ def check_train(train):
     final = sum(shares[-5:]) / 5
     expect_true(
         final > 0.8,
-        f"to copy a word: after 40 steps {final:.2f} right, more than 0.80 wanted; {curve(shares)}",
+        f"copying a word: {final:.2f} right, more than 0.80 wanted; {curve(shares)}",
     )
     asked = len(shares)
     train(model, draw, 3, 8, 2, 0, 0.1, 1e-3, torch.Generator().manual_seed(2))

@@ -56,7 +56,8 @@ def failure(error: BaseException, answer: Callable) -> str:
     code = getattr(answer, "__code__", None) or getattr(answer.__init__, "__code__", None)
     own = [frame for frame in frames if code and frame.filename == code.co_filename]
     place = (own or frames)[-1]
-    return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"{type(error).__name__}: {error} ({where})"
 
 
 def functions(exercise: dict, prefix: str) -> dict[str, Callable]:
