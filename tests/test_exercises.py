@@ -33,7 +33,6 @@ MISTAKES = [
     ("10_clipo", "contrastive_rewards", "correct[:, None] & correct &", ""),
     ("10_clipo", "contrastive_rewards", "/ 4", "* 2"),
     ("10_clipo", "contrastive_rewards", ").clamp(-0.5, 0)", ").clamp(-1.0, 0) * 1.5"),
-    ("10_clipo", "contrastive_rewards", "(agreement - 1)", "agreement"),
     ("10_clipo", "contrastive_rewards", "zeros_like(price)", "full_like(price, torch.nan)"),
     ("16_from_an_empty_file", "GPT", "triu(1)", "triu(2)"),
     ("16_from_an_empty_file", "GPT", "query.shape[-1] ** 0.5", "query.shape[-1]"),

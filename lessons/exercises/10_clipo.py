@@ -5,7 +5,7 @@ Minutes: 30. Difficulty: medium.
 Fill in `contrastive_rewards` with any idea that looks at no step. `python
 lessons/exercises/10_clipo.py` checks what every such reward must keep to, then trains the
 careless model with it: 60 steps, about 20 seconds. The hallucination rate must end below
-0.1; GRPO's ends at 0.57. With --hint contrastive_rewards there is a hint, with --solution
+0.1; GRPO's ends at 0.55. With --hint contrastive_rewards there is a hint, with --solution
 the solution trains instead.
 
 Once you are below: `--textbook shared_step` trains the model of lesson 11, in which most
@@ -27,8 +27,21 @@ from common import METHODS, pretrained, show, tidy, training_steps, verdicts
 GOAL = 0.1  # hallucination rate of the last five steps
 # GRPO's rates at every fifth of 60 steps, recorded with a reward of zeros
 GRPO = {
-    "careless": [],
-    "shared_step": [],
+    "careless": [0.46, 0.48, 0.51, 0.54, 0.56, 0.56, 0.53, 0.55, 0.52, 0.62, 0.54, 0.55],
+    "shared_step": [
+        0.75,
+        0.84,
+        0.85,
+        0.83,
+        0.85,
+        0.83,
+        0.84,
+        0.81,
+        0.89,
+        0.86,
+        0.90,
+        0.87,
+    ],
 }
 
 
@@ -143,4 +156,4 @@ def train_contrastive_rewards(contrastive_rewards, textbook="careless", seed: in
 
 
 if __name__ == "__main__":
-    report(globals(), textbook=("careless", "shared_step", "believed"))
+    report(globals(), textbook=("careless", "shared_step"))

@@ -36,8 +36,8 @@ class GPT(nn.Module):
     Nothing has a bias. RMSNorm has 1e-5 under its root. Every block adds
     attention(norm(x)), then mlp(norm(x)); a last norm comes after the blocks. A head
     has C channels, of which c and c + C/2 turn together, by position * 10000^(-2c / C).
-    The output matrix is the embedding. Parameters have the names of published checkpoints, so
-    that their weights load; i is the number of a block, from 0:
+    The output matrix is the embedding. Parameters have the names of published
+    checkpoints, so that their weights load; i is the number of a block, from 0:
 
         embed_tokens.weight [V, D]
         norm.weight [D]
