@@ -2,15 +2,18 @@
 
 Minutes: 30. Difficulty: medium.
 
-Fill in `contrastive_rewards` with any idea that looks at no step. `python
-lessons/exercises/10_clipo.py` checks what every such reward must keep to, then trains the
-careless model with it: 60 steps, about 20 seconds. The hallucination rate must end below
-0.1; GRPO's ends at 0.55. With --hint contrastive_rewards there is a hint, with --solution
-the solution trains instead.
+Fill in `contrastive_rewards` with any idea that looks at no step, and run the file:
+
+    python lessons/exercises/10_clipo.py
+
+It checks what every such reward must keep to, then trains the careless model with it: 60
+steps, about 20 seconds. The hallucination rate must end below 0.1; GRPO's stays above
+0.5. With --hint contrastive_rewards there is a hint, with --solution the solution trains
+instead.
 
 Once you are below: `--textbook shared_step` trains the model of lesson 11, in which most
-right rollouts share one false step. There is no goal there, only a scoreboard: how far
-down do you get?
+right rollouts share one false step. There is no goal there, only a scoreboard: in the
+last five steps GRPO's rate is 0.85 and the solution's 0.94. How far down do you get?
 """
 
 import matplotlib.pyplot as plt
