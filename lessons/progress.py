@@ -85,7 +85,8 @@ def summary(found: list[Progress]) -> str:
         sum(len(part.states) for part in found),
     )
     left = [part for part in found if not part.done]
-    minutes = sum(part.minutes or 0 for part in left)
+    to_write = [part for part in left if set(part.states) - {"right", "not run"}]
+    minutes = sum(part.minutes or 0 for part in to_write)
     done = len(found) - len(left)
     lines = [f"{right} of {total} right, {done} of {len(found)} exercises done"]
     if not left:

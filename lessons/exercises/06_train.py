@@ -6,9 +6,10 @@ Fill in `grpo_step`, and run the file:
 
     python lessons/exercises/06_train.py
 
-It first compares your step with the package's, then trains the careless model with it: 40
-steps, about 15 seconds. More than 85% of the answers must be right afterwards; 69% are
-before. With --hint grpo_step there is a hint, with --solution the solution trains instead.
+It first compares your step with the package's, then trains the careless model with it:
+40 steps, about 15 seconds. More than 85% of the answers must be right afterwards; 69% are
+before. With --hint grpo_step there is a hint, with --solution the solution trains
+instead.
 
 Take from the package what earlier lessons built, or put your own functions in its place:
 `group_advantages`, `policy_loss`, `batch_logprobs` and `MicroBatch` are imported.
