@@ -1,4 +1,4 @@
-"""Exercise 10b: a contrastive reward of your own, and a training with it.
+"""Exercise 10: a contrastive reward of your own, and a training with it.
 
 Minutes: 30. Difficulty: medium.
 

@@ -1,4 +1,4 @@
-"""Solution of exercise 10b, one of many: the mean cosine to the other right rollouts,
+"""Solution of exercise 10, one of many: the mean cosine to the other right rollouts,
 without head or logarithm."""
 
 import torch
