@@ -4,9 +4,8 @@
 # **Question.** Half of the right answers of lesson 3's model have a made-up step. GRPO
 # makes right answers likelier. Does it mend the steps, too?
 #
-# You need lessons 2 to 5. Sampling, the two checks and GRPO's loss become one training
-# step. The lesson trains three models, a hundred steps each, which takes a minute and a
-# half.
+# You need lessons 2 to 5, which become one training step here. The lesson trains three
+# models, a hundred steps each.
 
 # %%
 import copy
@@ -72,8 +71,8 @@ show(
 )
 
 # %% [markdown]
-# For comparison take an **oracle**. It cheats: it is told which steps are wrong, and
-# takes 0.5 off the reward of a right answer that has one. Both rewards, on 500 groups:
+# For comparison, an **oracle** is told which steps are wrong, and takes 0.5 off the
+# reward of a right answer that has one. Both rewards, on 500 groups:
 
 
 # %%
@@ -124,15 +123,16 @@ show(
 )
 
 # %% [markdown]
-# The outcome reward looks at how many of the group are right, and at nothing else. The
-# two means differ in the third digit because hard groups hold more of one kind.
+# Under the outcome reward the two means differ in the third digit, because hard groups do
+# not hold both kinds in equal parts.
 #
-# What does the gradient then say about the operand? The mean of $\nabla\log\pi$ is 0
-# (lesson 4). If the mean advantage is the same for every operand, then
+# The mean of $\nabla\log\pi$ is 0 (lesson 4). So if the mean advantage is the same
+# whatever operand is quoted, the operand gets no gradient on average:
 #
-# $$\mathbb{E}[A \nabla\log\pi(\mathrm{operand})] = \mathbb{E}[A] \mathbb{E}[\nabla\log\pi(\mathrm{operand})] = 0$$
+# $$\mathbb{E}[A \nabla\log\pi(\mathrm{operand})] =
+# \mathbb{E}[A] \mathbb{E}[\nabla\log\pi(\mathrm{operand})] = 0$$
 #
-# Is it the same? Compare tokens that quote rightly with made-up ones:
+# Is it the same?
 
 # %%
 operands = [" ".join(f"{operand:+d}" for operand in p.operands) for p in problems]
@@ -140,19 +140,22 @@ asked = torch.tensor(tokenizer.encode_batch(operands))  # [B, 4] tokens
 made_up = rollouts.completions[:, 0:8:2] != asked.repeat_interleave(G, 0)  # [N, 4]
 for name, A in advantages.items():
     A = A[:, None].expand(-1, 4)  # [N, 4], an advantage per operand
-    error = 1.96 * sum(part.var() / len(part) for part in (A[~made_up], A[made_up])) ** 0.5
+    error = (
+        1.96 * sum(part.var() / len(part) for part in (A[~made_up], A[made_up])) ** 0.5
+    )
     difference = A[~made_up].mean() - A[made_up].mean()
-    print(f"{name:7} reward: rightly quoted minus made up {difference:.3f} +- {error:.3f}")
+    print(
+        f"{name:7} reward: rightly quoted minus made up {difference:.3f} +- {error:.3f}"
+    )
 
 # %% [markdown]
-# The oracle's reward speaks for the right quote. The outcome reward, as far as 8000
-# rollouts can tell, says nothing.
+# The oracle speaks for the right quote. The outcome reward, as far as 8000 rollouts can
+# tell, says nothing.
 #
 # ## A training step
 #
-# `batch_logprobs` gives the log-probs of some rollouts, [rows, T], as lesson 2's `score`
-# did for one completion. Each half of the rollouts makes an optimizer step. A gradient
-# longer than 1 is scaled down to 1.
+# `batch_logprobs` does for many rollouts what lesson 2's `score` did for one. Each half
+# of them makes an optimizer step. A gradient longer than 1 is scaled down to 1.
 
 
 # %%
@@ -184,7 +187,7 @@ def adamw(model):
 # %% [markdown]
 # ## A hundred steps
 #
-# `train` does such steps, with the oracle's reward where `process_penalty` says so.
+# `train` does such steps. `process_penalty` is the oracle's.
 #
 # <details><summary><b>Guess first.</b> Where does GRPO's hallucination rate
 # end?</summary>
@@ -208,19 +211,17 @@ show_training(
     histories,
     "06_training",
     "From the same start. Both learn to answer (left). GRPO's right answers keep their "
-    "made-up steps, the oracle's lose them (middle). Right: the share of groups that hold "
-    "right and wrong rollouts.",
+    "made-up steps, the oracle's lose them (middle). Right: the share of groups that "
+    "hold right and wrong rollouts.",
     watched,
 )
 
 # %% [markdown]
-# The model *can* learn to quote. It lacks somebody who tells it to. As the answers get
-# better, more groups are all right, and under GRPO they teach nothing (lesson 5), however
-# much they have made up.
+# The model *can* learn to quote, but nobody tells it to. As answers get better, more
+# groups are all right. These teach nothing (lesson 5), however much they have made up.
 #
-# One run says little about a quantity that nothing holds. The README has five, each with
-# its own pretraining and 2000 fresh problems. In brackets is the 95% interval of the
-# mean:
+# One run says little here. The README has five, each with its own pretraining and 2000
+# fresh problems. Means, with 95% intervals:
 
 # %%
 summary = json.loads((LESSONS / "results" / "toy" / "summary.json").read_text())
@@ -230,19 +231,17 @@ for name, label in ({"pretrained": "before"} | labels).items():
     print(f"{label:6}   hallucination rate {mean:.3f} [{low:.3f}, {high:.3f}]")
 
 # %% [markdown]
-# GRPO's average has not clearly changed, but its interval is fifteen times as wide as
-# before.
+# GRPO's average has not clearly changed. Its interval is fifteen times as wide as before.
 #
 # ## What drift looks like
 #
 # A gradient that is 0 on average still moves the weights, by the noise of each sample.
-# AdamW divides by the gradient's usual size, and so moves them as far as ever. How often
-# is each operand quoted falsely?
+# AdamW divides by the gradient's usual size, and so moves them as far as ever.
 #
-# <details><summary><b>Guess first.</b> At temperature 0, where each word is the
-# likeliest, the start makes nothing up. And after GRPO?</summary>
+# <details><summary><b>Guess first.</b> At temperature 0 the start makes nothing up. And
+# after GRPO?</summary>
 #
-# It does, for there is an operand that it has lost.
+# It does, in a quarter of the right answers.
 #
 # </details>
 
@@ -282,11 +281,11 @@ show(
 )
 
 # %% [markdown]
-# The start quotes all operands about equally well. GRPO quotes some better, some worse,
-# and one operand falsely nearly always, at full accuracy. Which one is chance. On nine of
-# twenty fresh seeds GRPO's rate at temperature 0 is 0.05 or more (`lessons/results.md`).
-# Biology calls this genetic drift: without selection, the share of a variant stays the
-# same on average, and in each case wanders until it is nothing or all.
+# GRPO has lost one operand, at full accuracy. Which one is chance, and some runs lose
+# none. On nine of twenty fresh seeds, 0.05 or more of the right answers at temperature 0
+# are hallucinated (`lessons/results.md`). Biology calls this genetic drift. Without
+# selection the share of a variant stays the same on average, and in each case wanders
+# until it is nothing or all.
 #
 # > **You should know.** What a reward does not hold in place, training with it does not
 # > leave alone. No curve of rewards shows it.
@@ -296,8 +295,7 @@ show(
 # <details><summary><b>Guess first.</b> After a hundred steps, how good are the
 # answers?</summary>
 #
-# Far worse. On average the gradient is 0, but there are more ways to forget than to
-# learn.
+# Far worse. On average the gradient is 0, but its noise adds up and nothing corrects it.
 #
 # </details>
 
@@ -319,9 +317,8 @@ for name, model in (("before", start), ("after", tossed)):
 # %% [markdown]
 # ## The same in minclipo
 #
-# `Trainer.step` in `minclipo/trainer.py` is our step with more stages, which are off
-# here. Both take two steps from the same weights, on the same problems, with the same
-# random numbers:
+# `Trainer.step` in `minclipo/trainer.py` has more stages, which are off here. Both take
+# two steps from the same start, with the same random numbers:
 
 # %%
 ours, generator = copy.deepcopy(start), torch.Generator().manual_seed(0)
@@ -350,16 +347,14 @@ print("after two steps the two models' weights agree to the last bit")
 # * Watch what the reward does not see. Its own curve will not tell you.
 #
 # **Exercise.** About 20 minutes, easy. `python lessons/exercises/06_blind.py`: an oracle
-# that counts the wrong steps, the share of groups with a signal, and the table of mean
-# advantages.
+# that counts, the share of groups with a signal, mean advantages.
 #
 # <details><summary>A hint for <code>oracle_rewards</code></summary>
 #
-# Divide by the number of steps, but by no less than 1. Cut the reward at 0 before wrong
-# answers get theirs.
+# Divide by the number of steps, but by no less than 1.
 #
 # </details>
 #
 # **What to try next.** Train with `train("06_seed1", start, seed=1)`, then with seeds 2
-# and 3: which operands does each lose, if any? Then read `Trainer.step`. Lesson 7 looks
-# for made-up steps where a reward cannot, in the hidden states.
+# and 3. Which operands does each lose? Lesson 7 looks for made-up steps in the hidden
+# states.

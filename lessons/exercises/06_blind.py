@@ -41,8 +41,9 @@ def informative_prompts(rewards: Tensor, group_size: int) -> Tensor:
 def mean_advantages(advantages: Tensor, correct: Tensor, faithful: Tensor) -> Tensor:
     """Mean advantages of the faithful, the hallucinated and the wrong rollouts: [3].
 
-    A kind without rollouts has 0. advantages [N]; correct, faithful [N] bool: is the answer right, is every step right?
-    Wrong is whatever has a wrong answer, with right steps, too.
+    A kind without rollouts has 0. advantages [N]; correct, faithful [N] bool: is the
+    answer right, is every step right? Wrong is whatever has a wrong answer, with right
+    steps, too.
     """
     raise NotImplementedError("Three masks, which share no rollout and leave none out.")
 

@@ -94,7 +94,9 @@ def picture(problem: ChainProblem, frame: dict) -> Image.Image:
         bar.set(xlim=(0, 1))
         bar.axis("off")
         color, rate = STYLES[name]["color"], hallucination_rate(shares)
-        bar.set_title(f"{label}: {rate:.0%} of right answers have a made-up step", color=color, weight="bold", fontsize=11)
+        bar.set_title(
+            f"{label}: {rate:.0%} of right answers have a made-up step", color=color, weight="bold", fontsize=11
+        )
         mosaic(axis, problem, frame[name]["texts"])
         axis.set_title("", loc="left")
     figure.supxlabel(KEY, fontsize=10)
