@@ -104,7 +104,7 @@ show(
 # **Now you know.**
 #
 # * A reward for answers cannot see a made-up step.
-# * GRPO makes answers right, CLIPO their steps, too.
+# * GRPO makes answers right. CLIPO makes their steps right, too.
 # * Agreement shows what a reward cannot see. Lesson 11 shows when that fails.
 #
 # **What to try next.** Begin with lesson 1, or with 3 if you know how a GPT works. For

@@ -63,6 +63,7 @@ for row, kind in ((0, "faithful"), (3, "hallucinated"), (10, "wrong")):
 # %% tags=["drawing"]
 figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
 mosaic(axis, problem, tokenizer.decode_batch(rollouts.completion_ids()), notes)
+axis.text(10.2, -0.3, "reward, advantage", fontsize=10)
 show(
     figure,
     "06_rollouts",

@@ -31,7 +31,7 @@ FOLDER = LESSONS / "results" / "toy"
 SHOWN = {"baseline": "GRPO", "clipo": "CLIPO"}  # left, right
 STEPS, EVERY, GROUP, MEASURED = 100, 4, 16, 2000
 WIDTH, PAUSE, REST = 9.0, 320, 3200  # inches at 100 dpi; milliseconds of a frame, and of the last one
-KEY = "blue: the word is right     orange, framed: a made-up number     grey, hatched: a wrong total or answer"
+KEY = "blue: the word is right     orange, framed: a made-up number     grey, hatched: a wrong total or answer, or surplus"
 
 
 def kinds_of(model: GPT, problems: list[ChainProblem], group_size: int) -> tuple[list[str], list[str]]:
@@ -99,6 +99,7 @@ def picture(problem: ChainProblem, frame: dict) -> Image.Image:
         )
         mosaic(axis, problem, frame[name]["texts"])
         axis.set_title("", loc="left")
+        axis.set_xlim(0, 12)  # ten words, and two of those that answer twice
     figure.supxlabel(KEY, fontsize=10)
     figure.canvas.draw()
     image = Image.frombuffer("RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()).convert("RGB")
