@@ -90,7 +90,7 @@ steps = [frame["step"] for frame in frames]
 for axis, name in zip(axes, curves["clipo"]):
     for method, label in labels.items():
         axis.plot(steps, curves[method][name], color=COLORS[method], label=label)
-    tidy(axis, "training step", f"share: {name}")
+    tidy(axis, "training step", "share", name)
     axis.set_ylim(-0.02, 1.02)
 axes[0].legend(frameon=False, loc="lower right")
 show(
