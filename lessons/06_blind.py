@@ -188,12 +188,12 @@ def adamw(model):
 # %% [markdown]
 # ## A hundred steps
 #
-# `train` does such steps. `process_penalty` is the oracle's.
+# `train` takes such steps. `process_penalty` makes the oracle's reward.
 #
 # <details><summary><b>Guess first.</b> Where does GRPO's hallucination rate
 # end?</summary>
 #
-# About where it began.
+# Nothing decides that. In this run it drifts upwards.
 #
 # </details>
 
@@ -242,7 +242,7 @@ for name, label in ({"pretrained": "before"} | labels).items():
 # <details><summary><b>Guess first.</b> At temperature 0 the start makes nothing up. And
 # after GRPO?</summary>
 #
-# It does, in a quarter of the right answers.
+# It does. For one operand, a made-up one is now often the likeliest word.
 #
 # </details>
 
@@ -278,15 +278,15 @@ show(
     figure,
     "06_drift",
     "How often each operand is quoted falsely. Before training (squares) all are alike. "
-    "GRPO (circles) has scattered them; the oracle (triangles) has mended all.",
+    "GRPO (circles) has scattered them. The oracle (triangles) has mended all.",
 )
 
 # %% [markdown]
-# GRPO has lost one operand, at full accuracy. Which one is chance, and some runs lose
-# none. On nine of twenty fresh seeds, 0.05 or more of the right answers at temperature 0
-# are hallucinated (`lessons/results.md`). Biology calls this genetic drift. Without
-# selection the share of a variant stays the same on average, and in each case wanders
-# until it is nothing or all.
+# GRPO quotes one operand falsely most of the time, at full accuracy. Which one is chance,
+# and some runs have none. On nine of twenty fresh seeds, 0.05 or more of the right
+# answers at temperature 0 are hallucinated (`lessons/results.md`). Biology calls this
+# genetic drift. Without selection the share of a variant stays the same on average, and
+# in each case wanders until it is nothing or all.
 #
 # > **You should know.** What a reward does not hold in place, training with it does not
 # > leave alone. No curve of rewards shows it.
