@@ -141,13 +141,10 @@ asked = torch.tensor(tokenizer.encode_batch(operands))  # [B, 4] tokens
 made_up = rollouts.completions[:, 0:8:2] != asked.repeat_interleave(G, 0)  # [N, 4]
 for name, A in advantages.items():
     A = A[:, None].expand(-1, 4)  # [N, 4], an advantage per operand
-    error = (
-        1.96 * sum(part.var() / len(part) for part in (A[~made_up], A[made_up])) ** 0.5
-    )
-    difference = A[~made_up].mean() - A[made_up].mean()
-    print(
-        f"{name:7} reward: rightly quoted minus made up {difference:.3f} +- {error:.3f}"
-    )
+    parts = A[~made_up], A[made_up]
+    error = 1.96 * sum(part.var() / len(part) for part in parts).sqrt()
+    difference = f"{parts[0].mean() - parts[1].mean():.3f} +- {error:.3f}"
+    print(f"{name:7} reward: rightly quoted minus made up {difference}")
 
 # %% [markdown]
 # The oracle speaks for the right quote. The outcome reward, as far as 8000 rollouts can
@@ -283,10 +280,10 @@ show(
 
 # %% [markdown]
 # GRPO quotes one operand falsely most of the time, at full accuracy. Which one is chance,
-# and some runs have none. On nine of twenty fresh seeds, 0.05 or more of the right
-# answers at temperature 0 are hallucinated (`lessons/results.md`). Biology calls this
-# genetic drift. Without selection the share of a variant stays the same on average, and
-# in each case wanders until it is nothing or all.
+# and some runs have none. On nine of twenty fresh seeds, 5% or more of the right answers
+# at temperature 0 are hallucinated (`lessons/results.md`). Biology calls this genetic
+# drift. Without selection the share of a variant stays the same on average, and in each
+# case wanders until it is nothing or all.
 #
 # > **You should know.** What a reward does not hold in place, training with it does not
 # > leave alone. No curve of rewards shows it.
