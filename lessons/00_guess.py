@@ -11,10 +11,10 @@
 import json
 
 import matplotlib.pyplot as plt
-from minclipo.toy import toy_tokenizer
-
 from common import LESSONS, mosaic, show, story, tidy, verdicts
 from common import METHODS as COLORS
+
+from minclipo.toy import toy_tokenizer
 
 problem, rollouts = story()  # sixteen solutions that the model has drawn at random
 texts = toy_tokenizer().decode_batch(rollouts.completion_ids())

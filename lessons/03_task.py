@@ -10,6 +10,8 @@ import random
 
 import matplotlib.pyplot as plt
 import torch
+from common import KINDS, mosaic, pretrained, problems_of, show, story, verdicts
+
 from minclipo.sampler import sample
 from minclipo.tasks.chain import (
     OPERANDS,
@@ -20,8 +22,6 @@ from minclipo.tasks.chain import (
     random_problem,
 )
 from minclipo.toy import toy_tokenizer
-
-from common import KINDS, mosaic, pretrained, problems_of, show, story, verdicts
 
 # %% [markdown]
 # ## One problem by hand

@@ -13,14 +13,6 @@ import json
 
 import matplotlib.pyplot as plt
 import torch
-from minclipo.config import TrainConfig
-from minclipo.grpo import group_advantages, policy_loss
-from minclipo.logprobs import MicroBatch, batch_logprobs
-from minclipo.runs.recipes import TOY
-from minclipo.sampler import sample
-from minclipo.toy import TASK, toy_tokenizer
-from minclipo.trainer import Trainer
-
 from common import (
     KINDS,
     LESSONS,
@@ -36,6 +28,14 @@ from common import (
     training_steps,
     verdicts,
 )
+
+from minclipo.config import TrainConfig
+from minclipo.grpo import group_advantages, policy_loss
+from minclipo.logprobs import MicroBatch, batch_logprobs
+from minclipo.runs.recipes import TOY
+from minclipo.sampler import sample
+from minclipo.toy import TASK, toy_tokenizer
+from minclipo.trainer import Trainer
 
 start, tokenizer, G = pretrained("careless"), toy_tokenizer(), 16
 
