@@ -17,6 +17,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # lessons/, where common.py is
 from common import KINDS, LESSONS, mosaic, plt, pretrained, problems_of, story, verdicts
+
 from minclipo.checkpoint.files import write_text
 from minclipo.config import TrainConfig
 from minclipo.model import GPT
