@@ -29,7 +29,7 @@ for name, row in zip("ABCD", (5, 1, 7, 2)):
 #
 # <details><summary><b>Guess first.</b> Which of them have a made-up step?</summary>
 #
-# A and C. A says -4 where the problem has -7, and C says +7 for -2.
+# A and C. A says -4 where the problem has -7, and C says +7 for -2. B and D are equal.
 #
 # </details>
 
@@ -60,7 +60,7 @@ show(
 # <details><summary><b>Guess first.</b> Which of the two gets rid of the made-up
 # steps?</summary>
 #
-# CLIPO. Faithful solutions are all alike, made-up ones differ.
+# CLIPO. Solutions without made-up steps are all alike, as B and D are. The others differ.
 #
 # </details>
 #
@@ -97,7 +97,7 @@ show(
     figure,
     "00_curves",
     "Left: both learn to answer. Right: the share of right answers with a made-up step. "
-    "One run each, from the same start.",
+    "One run each. That GRPO's share rises is chance (lesson 6), CLIPO's fall is not.",
 )
 
 # %% [markdown]
