@@ -3,9 +3,9 @@
 #
 # **Question.** An answer is right. Is the way to it right, too?
 #
-# This takes five minutes and no more than adding. The problem says: start with 23, then
-# add four numbers. A small language model wrote the solutions. Each step repeats a number
-# and gives the total so far. After `#` comes the answer.
+# Five minutes, no more than adding. The problem says: start with 23, then add four
+# numbers. A small language model wrote the solutions. Each step repeats a number and
+# gives the total so far. After `#` comes the answer.
 
 # %%
 import json
@@ -105,7 +105,7 @@ show(
 #
 # * A reward for answers cannot see a made-up step.
 # * GRPO makes answers right. CLIPO makes their steps right, too.
-# * Agreement shows what a reward cannot see. Lesson 11 shows when that fails.
+# * Agreement can show what a reward cannot see. Lesson 11: when it fails.
 #
 # **What to try next.** Begin with lesson 1, or with 3 if you know how a GPT works. For
 # the algorithms alone take 4, 5 and 12, for CLIPO 7 to 10. If your own training does not
