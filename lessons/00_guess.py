@@ -3,7 +3,7 @@
 #
 # **Question.** An answer is right. Is the way to it right, too?
 #
-# Five minutes, no more than adding. The problem says: start with 23, then add four
+# You need adding and five minutes. The problem says: start with 23, then add four
 # numbers. A small language model wrote the solutions. Each step repeats a number and
 # gives the total so far. After `#` comes the answer.
 
@@ -25,7 +25,7 @@ for name, row in zip("ABCD", (5, 1, 7, 2)):
     print(f"{name}  {texts[row]}")
 
 # %% [markdown]
-# All four end in 23, which is right.
+# All four end in 23, the right answer.
 #
 # <details><summary><b>Guess first.</b> Which of them have a made-up step?</summary>
 #
@@ -67,8 +67,8 @@ show(
 # ![Solutions during training. GRPO, left, loses the wrong ones; CLIPO, right, the made-up
 # ones, too.](../results/toy/rollouts.gif)
 #
-# Sixteen new solutions per picture; the bars are for 2000 other problems. Picture and
-# numbers were recorded once, by `lessons/experiments/moving.py`:
+# Each picture has sixteen new solutions; the bars show 2000 other problems. All was
+# recorded once, by `lessons/experiments/moving.py`:
 
 # %%
 recorded = json.loads((LESSONS / "results" / "toy" / "rollouts.json").read_text())
@@ -105,7 +105,7 @@ show(
 #
 # * A reward for answers cannot see a made-up step.
 # * GRPO makes answers right. CLIPO makes their steps right, too.
-# * Agreement can show what a reward cannot see. Lesson 11: when it fails.
+# * Agreement can show what a reward cannot see. Lesson 11 shows when it fails.
 #
 # **What to try next.** Begin with lesson 1, or with 3 if you know how a GPT works. For
 # the algorithms alone take 4, 5 and 12, for CLIPO 7 to 10. If your own training does not
