@@ -107,6 +107,6 @@ show(
 # * GRPO makes answers right. CLIPO makes their steps right, too.
 # * Agreement can show what a reward cannot see. Lesson 11 shows when it fails.
 #
-# **What to try next.** Begin with lesson 1, or with 3 if you know how a GPT works. For
-# the algorithms alone take 4, 5 and 12, for CLIPO 7 to 10. If your own training does not
+# **What to try next.** Begin with lesson 1, or with 3 if you know GPTs. For the
+# algorithms alone take 4, 5 and 12, for CLIPO 7 to 10. If your own training does not
 # learn, take 15.
