@@ -82,7 +82,8 @@ def mosaic(
 ):
     """Draw completions of one problem, one row each, a word per tile, notes to their right.
 
-    Blue: the word is right. Orange, framed: an operand made up. Grey, hatched: a wrong number.
+    Blue: the word is right. Orange, framed: an operand made up. Grey, hatched: a wrong
+    total or answer. What a row writes beyond its answer is not shown.
     """
     looks = {
         "faithful": {},
@@ -93,14 +94,13 @@ def mosaic(
     truth = careful.solution(problem, random.Random(0)).split()
     operands = range(0, len(truth) - 2, 2)  # they stand at even places, before the #
     for y, text in enumerate(texts):
-        words = text.split()[: len(truth) + 2]  # of a row that runs on, two words more
-        for x, word in enumerate(words):
-            right = truth[x : x + 1] == [word]
+        for x, word in enumerate(text.split()[: len(truth)]):
+            right = word == truth[x]
             kind = "faithful" if right else "hallucinated" if x in operands else "wrong"
             tile = (x + 0.03, y + 0.06), 0.92, 0.86
             axis.add_patch(plt.Rectangle(*tile, facecolor=KINDS[kind], **looks[kind]))
             middle = dict(ha="center", va="center", weight="normal" if right else "bold")
-            axis.text(x + 0.49, y + 0.5, word, fontsize=10, **middle)
+            axis.text(x + 0.49, y + 0.5, word, fontsize=10, clip_on=True, **middle)
     for y, note in enumerate(notes):
         axis.text(len(truth) + 0.2, y + 0.5, note, va="center", fontsize=10)
     axis.set(xlim=(0, len(truth) + (4 if notes else 0)), ylim=(len(texts), 0))
@@ -147,13 +147,18 @@ def show(figure: plt.Figure, name: str, caption: str) -> None:
     with Image.open(path) as picture:  # lines need few colours: a third of the bytes
         few = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
+    show_file(path, round(figure.get_figwidth() * 100), caption)
+
+
+def show_file(path: Path, width: int, caption: str) -> None:
+    """Show a PNG or GIF, so many pixels wide, with its caption; a script prints both."""
     if "ipykernel" not in sys.modules:  # a script, or IPython in a terminal
         print(f"picture: {path}: {caption}")
         return
     from IPython import display as ipython  # there if and only if a notebook is
 
-    size = dict(width=round(figure.get_figwidth() * 100), metadata={"name": path.name})
-    ipython.display(ipython.Image(path, alt=caption, **size))
+    named = {"name": path.name}  # for lessons/render.py
+    ipython.display(ipython.Image(path, width=width, alt=caption, metadata=named))
     ipython.display(ipython.Markdown(f"*{caption}*"))
 
 

@@ -157,11 +157,11 @@ def shown(output):
     """A picture in an output becomes a file of lessons/pages/pictures and a link to it."""
     from nbformat.v4 import new_output
 
-    data = output.get("data", {})
-    if "image/png" not in data:
+    kinds = [kind for kind in output.get("data", {}) if kind.startswith("image/")]
+    if not kinds:
         return output
-    found = output.metadata["image/png"]
-    (PAGES / "pictures" / found["name"]).write_bytes(base64.b64decode(data["image/png"]))
+    found, picture = output.metadata[kinds[0]], base64.b64decode(output.data[kinds[0]])
+    (PAGES / "pictures" / found["name"]).write_bytes(picture)
     width, alt = found["width"], found["alt"].replace('"', "&quot;")
     link = f'<img src="pictures/{found["name"]}" width="{width}" alt="{alt}">'
     return new_output("display_data", data={"text/markdown": link})

@@ -1,7 +1,10 @@
 """Exercise 3: what is right, and how a careless author goes wrong.
 
-Fill in the four functions. `python lessons/exercises/03_task.py` tells right from wrong; with --solution it checks
-lessons/solutions/03_task.py, which is there to be read afterwards.
+Minutes: 40. Difficulty: medium.
+
+Fill in the four functions. `python lessons/exercises/03_task.py` tells right from wrong.
+With --solution it checks lessons/solutions/03_task.py, which is there to be read
+afterwards.
 """
 
 import random
@@ -12,23 +15,29 @@ from torch import Tensor
 
 
 def outcome(answer: int, completion: str, finished: bool) -> bool:
-    """Is the answer right? Stricter than the lesson's check: nobody may write two answers and hope for one of them.
+    """Is the answer right? Stricter than the lesson's check: two answers get nothing.
 
-    True if the completion ended (`finished`), holds the word # exactly once, and after it the right number and nothing
-    else. Compare words: "120" is not "12", and neither is "012". Any text may come, the empty one too.
+    True if the completion ended (`finished`), holds the word # exactly once, and after it
+    the right number and nothing else. Compare words: "120" is not "12", and neither is
+    "012". Any text may come, the empty one too.
     """
     raise NotImplementedError("completion.split() gives the words.")
 
 
 def steps(start: int, operands: list[int], completion: str) -> list[bool]:
-    """One verdict for each operand, which forgives what follows rightly from an earlier slip.
+    """One verdict per operand, which forgives what follows rightly from an earlier slip.
 
-    A step is a pair of words: the operand as "+5" or "-3", then a total, which must be the total written in the step
-    before it (for the first step: `start`) plus the operand. So a slip makes its own step wrong, and not the next ones.
+    A step is a pair of words: the operand as "+5" or "-3", then a total. The total must
+    be the total written in the step before it (for the first step: `start`) plus the
+    operand. So a slip makes its own step wrong, and not the next ones.
 
-    Steps end at the first word #, or with the text. A missing step is False. A step after a total that is no number is
-    False: there is nothing to add to. Words too many before # add one False at the end. Any text may come.
-    Compare words: neither "012" nor "+12" is "12".
+    Compare operands and totals as words: where 12 is due, "012" is wrong. The next step
+    adds to the number that was written, however it was written: after "012" it adds to
+    12. After a word that is no number, as "twelve", there is nothing to add to, and the
+    step is False.
+
+    Steps end at the first word #, or with the text. A missing step is False. Surplus
+    words before # add one False at the end. Any text may come.
     """
     raise NotImplementedError("Keep the total that was written, not the true one.")
 
@@ -36,8 +45,9 @@ def steps(start: int, operands: list[int], completion: str) -> list[bool]:
 def rates(correct: Tensor, faithful: Tensor) -> tuple[float, float, float]:
     """(accuracy, hallucination rate, faithful accuracy) of N rollouts.
 
-    correct, faithful [N] bool: is the answer right, is every step right? Where the steps are right and the answer is
-    not, the rollout is wrong. Without any right answer the hallucination rate is 0.
+    correct, faithful [N] bool: is the answer right, is every step right? Where the steps
+    are right and the answer is not, the rollout is wrong. Without any right answer the
+    hallucination rate is 0.
     """
     raise NotImplementedError("Which of the three is not a share of all the rollouts?")
 
@@ -45,14 +55,15 @@ def rates(correct: Tensor, faithful: Tensor) -> tuple[float, float, float]:
 def careless_step(
     total: int, operand: int, hallucinate: float, slip: float, rng: random.Random
 ) -> tuple[int, int]:
-    """(the operand that the author quotes, the total that he gives) in one step from `total`.
+    """In one step from `total`: (the operand that the author quotes, the total he gives).
 
-    With probability `slip` the total is wrong: each other number of 0..99 that is at most 9 off is as likely. With
-    probability `hallucinate` the operand is made up: each other one of -9..9 but 0 is as likely. Neither depends on the
-    other. If the right total is outside 0..99 (an earlier slip may lead there), he slips for certain.
+    With probability `slip` the total is wrong: each other number of 0..99 that is at most
+    9 off is as likely. With probability `hallucinate` the operand is made up: each other
+    one of -9..9 but 0 is as likely. Neither depends on the other. If the right total is
+    outside 0..99 (an earlier slip may lead there), he slips for certain.
     """
     raise NotImplementedError(
-        "rng.random() < p is true with probability p; rng.choice(list) takes one of a list."
+        "rng.random() < p is true with probability p. rng.choice(list) takes one."
     )
 
 
@@ -99,7 +110,11 @@ def check_steps(steps):
         ("+5 12 -3 9", [True, True], "no #, but every step"),
         ("5 12 -3 9 # 9", [False, True], "an operand is written with its sign"),
         ("12 +5 9 -3 # 9", [False, False], "totals before operands"),
-        ("+5 012 -3 9 # 9", [False, True], '"012" is another word than "12"'),
+        (
+            "+5 012 -3 9 # 9",
+            [False, True],
+            '"012" is another word than "12", but step 2 adds to the number 12',
+        ),
         (
             "+5 twelve -3 4 # 4",
             [False, False],

@@ -1,7 +1,10 @@
 """Exercise 6: see what a reward pays for before training with it.
 
-Fill in the three functions. `python lessons/exercises/06_blind.py` tells right from wrong; with --solution it checks
-lessons/solutions/06_blind.py, which is there to be read afterwards.
+Minutes: 20. Difficulty: easy.
+
+Fill in the three functions. `python lessons/exercises/06_blind.py` tells right from
+wrong. With --solution it checks lessons/solutions/06_blind.py, which is there to be read
+afterwards.
 """
 
 import torch
@@ -12,19 +15,23 @@ from torch import Tensor
 def oracle_rewards(
     correct: Tensor, step_is_right: Tensor, step_exists: Tensor, penalty: float
 ) -> Tensor:
-    """An oracle that counts: [N] float32, 1 - penalty * (share of wrong steps) for a right answer, 0 for a wrong one.
+    """An oracle that counts wrong steps: rewards, [N] float32.
 
-    correct [N] bool; step_is_right, step_exists [N, S] bool: rollouts have up to S steps, and what step_is_right says
-    of a step that does not exist means nothing. A right answer without any step has no wrong ones. However large the
-    penalty is, a right answer never gets less than 0: else being wrong would pay.
+    A right answer gets 1 - penalty * (share of wrong steps), a wrong one 0.
+
+    correct [N] bool; step_is_right, step_exists [N, steps] bool: rollouts have up to so
+    many steps, and what step_is_right says of a step that does not exist means nothing. A
+    right answer without any step has no wrong ones. However large the penalty is, a right
+    answer never gets less than 0. Else being wrong would pay.
     """
     raise NotImplementedError("Count the steps that exist and are wrong. Mind 0 / 0.")
 
 
 def informative_prompts(rewards: Tensor, group_size: int) -> Tensor:
-    """The share of groups whose rewards are not all equal: a number (0-d float tensor) from rewards [N].
+    """The share of groups whose rewards [N] are not all equal: a 0-d float tensor.
 
-    The group_size rollouts of a prompt stand side by side. Equal means equal: sixteen rewards of 0.9 are.
+    The group_size rollouts of a prompt stand side by side. Equal means equal: sixteen
+    rewards of 0.9 are.
     """
     raise NotImplementedError(
         "Compare with one of the group, not with the mean: that of equal numbers rounds."
@@ -32,10 +39,11 @@ def informative_prompts(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def mean_advantages(advantages: Tensor, correct: Tensor, faithful: Tensor) -> Tensor:
-    """Mean advantage of the faithful, the hallucinated and the wrong rollouts, in this order: [3]; 0 for an empty kind.
+    """Mean advantages of the faithful, the hallucinated and the wrong rollouts: [3].
 
-    advantages [N]; correct, faithful [N] bool: is the answer right, is every step right? Wrong is whatever has a wrong
-    answer, with right steps, too.
+    A kind without rollouts has 0. advantages [N]; correct, faithful [N] bool: is the
+    answer right, is every step right? Wrong is whatever has a wrong answer, with right
+    steps, too.
     """
     raise NotImplementedError("Three masks, which share no rollout and leave none out.")
 

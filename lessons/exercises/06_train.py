@@ -20,6 +20,9 @@ import copy
 import matplotlib.pyplot as plt
 import torch
 from checking import Wrong, curve, expect, expect_true, report
+from common import METHODS, pretrained, problems_of, show, tidy, training_steps, verdicts
+from torch import Tensor
+
 from minclipo.config import TrainConfig
 from minclipo.grpo import group_advantages, policy_loss  # noqa: F401, for the reader
 from minclipo.logprobs import MicroBatch, batch_logprobs  # noqa: F401, for the reader
@@ -28,9 +31,6 @@ from minclipo.sampler import Rollouts, sample
 from minclipo.tasks.chain import ChainProblem
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
-from torch import Tensor
-
-from common import METHODS, pretrained, problems_of, show, tidy, training_steps, verdicts
 
 G = 8  # rollouts per prompt
 GOAL = 0.85  # share of right answers after training

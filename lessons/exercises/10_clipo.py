@@ -19,13 +19,13 @@ last five steps GRPO's rate is 0.85 and the solution's 0.94. How far down do you
 import matplotlib.pyplot as plt
 import torch
 from checking import Wrong, curve, expect, expect_true, report
+from common import METHODS, pretrained, show, tidy, training_steps, verdicts
+from torch import Tensor
+
 from minclipo.config import TrainConfig
 from minclipo.runs.recipes import TOY
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
-from torch import Tensor
-
-from common import METHODS, pretrained, show, tidy, training_steps, verdicts
 
 GOAL = 0.1  # hallucination rate of the last five steps
 # GRPO's rates at every fifth of 60 steps, recorded with a reward of zeros

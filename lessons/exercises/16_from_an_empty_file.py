@@ -477,10 +477,10 @@ def check_train(train):
 def train_train(train, seed: int = 0):
     """The finish: the careless model in the reader's own GPT, trained by the reader's own
     program."""
+    from common import pretrained, problems_of, training_steps
+
     from minclipo.sampler import sample
     from minclipo.toy import TASK, toy_tokenizer
-
-    from common import pretrained, problems_of, training_steps
 
     own, tokenizer = train.__globals__, toy_tokenizer()  # own: the reader's other parts
     start, eos = pretrained("careless"), tokenizer.eos_ids[0]

@@ -1,4 +1,7 @@
-"""Solution of exercise 3. Compare minclipo/tasks/chain.py, whose step check forgives nothing after a slip."""
+"""Solution of exercise 3.
+
+Compare minclipo/tasks/chain.py, whose step check forgives nothing after a slip.
+"""
 
 import random
 
@@ -16,12 +19,9 @@ def steps(start: int, operands: list[int], completion: str) -> list[bool]:
     body = words[: words.index("#")] if "#" in words else words
     verdicts, before = [], str(start)
     for i, operand in enumerate(operands):
-        quoted, total = (body[2 * i : 2 * i + 2] + ["", ""])[
-            :2
-        ]  # empty words where the text is too short
-        adds_up = before.removeprefix("-").isdecimal() and total == str(
-            int(before) + operand
-        )
+        quoted, total = (body[2 * i :] + ["", ""])[:2]  # "" where the text is too short
+        is_number = before.removeprefix("-").isdecimal()
+        adds_up = is_number and total == str(int(before) + operand)
         verdicts.append(quoted == f"{operand:+d}" and adds_up)
         before = total  # as it was written, right or not
     return verdicts + [False] * (len(body) > 2 * len(operands))
@@ -29,11 +29,8 @@ def steps(start: int, operands: list[int], completion: str) -> list[bool]:
 
 def rates(correct: Tensor, faithful: Tensor) -> tuple[float, float, float]:
     right, both = correct.sum().item(), (correct & faithful).sum().item()
-    return (
-        right / len(correct),
-        (right - both) / max(right, 1),
-        both / len(correct),
-    )  # max: 0 / 1 where none is right
+    hallucinated = (right - both) / max(right, 1)  # 0 / 1 where none is right
+    return right / len(correct), hallucinated, both / len(correct)
 
 
 def careless_step(
@@ -41,9 +38,8 @@ def careless_step(
 ) -> tuple[int, int]:
     quoted, total = operand, total + operand
     if rng.random() < slip or not 0 <= total <= 99:
-        total = rng.choice(
-            [n for n in range(total - 9, total + 10) if n != total and 0 <= n <= 99]
-        )
+        near = range(max(0, total - 9), min(99, total + 9) + 1)
+        total = rng.choice([n for n in near if n != total])
     if rng.random() < hallucinate:  # no elif: he may do both
         quoted = rng.choice([n for n in range(-9, 10) if n not in (0, operand)])
     return quoted, total

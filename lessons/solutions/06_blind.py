@@ -1,4 +1,7 @@
-"""Solution of exercise 6. Compare minclipo/extensions/rewards.py and minclipo/runs/measure.py."""
+"""Solution of exercise 6.
+
+Compare minclipo/extensions/rewards.py and minclipo/runs/measure.py.
+"""
 
 import torch
 from torch import Tensor
@@ -18,7 +21,6 @@ def informative_prompts(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def mean_advantages(advantages: Tensor, correct: Tensor, faithful: Tensor) -> Tensor:
-    kinds = torch.stack(
-        [correct & faithful, correct & ~faithful, ~correct]
-    ).float()  # [3, N]
+    kinds = torch.stack([correct & faithful, correct & ~faithful, ~correct])  # [3, N]
+    kinds = kinds.float()
     return kinds @ advantages / kinds.sum(1).clamp(min=1)

@@ -1,14 +1,14 @@
 """Solution of exercise 6b. Compare Trainer.step and update_on in minclipo/trainer.py."""
 
 import torch
+from common import verdicts
+from torch import Tensor
+
 from minclipo.grpo import group_advantages, policy_loss
 from minclipo.logprobs import MicroBatch, batch_logprobs
 from minclipo.model import GPT
 from minclipo.sampler import sample
 from minclipo.toy import toy_tokenizer
-from torch import Tensor
-
-from common import verdicts
 
 G = 8
 

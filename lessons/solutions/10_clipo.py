@@ -3,8 +3,9 @@ without head or logarithm."""
 
 import torch
 import torch.nn.functional as F
-from minclipo.contrastive import center_by_group
 from torch import Tensor
+
+from minclipo.contrastive import center_by_group
 
 
 def contrastive_rewards(pooled: Tensor, correct: Tensor, group: Tensor) -> Tensor:
