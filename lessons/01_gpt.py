@@ -346,7 +346,7 @@ print("they agree")
 # **Exercise.** About 40 minutes, medium. `python lessons/exercises/01_gpt.py`: norm,
 # rotation and attention for real checkpoints.
 #
-# <details><summary>A hint for causal_attention</summary>
+# <details><summary>A hint for <code>causal_attention</code></summary>
 #
 # Query $t$ stands at place S - T + $t$.
 #

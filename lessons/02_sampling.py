@@ -383,7 +383,7 @@ print("they agree")
 # **Exercise.** About 40 minutes, medium. `python lessons/exercises/02_sampling.py`:
 # knobs, draw and mask for a batch.
 #
-# <details><summary>A hint for next_word</summary>
+# <details><summary>A hint for <code>next_word</code></summary>
 #
 # The docstring shows the way back from sorted to unsorted.
 #

@@ -345,7 +345,9 @@ print("after two steps the two models' weights agree to the last bit")
 # * Watch what the reward does not see. Its own curve will not tell you.
 #
 # **Exercise.** About 20 minutes, easy. `python lessons/exercises/06_blind.py`: an oracle
-# that counts, the share of groups with a signal, mean advantages.
+# that counts, the share of groups with a signal, mean advantages. Then about 40 minutes,
+# medium. `python lessons/exercises/06_train.py`: write the training step, and train with
+# it until more than 85% of the answers are right.
 #
 # <details><summary>A hint for <code>oracle_rewards</code></summary>
 #

@@ -326,7 +326,7 @@ print(f"guarded: {center_by_group(twice, torch.zeros(2)).tolist()}")
 # **Exercise.** About 20 minutes, medium. `python lessons/exercises/07_vectors.py`:
 # pooling, centring and the AUC for rollouts padded with NaN, in bfloat16, in any order.
 #
-# <details><summary>A hint for centred</summary>
+# <details><summary>A hint for <code>centred</code></summary>
 #
 # The matrix of who belongs with whom, as numbers, times the states sums each group.
 #

@@ -341,7 +341,7 @@ print("they agree")
 # **Exercise.** About 30 minutes, hard. `python lessons/exercises/08_contrastive.py`: a
 # logsumexp that survives everything, two of the losses, and who is an anchor.
 #
-# <details><summary>A hint for the losses</summary>
+# <details><summary>A hint for <code>soft_nn</code> and <code>supcon_out</code></summary>
 #
 # Take `rows = has_both.nonzero()[:, 0]`, compute on `scores[rows]` alone, and put the
 # results back with `zeros.index_put((rows,), losses)`.

@@ -224,13 +224,13 @@ print(f"they agree: a right rollout pays {-c[correct].mean():.3f} on average")
 # reward that survives a NaN, which prompts have a signal, the largest weight that cuts
 # nobody off, and the anchors at cross level.
 #
-# <details><summary>A hint for has_signal</summary>
+# <details><summary>A hint for <code>has_signal</code></summary>
 #
 # Fill the wrong ones with -inf before a maximum, and with inf before a minimum.
 #
 # </details>
 #
-# <details><summary>A hint for cross_anchors</summary>
+# <details><summary>A hint for <code>cross_anchors</code></summary>
 #
 # A right rollout counts itself among the right ones of its prompt: take 1 off.
 #

@@ -317,7 +317,7 @@ print("they agree")
 # **Exercise.** About 30 minutes, medium. `python lessons/exercises/10_clipo.py`: your
 # own contrastive reward, trained until the hallucination rate is below 0.1.
 #
-# <details><summary>A hint for the reward</summary>
+# <details><summary>A hint for <code>contrastive_rewards</code></summary>
 #
 # The mean centred cosine to the other right ones is enough (lesson 7).
 #

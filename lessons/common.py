@@ -83,7 +83,7 @@ def mosaic(
     """Draw completions of one problem, one row each, a word per tile, notes to their right.
 
     Blue: the word is right. Orange, framed: an operand made up. Grey, hatched: a wrong
-    total or answer. What a row writes beyond its answer is not shown.
+    total or answer, and what follows the answer.
     """
     looks = {
         "faithful": {},
@@ -94,16 +94,20 @@ def mosaic(
     truth = careful.solution(problem, random.Random(0)).split()
     operands = range(0, len(truth) - 2, 2)  # they stand at even places, before the #
     for y, text in enumerate(texts):
-        for x, word in enumerate(text.split()[: len(truth)]):
-            right = word == truth[x]
+        words = text.split()
+        if len(words) > len(truth):
+            words[len(truth) :] = ["..."]  # a row that runs on
+        for x, word in enumerate(words):
+            right = truth[x : x + 1] == [word]
             kind = "faithful" if right else "hallucinated" if x in operands else "wrong"
             tile = (x + 0.03, y + 0.06), 0.92, 0.86
             axis.add_patch(plt.Rectangle(*tile, facecolor=KINDS[kind], **looks[kind]))
             middle = dict(ha="center", va="center", weight="normal" if right else "bold")
-            axis.text(x + 0.49, y + 0.5, word, fontsize=10, clip_on=True, **middle)
+            axis.text(x + 0.49, y + 0.5, word, fontsize=10, **middle)
+    longest = max(min(len(text.split()), len(truth) + 1) for text in texts)
     for y, note in enumerate(notes):
-        axis.text(len(truth) + 0.2, y + 0.5, note, va="center", fontsize=10)
-    axis.set(xlim=(0, len(truth) + (4 if notes else 0)), ylim=(len(texts), 0))
+        axis.text(longest + 0.2, y + 0.5, note, va="center", fontsize=10)
+    axis.set(xlim=(0, longest + (4 if notes else 0)), ylim=(len(texts), 0))
     axis.set_title(problem.prompt, loc="left")
     axis.axis("off")
 

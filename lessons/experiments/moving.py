@@ -100,7 +100,7 @@ def picture(problem: ChainProblem, frame: dict) -> Image.Image:
         )
         mosaic(axis, problem, frame[name]["texts"])
         axis.set_title("", loc="left")
-        axis.set_xlim(0, 12)  # ten words, and two of those that answer twice
+        axis.set_xlim(0, 11)  # ten words, and the mark of a row that runs on
     figure.supxlabel(KEY, fontsize=10)
     figure.canvas.draw()
     image = Image.frombuffer("RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()).convert("RGB")
