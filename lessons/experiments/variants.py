@@ -177,9 +177,25 @@ def learning_rates() -> list[Variant]:
     return variants
 
 
+LOG_PROB = dict(trainer="log_prob", against="CLIPO")
+
+
 def log_prob() -> list[Variant]:
     """The simplest reward that tells made-up steps apart (lesson 7): pay for being likely, on the twenty fresh seeds."""
-    return [*fresh_seeds(), Variant("log-prob", steps=TOY["steps"], trainer="log_prob", against="CLIPO")]
+    return [*fresh_seeds(), Variant("log-prob", steps=TOY["steps"], **LOG_PROB)]
+
+
+def log_prob_books() -> list[Variant]:
+    """The same reward where agreement has failed: a false step that many share, two ways of writing, a second answer."""
+    books = {"shared30": BRIEF, "shared50": BRIEF, "shared70": BRIEF, "two_ways": BRIEF, "believed50": TOY["steps"]}
+    return [
+        variant
+        for book, steps in books.items()
+        for variant in (
+            *(Variant(name, FRONTIER[name], book, steps) for name in ("GRPO", "CLIPO")),
+            Variant("log-prob", {}, book, steps, **LOG_PROB),
+        )
+    ]
 
 
 def remedies() -> list[Variant]:
@@ -220,5 +236,6 @@ EXPERIMENTS = {
     "learnt": learnt,
     "patience": patience,
     "log_prob": log_prob,
+    "log_prob_books": log_prob_books,
     "remedies": remedies,
 }
