@@ -142,8 +142,9 @@ for name, advantages in (
 # $$R_i-\mathrm{mean}(R)=\frac{G-1}{G}\big(R_i-\mathrm{mean}_{j\neq i}(R_j)\big)$$
 #
 # The *other* rollouts do not depend on rollout $i$, so their mean is a baseline to it
-# (leave-one-out or RLOO, Ahmadian et al. 2024, arXiv 2402.14740). The factor in
-# front only scales the learning rate. The mean of three others is itself noisy, that of fifteen less:
+# (leave-one-out or RLOO, Ahmadian et al. 2024, arXiv 2402.14740). The factor in front
+# only scales the learning rate. The mean of three others is itself noisy, that of fifteen
+# less:
 
 # %%
 drawn = torch.multinomial(policy, 20_000 * 16, replacement=True, generator=generator)

@@ -82,8 +82,8 @@ print(f"rewards of 0.9: plain formula {plain[0]:.3f}, group_advantages {ours[0]:
 # After an update the sample comes from an old policy. The ratio $r=\pi/\pi_{\text{old}}$
 # reweights each token by how much likelier it has become. At $r=1$ its gradient is lesson
 # 4's. Far from 1 the old sample says little about the new policy. So GRPO takes over the
-# loss of PPO (Schulman et al. 2017, arXiv 1707.06347, eq. 7), which stops paying for moves
-# beyond $1\pm\epsilon$. For a token at place $t$ it is
+# loss of PPO (Schulman et al. 2017, arXiv 1707.06347, eq. 7), which stops paying for
+# moves beyond $1\pm\epsilon$. For a token at place $t$ it is
 #
 # $$\max\big(-A\thinspace r_t,-A\thinspace\mathrm{clip}(r_t,1-\epsilon,1+\epsilon)\big)$$
 #
@@ -143,9 +143,9 @@ show(
 #
 # Without it. But look at the operand, which nothing rewards. The totals that a sample
 # happens to hold push it the same way sixteen times, and without the clip one of the
-# twenty takes over. The
-# clip holds it near its start. The price is that a rare right word gains only about a
-# fifth per sample. Fresh samples do best, at sixteen times the sampling.
+# twenty takes over. The clip holds it near its start. The price is that a rare right word
+# gains only about a fifth per sample. Fresh samples do best, at sixteen times the
+# sampling.
 #
 # </details>
 
@@ -278,12 +278,12 @@ for name, loss in losses.items():
     print(f"gradient of {name:24}{each}")
 
 # %% [markdown]
-# > **What PPO has that GRPO left out.** PPO trains a second network, the *critic*. From the
-# > tokens so far it predicts the reward still to come, the *value function*. An advantage
-# > is what came minus what was predicted. GAE (arXiv 1506.02438) mixes near and far
-# > predictions, trading noise for bias. With one
-# > reward at the end, and many rollouts per prompt, the group's mean does the critic's
-# > work. The price is that all tokens of a rollout share one advantage.
+# > **What PPO has that GRPO left out.** PPO trains a second network, the *critic*. From
+# > the tokens so far it predicts the reward still to come, the *value function*. An
+# > advantage is what came minus what was predicted. GAE (arXiv 1506.02438) mixes near and
+# > far predictions, trading noise for bias. With one reward at the end, and many rollouts
+# > per prompt, the group's mean does the critic's work. The price is that all tokens of a
+# > rollout share one advantage.
 #
 # Together this is GRPO. Sample, compare within groups, then step against the gradient of
 # the clipped loss plus $\beta k_3$, averaged over all tokens. Often $\beta$ is 0, as in
