@@ -77,8 +77,8 @@ print(attention @ torch.tensor([8.0, 4.0, 0.0]))  # the values 8, 4, 0, mixed
 
 # %% [markdown]
 # The scores of 7 count for nothing. The last place weighs 1 : 1 : 2 and receives
-# $(8+4+2\cdot 0)/4=3$. Dot products of long vectors are large. Without $\sqrt{C}$, where
-# C is the length of a query, they would put nearly all weight on one place.
+# $(8+4+2\cdot 0)/4=3$. Long vectors have large dot products, which without $\sqrt{C}$
+# would put nearly all weight on one place.
 #
 # ## Where a word stands: rotation
 #
@@ -150,7 +150,7 @@ def forward(weights, tokens, *, layers=2, heads=2, positions=None, visible=None)
     T, maps = tokens.shape[1], []
     positions = torch.arange(T) if positions is None else positions
     visible = torch.ones(T, T, dtype=torch.bool).tril() if visible is None else visible
-    u = weights["embed_tokens.weight"][tokens]  # [N, T, D], the residual stream
+    u = weights["embed_tokens.weight"][tokens]  # [N, T, D], to which all is added
     for layer in range(layers):
         linear = lambda name, u: u @ weights[f"layers.{layer}.{name}.weight"].T
         gain = lambda name: weights[f"layers.{layer}.{name}_layernorm.weight"]

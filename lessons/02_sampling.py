@@ -385,5 +385,5 @@ print("they agree")
 # </details>
 #
 # **What to try next.** Give `sample` and `score` temperature 3, then `sample` also
-# `top_k=2`, without the assertion. Are all rows sentences of the book now? Then read
+# `top_k=2`, without the assertion. How many rows are sentences of the book? Then read
 # `Decoder` in `minclipo/sampler.py`. Lesson 3 gives the model a task.

@@ -208,8 +208,8 @@ show(
 # <details><summary><b>Guess first.</b> Why do both mistakes nearly vanish at
 # 0.5?</summary>
 #
-# Mistakes are frequent together and rare one by one: each made-up operand has a
-# probability of about 0.15 / 17. Temperature 0.5 squares the odds between two words
+# Mistakes are frequent together, but each single one is rare. A given made-up operand has
+# a probability of about 0.15 / 17. Temperature 0.5 squares the odds between two words
 # (lesson 2).
 #
 # </details>

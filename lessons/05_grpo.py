@@ -92,8 +92,7 @@ print(f"rewards of 0.9: plain formula {plain[0]:.3f}, group_advantages {ours[0]:
 # get a gradient?</summary>
 #
 # In the two where it has moved the wrong way. A good token is pushed up until it is 1.2
-# times as likely, a bad one down until 0.8, and no further. The max keeps the push back
-# for what went astray.
+# times as likely, a bad one down until 0.8, and no further. That is what the max is for.
 #
 # </details>
 
