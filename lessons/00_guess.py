@@ -11,8 +11,7 @@
 import json
 
 import matplotlib.pyplot as plt
-from common import LESSONS, mosaic, show, show_file, story, tidy, verdicts
-from common import METHODS as COLORS
+from common import LESSONS, METHODS, mosaic, show, show_file, story, tidy, verdicts
 
 from minclipo.toy import toy_tokenizer
 
@@ -52,10 +51,10 @@ show(
 # %% [markdown]
 # ## A hundred steps later
 #
-# Training with a *reward*, here 1 for a right answer and 0 for a wrong one, makes
-# likelier what has earned more. **GRPO** does this with groups of solutions to one
-# problem. **CLIPO** also takes a little reward from a right solution that is unlike the
-# other right ones. Neither is told which steps are right.
+# A *reward* is 1 for a right answer here, and 0 for a wrong one. Training makes solutions
+# that earned more than others likelier. **GRPO** compares the rewards of several
+# solutions to one problem. **CLIPO** also takes a little reward from a right solution
+# that is unlike the other right ones. Neither is told which steps are right.
 #
 # <details><summary><b>Guess first.</b> Which of the two gets rid of the made-up
 # steps?</summary>
@@ -92,7 +91,9 @@ figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 steps = [frame["step"] for frame in frames]
 for axis, name in zip(axes, curves["clipo"]):
     for method, label in labels.items():
-        axis.plot(steps, curves[method][name], color=COLORS[method], label=label)
+        linestyle = "--" if label == "GRPO" else "-"
+        shares = curves[method][name]
+        axis.plot(steps, shares, linestyle, color=METHODS[method], label=label)
     tidy(axis, "training step", "share", name)
     axis.set_ylim(-0.02, 1.02)
 axes[0].legend(frameon=False, loc="lower right")
@@ -100,14 +101,15 @@ show(
     figure,
     "00_curves",
     "Left: both learn to answer. Right: the share of right answers with a made-up step. "
-    "One run each. That GRPO's share rises is chance (lesson 6), CLIPO's fall is not.",
+    "One run each. That GRPO's share (dashed) rises is chance, as lesson 6 shows. That "
+    "CLIPO's falls is not.",
 )
 
 # %% [markdown]
 # **Now you know.**
 #
 # * A reward for answers cannot see a made-up step.
-# * GRPO makes answers right. CLIPO makes their steps right, too.
+# * Here both make answers right, and only CLIPO makes their steps right, too.
 # * Agreement can show what a reward cannot see. Lesson 11 shows when it fails.
 #
 # **What to try next.** Begin with lesson 1, or with 3 if you know GPTs. For the

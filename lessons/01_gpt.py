@@ -54,9 +54,10 @@ print(f"loss of a guesser who knows the last word: {counted / 10:.3f}")
 #
 # ## Which earlier words: attention
 #
-# Each place asks with a *query*, answers with a *key* and gives a *value*. The dot
-# product of query and key is a score. A softmax turns the scores of a place into
-# weights, and the place receives the weighted mean of the values (arXiv 1706.03762):
+# Learned matrices turn each place's vector into three others. The place asks with a
+# *query*, answers with a *key* and gives a *value*. The dot product of its query with a
+# key is a score. A softmax turns the scores of a place into weights, and the place
+# receives the weighted mean of the values (arXiv 1706.03762):
 #
 # $$
 # \mathrm{softmax}\big(\mathrm{query} \cdot \mathrm{key}^\top / \sqrt{C}\big)
@@ -76,14 +77,14 @@ print(attention @ torch.tensor([8.0, 4.0, 0.0]))  # the values 8, 4, 0, mixed
 
 # %% [markdown]
 # The scores of 7 count for nothing. The last place weighs 1 : 1 : 2 and receives
-# $(8+4+2\cdot 0)/4=3$. Without $\sqrt{C}$, large scores would put all weight on one
-# place.
+# $(8+4+2\cdot 0)/4=3$. Long vectors have large dot products, which without $\sqrt{C}$
+# would put nearly all weight on one place.
 #
 # ## Where a word stands: rotation
 #
-# So far the order of the earlier words does not matter. RoFormer (arXiv 2104.09864)
-# turns queries and keys: two numbers (*channels*) at a time, like the hand of a clock,
-# by an angle proportional to the position.
+# In this formula the order of the earlier words does not matter. RoFormer (arXiv
+# 2104.09864) turns queries and keys, two numbers (*channels*) at a time. Each pair turns
+# like the hand of a clock, at its own speed, by an angle proportional to the position.
 
 
 # %%
@@ -133,10 +134,10 @@ show(
 # ## The page
 #
 # Each word has a row of D numbers in a table, its *embedding*. Two more parts work place
-# by place: *RMSNorm* (arXiv 1910.07467) sets a vector's size, a *gated MLP* (arXiv
-# 2002.05202) computes. Attention and MLP read a normalised copy of a place's vector $u$
-# and *add* what they found. One of each makes a *layer*. A *head* is one attention on
-# channels of its own.
+# by place. *RMSNorm* (arXiv 1910.07467) brings a vector to a fixed size, and a *gated
+# MLP* (arXiv 2002.05202) is a small network of its own. Attention and MLP read a
+# normalised copy of a place's vector $u$ and *add* what they found. One of each makes a
+# *layer*. A *head* is one attention on channels of its own.
 
 
 # %%
@@ -149,11 +150,11 @@ def forward(weights, tokens, *, layers=2, heads=2, positions=None, visible=None)
     T, maps = tokens.shape[1], []
     positions = torch.arange(T) if positions is None else positions
     visible = torch.ones(T, T, dtype=torch.bool).tril() if visible is None else visible
-    u = weights["embed_tokens.weight"][tokens]  # [N, T, D], the residual stream
-    for n in range(layers):
-        linear = lambda name, x: x @ weights[f"layers.{n}.{name}.weight"].T
-        gain = lambda name: weights[f"layers.{n}.{name}_layernorm.weight"]
-        split = lambda x: x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [N, H, T, C]
+    u = weights["embed_tokens.weight"][tokens]  # [N, T, D], to which all is added
+    for layer in range(layers):
+        linear = lambda name, u: u @ weights[f"layers.{layer}.{name}.weight"].T
+        gain = lambda name: weights[f"layers.{layer}.{name}_layernorm.weight"]
+        split = lambda u: u.unflatten(-1, (heads, -1)).transpose(1, 2)  # [N, H, T, C]
         copy = rms_norm(u, gain("input"))
         query, key, value = (
             split(linear(f"self_attn.{name}_proj", copy)) for name in "qkv"
@@ -178,7 +179,8 @@ def logits(weights, hidden):
 # is the word's *logit*, and a softmax turns logits into probabilities. Place $t$ guesses
 # word $t+1$.
 #
-# Now two untrained models, the second with a table 20 times as large.
+# Now two untrained models. In the second, all numbers of the embedding table are 20 times
+# as large.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -186,12 +188,12 @@ shapes = {f"self_attn.{name}_proj": (32, 32) for name in "qkvo"}  # D = 32
 shapes |= {"mlp.gate_proj": (64, 32), "mlp.up_proj": (64, 32), "mlp.down_proj": (32, 64)}
 random = lambda *shape: torch.randn(*shape, generator=generator)
 fresh = {"embed_tokens.weight": 0.05 * random(V, 32), "norm.weight": torch.ones(32)}
-for n in range(2):
+for layer in range(2):
     for name, (rows, columns) in shapes.items():
         matrix = random(rows, columns) / (3 * columns) ** 0.5
-        fresh[f"layers.{n}.{name}.weight"] = matrix
+        fresh[f"layers.{layer}.{name}.weight"] = matrix
     for name in ("input", "post_attention"):
-        fresh[f"layers.{n}.{name}_layernorm.weight"] = torch.ones(32)
+        fresh[f"layers.{layer}.{name}_layernorm.weight"] = torch.ones(32)
 
 
 def loss_of(weights, **options):
@@ -203,14 +205,14 @@ count = sum(matrix.numel() for matrix in fresh.values())
 print(f"{count} weights: first loss {loss_of(fresh):.2f}; log V is {math.log(V):.2f}")
 loud = fresh | {"embed_tokens.weight": 20 * fresh["embed_tokens.weight"]}
 guesses = logits(loud, forward(loud, tokens)[0]).argmax(-1)  # [N, T + 1]
-print(f"a table 20 times as large: first loss {loss_of(loud):.2f}")
+print(f"embeddings 20 times as large: first loss {loss_of(loud):.2f}")
 
 # %% [markdown]
 # <details><summary><b>Guess first.</b> What does the second take for the next
 # word?</summary>
 #
-# The same word again. Its vectors remain almost the word's own embedding, which the
-# output compares with the same table.
+# The same word again. What the layers add is small beside such an embedding, so a place's
+# vector is still almost its own word's, and the output compares it with the same table.
 #
 # </details>
 
@@ -341,7 +343,7 @@ print("they agree")
 #
 # * Attention and MLPs add to an embedding until it says what comes next.
 # * Attention averages values of earlier places; rotation shows it distances.
-# * An untrained loss is near $\log V$, and words on the right change nothing.
+# * An untrained model's loss is near $\log V$. Words on the right change nothing.
 #
 # **Exercise.** About 40 minutes, medium. `python lessons/exercises/01_gpt.py`: norm,
 # rotation and attention for real checkpoints.

@@ -3,7 +3,8 @@
 #
 # **Question.** How does a model write, and why is the naive way so slow?
 #
-# You need lesson 1. Words are drawn, and each is computed only once.
+# You need lesson 1. Here a model draws its words one by one, and a cache spares it from
+# computing the earlier ones again.
 #
 # **If you know sampling with a KV cache, skip to lesson 3.** Later lessons use the
 # log-prob under which a word was drawn, the mask that ends with the first `<eos>`, and
@@ -61,9 +62,8 @@ for name, values in knobs.items():
 
 # %% tags=["drawing"]
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
-for i, (temperature, color) in enumerate(
-    ((0.5, "black"), (1.0, "#777777"), (2.0, "#CCCCCC"))
-):
+greys = ((0.5, "black"), (1.0, "#777777"), (2.0, "#CCCCCC"))
+for i, (temperature, color) in enumerate(greys):
     places = [place + 0.27 * (i - 1) for place in range(5)]
     shares = distribution(logits, temperature).exp()
     axis.bar(places, shares, 0.25, color=color, label=f"temperature {temperature:g}")
@@ -94,7 +94,7 @@ print(f"ratio of the two probabilities {(logits[drawn] - cut[drawn]).exp():.2f}"
 # %% [markdown]
 # > **You should know.** With a temperature or cuts, a word has two log-probs. Later
 # > lessons divide its new probability by the one with which it was *drawn*. Mix the two
-# > kinds, and here the ratio is 1.45 before anything has been learned. Nothing fails;
+# > kinds, and here the ratio is 1.45 before anything has been learned. Nothing crashes;
 # > the model only learns something else.
 #
 # ## A model whose answers we know
@@ -210,7 +210,7 @@ print(f"without the log-prob of <eos>, together {cut_short:.1f}")
 # among 4000 samples.
 #
 # <details><summary><b>Guess first.</b> At temperature 1 the three come 2 : 3 : 1. A
-# temperature of 0.5 squares. Do they come 4 : 9 : 1?</summary>
+# temperature of 0.5 squares the probabilities. Do they come 4 : 9 : 1?</summary>
 #
 # No, it squares each *choice*. To end or not, 1 : 2, becomes 1 : 4; mat or rug, 3 : 1,
 # becomes 9 : 1. That makes 0.20, 0.72 and 0.08. Temperature works word by word and does
@@ -250,10 +250,8 @@ at_once = weights @ value  # [T, C]
 
 keys, values = torch.empty(0, 8), torch.empty(0, 8)  # the cache
 for t in range(6):
-    keys, values = (
-        torch.cat([keys, key[t : t + 1]]),
-        torch.cat([values, value[t : t + 1]]),
-    )
+    keys = torch.cat([keys, key[t : t + 1]])  # [t + 1, C]
+    values = torch.cat([values, value[t : t + 1]])
     weights = (query[t] @ keys.T / 8**0.5).softmax(-1)  # no mask: nothing later is there
     assert torch.allclose(weights @ values, at_once[t], atol=1e-6)
 print("one place at a time, the same")
@@ -266,7 +264,6 @@ print("one place at a time, the same")
 # the places. Is it a hundred times faster?</summary>
 #
 # Far from it. Each call of the model has a fixed cost, which dominates such small steps.
-# In large models the places count.
 #
 # </details>
 
@@ -278,26 +275,24 @@ def write_cached(model, prompt, G, T, temperature, seed):
     cache = KVCache(model.config, 1, len(prompt) + T)
     hidden = model(torch.tensor([prompt]), cache)[:, -1]  # [1, D], the prefill
     cache.keep(torch.zeros(G, dtype=torch.long))  # row 0, G times
-    drawn, computed = (
-        [draw(model.logits(hidden.expand(G, -1)), temperature, generator)],
-        0,
-    )
-    for _ in range(T - 1):
-        hidden = model(drawn[-1][0][:, None], cache)[:, 0]  # [G, D], of the last word
-        computed += G
-        drawn.append(draw(model.logits(hidden), temperature, generator))
-    completions, logprobs = (torch.stack(parts, 1) for parts in zip(*drawn))  # [G, T]
-    return completions, logprobs, len(prompt) + computed
+    hidden = hidden.expand(G, -1)  # [G, D]
+    words, logprobs, computed = [], [], len(prompt)
+    for t in range(T):
+        word, logprob = draw(model.logits(hidden), temperature, generator)  # [G] each
+        words.append(word)
+        logprobs.append(logprob)
+        if t < T - 1:  # nothing follows the last word
+            hidden = model(word[:, None], cache)[:, 0]  # [G, D]
+            computed += G
+    return torch.stack(words, 1), torch.stack(logprobs, 1), computed
 
 
-lengths, places, seconds = (25, 50, 100, 200), [], []
+cat, lengths, places, seconds = encode("the cat"), (25, 50, 100, 200), [], []
 for T in lengths:
     started = time.process_time()
-    slow, slow_logprobs, slow_places = write(model, encode("the cat"), 16, T, 1.0, seed=0)
+    slow, slow_logprobs, slow_places = write(model, cat, 16, T, 1.0, seed=0)
     between = time.process_time()
-    fast, fast_logprobs, fast_places = write_cached(
-        model, encode("the cat"), 16, T, 1.0, seed=0
-    )
+    fast, fast_logprobs, fast_places = write_cached(model, cat, 16, T, 1.0, seed=0)
     times = between - started, time.process_time() - between
     assert torch.equal(slow, fast)
     assert torch.allclose(slow_logprobs, fast_logprobs, atol=1e-4)
@@ -390,5 +385,5 @@ print("they agree")
 # </details>
 #
 # **What to try next.** Give `sample` and `score` temperature 3, then `sample` also
-# `top_k=2`, without the assertion. Do all rows come back to the book? Then read
+# `top_k=2`, without the assertion. How many rows are sentences of the book? Then read
 # `Decoder` in `minclipo/sampler.py`. Lesson 3 gives the model a task.

@@ -58,7 +58,7 @@ def steps(problem, completion):
     return found
 
 
-completions = {
+completions = {  # text, finished
     "A": (solution, True),
     "B": (solution, False),
     "C": ("# 15", True),
@@ -208,8 +208,9 @@ show(
 # <details><summary><b>Guess first.</b> Why do both mistakes nearly vanish at
 # 0.5?</summary>
 #
-# Mistakes are frequent together and rare one by one: each made-up operand has a
-# probability of about 0.15 / 17. Temperature 0.5 squares the odds (lesson 2).
+# Mistakes are frequent together, but each single one is rare. A given made-up operand has
+# a probability of about 0.15 / 17. Temperature 0.5 squares the odds between two words
+# (lesson 2).
 #
 # </details>
 #
@@ -237,8 +238,8 @@ for name, operands in (
 
 # %% [markdown]
 # > **You should know.** What the model writes is not what it computes with. So a right
-# > answer says next to nothing about the steps. Lanham et al. 2023 (arXiv 2307.13702) put
-# > mistakes into the reasoning of larger models; in some tasks few answers changed.
+# > answer says little about the steps. Lanham et al. 2023 (arXiv 2307.13702) put mistakes
+# > into the reasoning of larger models. In some tasks few answers changed.
 #
 # ## All alike, or each in its own way
 #
@@ -264,7 +265,7 @@ for kind in KINDS:
 # %%
 assert [outcome(*row) for row in rows] == [check_outcome(*row) for row in rows]
 for problem, text, _ in rows:
-    assert steps(problem, text) == check_steps(problem, text)[:4]
+    assert steps(problem, text) == check_steps(problem, text)[:4]  # a 5th: surplus words
 correct, steps_right = verdicts(problems, rollouts)  # [N] bool each: B prompts, G each
 assert [kind_of(*row) == "faithful" for row in rows] == (correct & steps_right).tolist()
 print(f"they agree on {len(rows)} rollouts")

@@ -48,26 +48,8 @@ print(f"expected reward {expected:.1f}, its gradient {exact}")
 # $$\nabla\mathbb{E}[R]=\sum_y R(y)\nabla\pi(y)=\sum_y\pi(y)R(y)\nabla\log\pi(y)
 # =\mathbb{E}[R\nabla\log\pi]$$
 #
-# The last form needs only a sample. In code it is the gradient of the loss $-R \log\pi$,
-# where the reward is a mere factor.
-
-# %%
-generator = torch.Generator().manual_seed(0)
-drawn = torch.multinomial(policy, 4, replacement=True, generator=generator)  # [G]
-loss = -(rewards[drawn] * logits.log_softmax(0)[drawn]).mean()
-(gradient,) = torch.autograd.grad(loss, logits)
-
-log_policy = lambda logits: logits.log_softmax(0)
-directions = torch.autograd.functional.jacobian(log_policy, logits)  # [4, V]
-for y in drawn:
-    print(f"drew {answers[y]}, reward {rewards[y]:.0f}, direction {directions[y]}")
-print("estimate from these four:  ", -gradient)
-print("the mean reward has a gradient:", rewards[drawn].mean().requires_grad)
-
-# %% [markdown]
-# Each completion has a *direction* $\nabla\log\pi(y)$ in which it becomes likelier, for a
-# softmax 1 at its own place minus the probabilities everywhere. The rare "7" gets the
-# largest push, drawn twice by chance.
+# The last form needs only a sample. In code it is minus the gradient of the loss
+# $-R \log\pi$, where the reward is a constant factor.
 #
 # <details><summary><b>Guess first.</b> Why not use the mean reward of the sample as the
 # loss?</summary>
@@ -76,6 +58,24 @@ print("the mean reward has a gradient:", rewards[drawn].mean().requires_grad)
 # is the way back to the policy.
 #
 # </details>
+
+# %%
+generator = torch.Generator().manual_seed(0)
+drawn = torch.multinomial(policy, 4, replacement=True, generator=generator)  # [G]
+loss = -(rewards[drawn] * logits.log_softmax(0)[drawn]).mean()
+(gradient,) = torch.autograd.grad(loss, logits)
+
+log_policy = lambda logits: logits.log_softmax(0)
+directions = torch.autograd.functional.jacobian(log_policy, logits)  # [V, V], row: y
+for y in drawn:
+    print(f"drew {answers[y]}, reward {rewards[y]:.0f}, direction {directions[y]}")
+print("estimate from these four:  ", -gradient)
+print("the mean reward has a gradient:", rewards[drawn].mean().requires_grad)
+
+# %% [markdown]
+# Each completion has a *direction* $\nabla\log\pi(y)$ in which it becomes likelier. For a
+# softmax this is 1 at the completion's own logit, minus the probabilities of all. The
+# rare "7" gets the largest push, since chance has drawn it twice.
 #
 # Four rollouts make a noisy estimate. Sixteen times as many leave a quarter of the error:
 
@@ -142,8 +142,9 @@ for name, advantages in (
 # $$R_i-\mathrm{mean}(R)=\frac{G-1}{G}\big(R_i-\mathrm{mean}_{j\neq i}(R_j)\big)$$
 #
 # The *other* rollouts do not depend on rollout $i$, so their mean is a baseline to it
-# (leave-one-out or RLOO, Ahmadian et al. 2024, arXiv 2402.14740). The factor only scales
-# the learning rate. The mean of three others is itself noisy, that of fifteen less:
+# (leave-one-out or RLOO, Ahmadian et al. 2024, arXiv 2402.14740). The factor in front
+# only scales the learning rate. The mean of three others is itself noisy, that of fifteen
+# less:
 
 # %%
 drawn = torch.multinomial(policy, 20_000 * 16, replacement=True, generator=generator)
@@ -186,13 +187,14 @@ show(
 # ## Two tokens, one verdict
 #
 # A completion's log-prob is the sum of its tokens' log-probs. So each token is pushed
-# with the advantage of the *whole* rollout. In lesson 3's `66 , -4 =` a policy quotes the
-# operand, then writes the total, whatever it has quoted. The verdict sees only the total.
+# with the advantage of the *whole* rollout. Take `66 , -4 =`, a one-step problem of
+# lesson 3's kind. A policy quotes the operand, then writes the total, whatever it has
+# quoted. The verdict sees only the total.
 #
 # <details><summary><b>Guess first.</b> Which push does the right operand get?</summary>
 #
 # None on average, since rewards after it are no better than after any other. A single
-# group does push it, for its good or bad company.
+# group does push it, up or down with the totals that happen to stand beside it.
 #
 # </details>
 
@@ -226,7 +228,7 @@ for name, m, s in zip(names, mean.round(decimals=6) + 0.0, spread):
 #
 # ## Training: the loss is not a metric
 #
-# Your first training loop draws four rollouts, asks for verdicts, and takes one step.
+# Each update draws four rollouts, asks for their verdicts, and takes one step.
 
 
 # %%
@@ -339,7 +341,7 @@ for name, factor in (("R", R), ("A", A)):
 #
 # * The loss $-A \log\pi$ turns a verdict into a direction.
 # * A baseline leaves the average as it is and takes away noise.
-# * What does not change the outcome is not pushed, and drifts.
+# * What does not change the outcome is not pushed on average, and drifts.
 #
 # **Exercise.** About 30 minutes, medium.
 # `python lessons/exercises/04_policy_gradient.py`: the loss for completions of any

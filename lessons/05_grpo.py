@@ -19,8 +19,8 @@ from minclipo.toy import toy_tokenizer
 #
 # Take lesson 3's sixteen rollouts. A right answer gets reward 1, a wrong one 0. As in
 # lesson 4, a rollout is compared with the mean of its group. GRPO, Group Relative Policy
-# Optimization (Shao et al. 2024, arXiv 2402.03300), also divides by their standard
-# deviation:
+# Optimization (Shao et al. 2024, arXiv 2402.03300), also divides by the standard
+# deviation of the group's rewards:
 #
 # $$A_i=\frac{R_i-\mathrm{mean}(R)}{\mathrm{std}(R)+10^{-6}}$$
 #
@@ -81,16 +81,18 @@ print(f"rewards of 0.9: plain formula {plain[0]:.3f}, group_advantages {ours[0]:
 #
 # After an update the sample comes from an old policy. The ratio $r=\pi/\pi_{\text{old}}$
 # reweights each token by how much likelier it has become. At $r=1$ its gradient is lesson
-# 4's. Far from 1 the old sample says little about the new policy. PPO (Schulman et al.
-# 2017, arXiv 1707.06347, eq. 7) stops paying for moves beyond $1\pm\epsilon$:
+# 4's. Far from 1 the old sample says little about the new policy. So GRPO takes over the
+# loss of PPO (Schulman et al. 2017, arXiv 1707.06347, eq. 7), which stops paying for
+# moves beyond $1\pm\epsilon$. For a token at place $t$ it is
 #
 # $$\max\big(-A\thinspace r_t,-A\thinspace\mathrm{clip}(r_t,1-\epsilon,1+\epsilon)\big)$$
 #
-# <details><summary><b>Guess first.</b> A good and a bad token, each with a ratio of 0.5
-# and of 1.5. Which of the four still get a gradient?</summary>
+# <details><summary><b>Guess first.</b> Let $\epsilon$ be 0.2. A token has a positive or a
+# negative advantage, and a ratio of 0.5 or 1.5. In which of the four cases does it still
+# get a gradient?</summary>
 #
-# The two that moved the wrong way. A good token is pushed up until it is 1.2 times as
-# likely, a bad one down until 0.8, and no further. That is what the max is for.
+# In the two where it has moved the wrong way. A good token is pushed up until it is 1.2
+# times as likely, a bad one down until 0.8, and no further. That is what the max is for.
 #
 # </details>
 
@@ -138,10 +140,11 @@ show(
 # <details><summary><b>Guess first.</b> Which earns more, with the clip or
 # without?</summary>
 #
-# Without it. But look at the operand, which nothing rewards. Each sample's company pushes
-# it sixteen times the same way, and without the clip one of the twenty takes over. The
-# clip holds it near its start. The price is that a rare right word gains only about a
-# fifth per sample. Fresh samples do best, at sixteen times the sampling.
+# Without it. But look at the operand, which nothing rewards. The totals that a sample
+# happens to hold push it the same way sixteen times, and without the clip one of the
+# twenty takes over. The clip holds it near its start. The price is that a rare right word
+# gains only about a fifth per sample. Fresh samples do best, at sixteen times the
+# sampling.
 #
 # </details>
 
@@ -255,7 +258,7 @@ for name, estimate in estimates(policy.log(), reference.log()).items():
 #
 # <details><summary><b>Guess first.</b> Which of the three is the best loss?</summary>
 #
-# k2. In a loss only the gradient counts, and the drawn tokens are constants. k1 does
+# k2. In a loss only the gradient counts, and no gradient goes through the draw. k1 does
 # nothing on average (lesson 4). k2 has the gradient of the true KL, k3 that of the KL the
 # other way round.
 #
@@ -274,15 +277,16 @@ for name, loss in losses.items():
     print(f"gradient of {name:24}{each}")
 
 # %% [markdown]
-# > **What PPO has that GRPO left out.** PPO trains a second network, the *critic*. This
-# > *value function* predicts from the tokens so far the reward to go, which is what is
-# > still to come. An advantage is what came minus what was predicted. GAE
-# > (arXiv 1506.02438) mixes near and far predictions, trading noise for bias. With one
-# > reward at the end, and many rollouts per prompt, the group's mean does the critic's
-# > work. The price is that all tokens of a rollout share one advantage.
+# > **What PPO has that GRPO left out.** PPO trains a second network, the *critic*. From
+# > the tokens so far it predicts the reward still to come, the *value function*. An
+# > advantage is what came minus what was predicted. GAE (arXiv 1506.02438) mixes near and
+# > far predictions, trading noise for bias. With one reward at the end, and many rollouts
+# > per prompt, the group's mean does the critic's work. The price is that all tokens of a
+# > rollout share one advantage.
 #
-# Together this is GRPO. Sample, compare within groups, step against the average of the
-# clipped loss plus $\beta k_3$. Often $\beta$ is 0, as in lesson 6.
+# Together this is GRPO. Sample, compare within groups, then step against the gradient of
+# the clipped loss plus $\beta k_3$, averaged over all tokens. Often $\beta$ is 0, as in
+# lesson 6.
 #
 # ## The same in minclipo
 

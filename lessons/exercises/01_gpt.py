@@ -102,9 +102,8 @@ def check_rms_norm(rms_norm):
 
 
 def check_rotate(rotate):
-    x = torch.randn(
-        2, 2, 3, 6, generator=torch.Generator().manual_seed(0)
-    )  # [N, H, T, C]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 2, 3, 6, generator=generator)  # [N, H, T, C]
     places = torch.tensor([[0, 1, 2], [7, 8, 9]])  # [N, T]
     expect(
         rotate(x, torch.zeros(2, 3, dtype=torch.long), 10.0),
@@ -112,24 +111,18 @@ def check_rotate(rotate):
         "position 0 turns nothing",
     )
     hand = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+    one = torch.tensor([[1]])
     expect(
-        rotate(hand, torch.tensor([[1]]), 10.0).flatten(),
-        [0.540302, 0.841471],
-        "(1, 0) at position 1",
+        rotate(hand, one, 10.0).flatten(), [0.540302, 0.841471], "(1, 0) at position 1"
     )
-    first = rotate(
-        torch.tensor([1.0, 0, 0, 0]).view(1, 1, 1, 4), torch.tensor([[1]]), 100.0
-    ).flatten()
+    four = torch.eye(4).view(4, 1, 1, 1, 4)  # each a single place of a single head
     expect(
-        first,
+        rotate(four[0], one, 100.0).flatten(),
         [0.540302, 0, 0.841471, 0],
         "channel 0 of four is paired with channel 2, not with its neighbour",
     )
-    second = rotate(
-        torch.tensor([0, 1.0, 0, 0]).view(1, 1, 1, 4), torch.tensor([[1]]), 100.0
-    ).flatten()
     expect(
-        second,
+        rotate(four[1], one, 100.0).flatten(),
         [0, 0.995004, 0, 0.099833],
         "theta = 100: the second of two pairs turns by 0.1 a place",
     )
@@ -142,15 +135,9 @@ def check_rotate(rotate):
             alone,
             f"row {b}, head {h} has the positions of row {b}, whatever else is there",
         )
-    scores = lambda moved: (
-        rotate(x, places + moved, 10.0) @ rotate(x, places + moved, 10.0).mT
-    )
-    expect(
-        scores(100),
-        scores(0),
-        "moving all places by 100 changes no dot product",
-        tolerance=1e-3,
-    )
+    moved = rotate(x, places + 100, 10.0)
+    what = "moving all places by 100 changes no dot product"
+    expect(moved @ moved.mT, turned @ turned.mT, what, tolerance=1e-3)
     far = torch.tensor([[257, 258, 259]] * 2)
     half = rotate(x.bfloat16(), far, 10000.0)
     exact = rotate(x.bfloat16().float(), far, 10000.0)
@@ -167,23 +154,18 @@ def check_rotate(rotate):
 
 
 def check_causal_attention(causal_attention):
-    column = lambda *numbers: torch.tensor(numbers, dtype=torch.float32).view(
-        1, 1, -1, 1
-    )  # [1, 1, T, 1]
+    column = lambda *numbers: torch.tensor(numbers).float().view(1, 1, -1, 1)  # C = 1
     values, zeros = column(8, 4, 0), column(0, 0, 0)
     expect(
         causal_attention(zeros, zeros, values),
         column(8, 6, 4),
         "equal scores: the mean of what has been so far",
     )
-    keys = torch.cat(
-        [column(0, math.log(3), math.log(2)), torch.zeros(1, 1, 3, 3)], -1
-    )  # [1, 1, 3, 4]
-    mixed = causal_attention(
-        torch.full((1, 1, 3, 4), 2.0), keys, values.expand(1, 1, 3, 4)
-    )[..., 0].flatten()
+    keys = torch.zeros(1, 1, 3, 4)
+    keys[..., 0] = torch.tensor([0, math.log(3), math.log(2)])
+    mixed = causal_attention(torch.full_like(keys, 2.0), keys, values.expand(1, 1, 3, 4))
     expect(
-        mixed,
+        mixed[0, 0, :, 0],
         [8, 5, 20 / 6],
         "C = 4: after division by 2 the weights should be 1, then 1 : 3, then 1 : 3 : 2",
     )
@@ -207,9 +189,8 @@ def check_causal_attention(causal_attention):
         before[:, :, :4],
         "a changed last place must not reach earlier ones",
     )
-    two = (
-        torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 5, 8)
-    )  # value head 0 gives 0, value head 1 gives 1
+    # value head 0 gives 0, value head 1 gives 1
+    two = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 5, 8)
     heads = causal_attention(q[:1], k[:1], two)[0, :, 0, 0]
     expect(
         heads,

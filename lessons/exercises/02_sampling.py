@@ -76,9 +76,8 @@ def completion_mask(completions: Tensor, eos_ids: list[int]) -> Tensor:
 
 
 def check_next_word(next_word):
-    logits = torch.tensor(
-        [[0.1, 0.5, 0.05, 0.2, 0.15]]
-    ).log()  # [1, 5]; the likeliest first: 1, 3, 4, 0, 2
+    # The likeliest first: 1, 3, 4, 0, 2
+    logits = torch.tensor([[0.1, 0.5, 0.05, 0.2, 0.15]]).log()  # [1, 5]
     after = lambda *knobs: next_word(logits.clone(), *knobs).exp()
     expect(
         next_word(logits.clone(), 1.0, None, None),
@@ -121,11 +120,9 @@ def check_next_word(next_word):
         [[0, 1, 0, 0, 0]],
         "top-k 2, top-p 0.7: after top-k the first has 0.714 and is enough",
     )
-    two = next_word(
-        torch.tensor([[0.1, 0.6, 0.3], [0.7, 0.1, 0.2]]).log(), 1.0, None, 0.65
-    ).exp()
+    two = torch.tensor([[0.1, 0.6, 0.3], [0.7, 0.1, 0.2]]).log()
     expect(
-        two,
+        next_word(two, 1.0, None, 0.65).exp(),
         [[0, 2 / 3, 1 / 3], [1, 0, 0]],
         "two rows in different orders, top-p 0.65: each row is cut by itself",
     )

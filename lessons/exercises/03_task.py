@@ -132,10 +132,8 @@ def check_steps(steps):
 
 def check_rates(rates):
     yes, no = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
-    correct, faithful = (
-        torch.tensor([True, True, False, True, False]),
-        torch.tensor([True, False, True, False, False]),
-    )
+    correct = torch.tensor([True, True, False, True, False])
+    faithful = torch.tensor([True, False, True, False, False])
     what = "one faithful, two hallucinated, two wrong, one of these with right steps"
     expect(rates(correct, faithful), (3 / 5, 2 / 3, 1 / 5), what)
     expect(rates(yes, no), (1.0, 1.0, 0.0), "all right, none faithful")
@@ -156,10 +154,8 @@ def check_careless_step(careless_step):
         all(total == 9 for _, total in made_up),
         "a made-up operand must leave the total right",
     )
-    quoted, expected = (
-        sorted({operand for operand, _ in made_up}),
-        [n for n in range(-9, 10) if n not in (0, -3)],
-    )
+    quoted = sorted({operand for operand, _ in made_up})
+    expected = [n for n in range(-9, 10) if n not in (0, -3)]
     expect_true(
         quoted == expected, f"made up for -3: expected all of {expected}, found {quoted}"
     )
@@ -169,10 +165,8 @@ def check_careless_step(careless_step):
         all(operand == 2 for operand, _ in slips),
         "a slip must leave the quoted operand right",
     )
-    totals, expected = (
-        sorted({total for _, total in slips}),
-        [n for n in range(88, 100) if n != 97],
-    )
+    totals = sorted({total for _, total in slips})
+    expected = [n for n in range(88, 100) if n != 97]
     expect_true(
         totals == expected,
         f"slips from 95 + 2: expected all of {expected}, found {totals}",
@@ -193,15 +187,12 @@ def check_careless_step(careless_step):
     )
 
     drawn = [careless_step(50, 4, 0.15, 0.08, rng) for _ in range(10_000)]
-    shares = [
-        sum(was(*step) for step in drawn) / len(drawn)
-        for was in (lambda q, t: q != 4, lambda q, t: t != 54)
-    ]
+    made_up = sum(operand != 4 for operand, _ in drawn) / len(drawn)
+    slipped = sum(total != 54 for _, total in drawn) / len(drawn)
     both = sum(operand != 4 and total != 54 for operand, total in drawn) / len(drawn)
-    expect(
-        shares[0], 0.15, "share of made-up operands among 10,000 steps", tolerance=0.014
-    )
-    expect(shares[1], 0.08, "share of slips among 10,000 steps", tolerance=0.011)
+    what = "share of made-up operands among 10,000 steps"
+    expect(made_up, 0.15, what, tolerance=0.014)
+    expect(slipped, 0.08, "share of slips among 10,000 steps", tolerance=0.011)
     expect(
         both,
         0.15 * 0.08,

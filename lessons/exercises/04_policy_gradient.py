@@ -104,9 +104,8 @@ def check_surrogate(surrogate):
     )
     value = surrogate(torch.where(mask, leaf, torch.nan), mask, both)
     expect_true(bool(value.isfinite()), "NaN in the padding must not reach the loss")
-    penalised = (
-        both + 0.1 * leaf.sum(1) - 0.1 * leaf.sum(1).detach()
-    )  # the same values, but with a gradient
+    # the same values, but with a gradient
+    penalised = both + 0.1 * leaf.sum(1) - 0.1 * leaf.sum(1).detach()
     found = gradient(surrogate(leaf, mask, penalised))
     expect(
         found,
@@ -154,10 +153,8 @@ def check_leave_one_out(leave_one_out):
 
 def check_exact_gradient(exact_gradient):
     with torch.no_grad():
-        logits, rewards = (
-            torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log(),
-            torch.tensor([[0.0, 1.0, 0.0, 1.0]]),
-        )
+        logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+        rewards = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
         by_hand = torch.tensor([[-0.16, 0.18, -0.08, 0.06]])
         expect(
             exact_gradient(logits, rewards, 1.0), by_hand, "the lesson's four completions"
@@ -179,18 +176,15 @@ def check_exact_gradient(exact_gradient):
             by_hand / 2,
             "temperature 2, the same probabilities",
         )
-        far = exact_gradient(
-            torch.tensor([[1000.0, 1000.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]]), 1.0
-        )
-        expect(far, [[0.25, -0.25, 0.0]], "logits of 1000: their exp is infinite")
+        far, rewards = torch.tensor([[1000.0, 1000.0, 0.0]]), torch.tensor([[1.0, 0, 0]])
+        what = "logits of 1000: their exp is infinite"
+        expect(exact_gradient(far, rewards, 1.0), [[0.25, -0.25, 0.0]], what)
 
 
 def check_first_token_gradient(first_token_gradient):
     with torch.no_grad():
-        first, alike = (
-            torch.tensor([0.5, 0.3, 0.2]).log(),
-            torch.tensor([0.5, 0.3, 0.2]).log().repeat(3, 1),
-        )
+        first = torch.tensor([0.5, 0.3, 0.2]).log()
+        alike = first.repeat(3, 1)  # after each first token
         total_only = torch.tensor([0.0, 1.0, 0.0]).repeat(3, 1)
         first_only = torch.tensor([1.0, 0.0, 0.0])[:, None].repeat(1, 3)
         what = "a first token that changes neither the second nor the reward"
@@ -199,16 +193,12 @@ def check_first_token_gradient(first_token_gradient):
         expect(first_token_gradient(first, alike, first_only), [0.25, -0.15, -0.1], what)
         second = torch.tensor([[0.8, 0.2], [0.4, 0.6]]).log()
         rewards = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-        what = (
-            "a reward for the second token, of which the first decides how likely it is"
-        )
+        what = "a reward for the second token, whose chances the first one decides"
         expect(first_token_gradient(torch.zeros(2), second, rewards), [0.1, -0.1], what)
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(3, generator=generator, requires_grad=True)
-    second, rewards = (
-        torch.randn(3, 3, generator=generator),
-        torch.rand(3, 3, generator=generator),
-    )
+    second = torch.randn(3, 3, generator=generator)
+    rewards = torch.rand(3, 3, generator=generator)
     expected = sum(
         (first.log_softmax(0)[a] + second[a].log_softmax(0)[b]).exp() * rewards[a, b]
         for a in range(3)
