@@ -22,10 +22,10 @@ def centred(pooled: Tensor, group: Tensor) -> Tensor:
     return difference.masked_fill(rounding[:, None], 0.0)
 
 
-def mean_auc(scores: Tensor, positive: Tensor, group: Tensor) -> Tensor:
+def mean_auc(scores: Tensor, faithful: Tensor, group: Tensor) -> Tensor:
     found = []
     for g in group.unique():
-        high, low = scores[(group == g) & positive], scores[(group == g) & ~positive]
+        high, low = scores[(group == g) & faithful], scores[(group == g) & ~faithful]
         if len(high) and len(low):
             difference = high[:, None] - low[None, :]  # every pair
             found.append((difference.sign() / 2 + 0.5).mean())  # 1, 0.5 or 0
