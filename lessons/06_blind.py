@@ -124,8 +124,8 @@ show(
 )
 
 # %% [markdown]
-# Under the outcome reward the two means differ in the third digit. Within a group the two
-# kinds are paid alike, but not every group holds them in the same proportion.
+# Under the outcome reward the two means differ in the third digit, because the shares of
+# the two kinds differ from group to group.
 #
 # The mean of $\nabla\log\pi$ is 0 (lesson 4). So if the mean advantage is the same
 # whatever operand is quoted, the operand gets no gradient on average:
@@ -133,7 +133,7 @@ show(
 # $$\mathbb{E}[A \nabla\log\pi(\mathrm{operand})] =
 # \mathbb{E}[A] \mathbb{E}[\nabla\log\pi(\mathrm{operand})] = 0$$
 #
-# Is it the same? Count every operand of every rollout:
+# Is it the same?
 
 # %%
 operands = [" ".join(f"{operand:+d}" for operand in p.operands) for p in problems]
@@ -220,8 +220,8 @@ show_training(
 # The model *can* learn to quote, but nobody tells it to. As answers get better, more
 # groups are all right. These teach nothing (lesson 5), however much they have made up.
 #
-# One run says little here. The README has five, each with its own pretraining and tested
-# on 2000 fresh problems. Their means, with 95% intervals:
+# One run says little. The README has five, each with its own pretraining and tested on
+# 2000 fresh problems. Means, with 95% intervals:
 
 # %%
 summary = json.loads((LESSONS / "results" / "toy" / "summary.json").read_text())
@@ -321,8 +321,8 @@ for name, model in (("before", start), ("after", tossed)):
 # %% [markdown]
 # ## The same in minclipo
 #
-# `Trainer.step` in `minclipo/trainer.py` has more stages, which are off here. Our step
-# and the package's, twice each from the same start, with the same random numbers:
+# `Trainer.step` in `minclipo/trainer.py` has more stages, which are off here. It
+# and `grpo_step` take two steps from the same start, with the same random numbers:
 
 # %%
 ours, generator = copy.deepcopy(start), torch.Generator().manual_seed(0)

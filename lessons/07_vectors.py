@@ -328,11 +328,9 @@ print(f"guarded: {center_by_group(twice, torch.zeros(2)).tolist()}")
 #
 # <details><summary>A hint for <code>centred</code></summary>
 #
-# Turn the matrix of who belongs with whom into 0 and 1. Multiplied with the states, it
-# gives each row the sum of its group.
+# The matrix of who belongs with whom, as 0 and 1, times the states sums each group.
 #
 # </details>
 #
 # **What to try next.** Take the state at eos, `hidden[:, 10]`, instead of the mean:
-# centred it does nearly as well. Read `decode` in `minclipo/sampler.py`, which keeps
-# the sum. Lesson 8 turns "it lies with its friends" into a loss.
+# centred it does nearly as well. Lesson 8 turns "it lies with its friends" into a loss.

@@ -220,7 +220,7 @@ show(
 # %% [markdown]
 # > **You should know.** Under three of the four losses the floor rises as the policy
 # > gets better. With 14 positives, perfect agreement then costs nearly as much as vectors
-# > that are all alike, wrong ones included.
+# > that are all alike.
 #
 # ## Temperature: who counts
 #
@@ -237,9 +237,9 @@ for tau in (1.0, 0.5, 0.05, 0.005):
 #
 # ## Who pays?
 #
-# A group's rewards are compared, so what matters is who in it pays *more*. Of ten
-# rollouts, five are right and equal, a cluster. Two right ones are outliers, and three
-# are wrong. We compare two anchors, one of the cluster and one outlier.
+# What matters is who in a group pays *more*. Of ten rollouts, five are right and equal,
+# a cluster. Two right ones are outliers, three are wrong. Take two anchors, one of the
+# cluster and one outlier.
 #
 # <details><summary><b>Guess first.</b> Faithful rollouts are the cluster, hallucinated
 # ones the outliers. Who pays more under SupCon-out at temperature 0.05?</summary>
@@ -302,9 +302,7 @@ for loss in ("infonce", "supcon_out", "supcon_in", "soft_nn"):
 # ## The same in minclipo
 #
 # At `level="group"` the candidates are all other rollouts of the prompt. A right
-# rollout without a positive or without a negative is no anchor and gets 0. The
-# logarithm needs no epsilon (the official code adds one), since a logsumexp takes out
-# the largest candidate first.
+# rollout without a positive or without a negative is no anchor and gets 0.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -346,7 +344,7 @@ print("they agree")
 #
 # <details><summary>A hint for <code>soft_nn</code> and <code>supcon_out</code></summary>
 #
-# Let `has_both` [N] say which rows have a positive and a negative. Take
+# With `has_both` [N], rows with a positive and a negative, take
 # `rows = has_both.nonzero()[:, 0]`, compute on `scores[rows]` alone, and put the results
 # back with `zeros.index_put((rows,), losses)`.
 #

@@ -53,11 +53,10 @@ print("advantage", group_advantages(outcome + c, 5))
 # %% [markdown]
 # ## The story's prices
 #
-# All of CLIPO's reward in one function, with the options of this course. Lesson 10
-# compares them with the paper's. Pooled states, minus their prompt's mean (lesson 7), go
-# through a small linear *head* and become unit vectors. The loss is soft-NN. Positives
-# are the other right rollouts of the prompt, candidates all other rollouts of the
-# *batch*.
+# All of CLIPO's reward in one function, in the setting that lesson 10 trains with. Pooled
+# states, minus their prompt's mean (lesson 7), go through a small linear *head* and
+# become unit vectors. The loss is soft-NN. Positives are the other right rollouts of the
+# prompt, candidates all other rollouts of the *batch*.
 
 
 # %%
@@ -114,9 +113,8 @@ show(
 )
 
 # %% [markdown]
-# The outcome alone pays the ten right rollouts alike. With the price the three faithful
-# ones come first: they are equal, and each made-up step is made up in its own way.
-# Nobody has looked at an operand. Over the whole batch, with lesson 7's AUC:
+# With the price, the three faithful rows come first: they are equal, and each made-up
+# step is made up in its own way. Over the whole batch, with lesson 7's AUC:
 
 
 # %%
@@ -227,8 +225,7 @@ print(f"they agree: a right rollout pays {-c[correct].mean():.3f} on average")
 #
 # <details><summary>A hint for <code>has_signal</code></summary>
 #
-# Fill the places of the wrong ones with -inf before a maximum, and with inf before a
-# minimum.
+# Fill the wrong ones with -inf before a maximum, and with inf before a minimum.
 #
 # </details>
 #

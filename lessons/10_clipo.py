@@ -55,7 +55,6 @@ for name, value in OPTIONS["clipo_paper"].items():
 # %% [markdown]
 # Level `group` compares rollouts of one prompt only, so a solved prompt has no negatives
 # and no loss. `dual_clip` bounds the loss of tokens with a negative advantage.
-# `head_size` is E, the width of the vectors that are compared.
 #
 # <details><summary><b>Guess first.</b> Which of GRPO, CLIPO and CLIPO in the paper's
 # setting lose their made-up steps?</summary>
@@ -164,8 +163,7 @@ for method in ("baseline", "clipo", "oracle", "clipo_paper"):
 # prompts, or the head. Which does no harm?</summary>
 #
 # The head. A hundredth of the weight still works, too. Three times the weight puts
-# everybody on the floor (lesson 9), and SupCon-out in place of soft-NN does harm as well
-# (lesson 8).
+# everybody on the floor (lesson 9), and SupCon-out helps little (lesson 8).
 #
 # </details>
 #
