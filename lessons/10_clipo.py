@@ -100,7 +100,8 @@ show_training(
 # %% [markdown]
 # `contrastive_signal` is the share of prompts whose right rollouts differ in price. In
 # our setting it is small because little is left to differ in. In the paper's, solved
-# prompts have no loss, and elsewhere 0.2 times a loss of 2.65 is beyond the floor of 0.5.
+# prompts have no loss, and elsewhere 0.2 times the mean loss of 2.65 is beyond the floor
+# of 0.5.
 #
 # ## The story after training
 #
@@ -232,7 +233,7 @@ show(
     figure,
     "10_logprob",
     "Hallucination rate of the training rollouts (left), entropy of the policy (right). "
-    "Log-prob first works as CLIPO does; then made-up steps come back.",
+    "Log-prob as a reward first works as CLIPO does; then made-up steps come back.",
 )
 
 # %% [markdown]
