@@ -143,8 +143,7 @@ show(
 # %% [markdown]
 # ## Five seeds
 #
-# One run says little. Five seeds, each with its own pretraining, 2000 fresh problems
-# and 95% intervals:
+# Each has its own pretraining and 2000 fresh problems. Means, with 95% intervals:
 
 # %%
 summary = read_json(LESSONS / "results" / "toy" / "summary.json")

@@ -5,7 +5,7 @@
 # for when most of them share one false step?
 #
 # You need lessons 8 to 10. A second textbook breaks CLIPO's premise. A second contrast,
-# with other *prompts* in place of other rollouts, sees what the first cannot.
+# with other *prompts*, sees what the first cannot.
 
 # %%
 import matplotlib.pyplot as plt
@@ -70,12 +70,11 @@ show(
     figure,
     "11_mosaic",
     "Sixteen rollouts: faithful ones on top, then hallucinated, then wrong ones. Blue: "
-    "right. Orange, framed: a false quote. Grey, hatched: a wrong total or answer.",
+    "right. Orange, framed: a false quote, in one column. Grey, hatched: a wrong "
+    "total or answer.",
 )
 
 # %% [markdown]
-# The orange tiles stand in one column: right answers that agree on something false.
-#
 # ## Eleven against five, by hand
 #
 # Of sixteen right rollouts of one prompt, eleven quote "+1" and five are faithful. Two
@@ -221,9 +220,8 @@ show(
 )
 
 # %% [markdown]
-# They do: false steps mostly earn more. With the mean of all, the difference is a
-# quarter of that, since wrong rollouts move the mean. Training leaves ever fewer of
-# them.
+# They do: false steps mostly earn more. With the mean of all, the difference is a quarter
+# of that, since wrong rollouts move the mean.
 #
 # ## Would GRPO do the same?
 #
