@@ -124,8 +124,8 @@ show(
 )
 
 # %% [markdown]
-# Under the outcome reward the two means differ in the third digit, because hard groups do
-# not hold both kinds in equal parts.
+# Under the outcome reward the two means differ in the third digit, because the shares of
+# the two kinds differ from group to group.
 #
 # The mean of $\nabla\log\pi$ is 0 (lesson 4). So if the mean advantage is the same
 # whatever operand is quoted, the operand gets no gradient on average:
@@ -147,13 +147,14 @@ for name, A in advantages.items():
     print(f"{name:7} reward: rightly quoted minus made up {difference}")
 
 # %% [markdown]
-# The oracle speaks for the right quote. The outcome reward, as far as 8000 rollouts can
-# tell, says nothing.
+# The oracle's advantages favour the right quote. Those of the outcome reward, as far as
+# 8000 rollouts can tell, favour neither.
 #
 # ## A training step
 #
-# `batch_logprobs` does for many rollouts what lesson 2's `score` did for one. Each half
-# of them makes an optimizer step. A gradient longer than 1 is scaled down to 1.
+# `batch_logprobs` does for many rollouts what lesson 2's `score` did for one. The
+# rollouts are cut into two random halves, and each makes an optimizer step. A gradient
+# longer than 1 is scaled down to 1.
 
 
 # %%
@@ -185,7 +186,8 @@ def adamw(model):
 # %% [markdown]
 # ## A hundred steps
 #
-# `train` takes such steps. `process_penalty` makes the oracle's reward.
+# `train` takes such steps. `process_penalty` makes the oracle's reward, and
+# `informative_prompts` is the share of groups that hold right and wrong rollouts.
 #
 # <details><summary><b>Guess first.</b> Where does GRPO's hallucination rate
 # end?</summary>
@@ -209,8 +211,8 @@ show_training(
     histories,
     "06_training",
     "From the same start. Both learn to answer (left). GRPO's right answers keep their "
-    "made-up steps, the oracle's lose them (middle). Right: the share of groups that "
-    "hold right and wrong rollouts.",
+    "made-up steps, the oracle's lose them (middle). With better answers, fewer groups "
+    "hold right and wrong rollouts (right).",
     watched,
 )
 
@@ -218,8 +220,8 @@ show_training(
 # The model *can* learn to quote, but nobody tells it to. As answers get better, more
 # groups are all right. These teach nothing (lesson 5), however much they have made up.
 #
-# One run says little here. The README has five, each with its own pretraining and 2000
-# fresh problems. Means, with 95% intervals:
+# One run says little. The README has five, each with its own pretraining and tested on
+# 2000 fresh problems. Means, with 95% intervals:
 
 # %%
 summary = json.loads((LESSONS / "results" / "toy" / "summary.json").read_text())
@@ -234,7 +236,8 @@ for name, label in ({"pretrained": "before"} | labels).items():
 # ## What drift looks like
 #
 # A gradient that is 0 on average still moves the weights, by the noise of each sample.
-# AdamW divides by the gradient's usual size, and so moves them as far as ever.
+# AdamW divides a gradient by its usual size, so noise moves the weights as far as a
+# signal would.
 #
 # <details><summary><b>Guess first.</b> At temperature 0 the start makes nothing up. And
 # after GRPO?</summary>
@@ -279,16 +282,15 @@ show(
 )
 
 # %% [markdown]
-# GRPO quotes one operand falsely most of the time, at full accuracy. Which one is chance,
-# and some runs have none. On nine of twenty fresh seeds, 5% or more of the right answers
-# at temperature 0 are hallucinated (`lessons/results.md`). Biology calls this genetic
-# drift. Without selection the share of a variant stays the same on average, and in each
-# case wanders until it is nothing or all.
+# GRPO quotes -4 falsely most of the time, and at temperature 0 its accuracy is 1.00.
+# Which operands go is chance, and in some runs none does. On nine of twenty fresh seeds,
+# 5% or more of the right answers at temperature 0 are hallucinated
+# (`lessons/results.md`). Biology calls this genetic drift.
 #
-# > **You should know.** What a reward does not hold in place, training with it does not
-# > leave alone. No curve of rewards shows it.
+# > **You should know.** Training also moves what its reward does not hold in place. No
+# > curve of rewards shows it.
 #
-# How far does noise alone carry a model? Let a coin give the rewards.
+# How far does noise alone carry a model? Let a biased coin give the rewards.
 #
 # <details><summary><b>Guess first.</b> After a hundred steps, how good are the
 # answers?</summary>
@@ -299,11 +301,13 @@ show(
 
 
 # %%
+tossed, generator = copy.deepcopy(start), torch.Generator().manual_seed(0)
+
+
 def coin(problems, rollouts):
     return (torch.rand(len(rollouts.mask), generator=generator) < 0.7).float()  # [N]
 
 
-tossed, generator = copy.deepcopy(start), torch.Generator().manual_seed(0)
 optimizer, steps = adamw(tossed), training_steps(100)
 stream = problems_of("training 0", 32 * steps)
 for step in range(steps):
@@ -315,8 +319,8 @@ for name, model in (("before", start), ("after", tossed)):
 # %% [markdown]
 # ## The same in minclipo
 #
-# `Trainer.step` in `minclipo/trainer.py` has more stages, which are off here. Both take
-# two steps from the same start, with the same random numbers:
+# `Trainer.step` in `minclipo/trainer.py` has more stages, which are off here. It
+# and `grpo_step` take two steps from the same start, with the same random numbers:
 
 # %%
 ours, generator = copy.deepcopy(start), torch.Generator().manual_seed(0)
@@ -341,7 +345,7 @@ print("after two steps the two models' weights agree to the last bit")
 # **Now you know.**
 #
 # * Faithful and hallucinated rollouts have the same reward, and so the same advantage.
-# * On average nothing then pushes the steps, and nothing holds them either: they drift.
+# * On average nothing pushes the steps, and nothing holds them in place, so they drift.
 # * Watch what the reward does not see. Its own curve will not tell you.
 #
 # **Exercise.** About 20 minutes, easy. `python lessons/exercises/06_blind.py`: an oracle

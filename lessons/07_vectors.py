@@ -88,8 +88,8 @@ for kind, rows in kinds.items():
     print(f"{kind:12} {rows.sum():4} rollouts, {len(different):3} different ones")
 
 # %% [markdown]
-# A prompt's faithful rollouts are one text; nearly every hallucinated one is a text of
-# its own. CLIPO builds on this: right reasoning is all alike; every made-up step is
+# A prompt's faithful rollouts are one text. Nearly every hallucinated one is a text of
+# its own. CLIPO builds on this: right reasoning is all alike, and every made-up step is
 # made up in its own way.
 #
 # ## Nearly parallel
@@ -134,7 +134,8 @@ for name, which in compared.items():
 # %% [markdown]
 # ## Take away what they share
 #
-# Three vectors, nearly parallel. Subtract their mean, and only what differs is left:
+# These three vectors are nearly parallel. Subtract their mean, and only what differs is
+# left:
 
 # %%
 three = torch.tensor([[10.0, 1.0], [10.0, 1.0], [10.0, -2.0]])
@@ -216,8 +217,9 @@ show(
     figure,
     "07_map",
     "The sixteen rollouts of three prompts; a marker's area says how many coincide. The "
-    "blue circle is the faithful text; orange triangles lie off it, each in its own. "
-    "Nearer to the grey circle means that less of the vector is lost.",
+    "blue circle is the faithful text. Each orange triangle has a place of its own, one "
+    "of the story's close to the faithful text. Nearer to the grey circle means that "
+    "less of the vector is lost.",
 )
 
 # %% [markdown]
@@ -266,9 +268,7 @@ def report(name, scores):
 
 for title, cosine in similarity.items():
     report(f"cosine to the right ones, {title}", agreement(cosine))
-same_text = torch.tensor(
-    [[float(one == two) for one in texts] for two in texts]
-)  # [N, N]
+same_text = torch.tensor([[one == two for one in texts] for two in texts]).float()
 report("share of equal texts among them", agreement(same_text))
 report("log-prob of the rollout", rollouts.logprobs.sum(1))
 
@@ -277,8 +277,8 @@ report("log-prob of the rollout", rollouts.logprobs.sum(1))
 # > stand out. The score does not know the truth. It finds the largest cluster, which in
 # > lesson 11 will be a false one.
 #
-# Raw cosines work, too (AUC 0.973), but by differences of 0.010. Centring makes them
-# 0.267.
+# Raw cosines work, too (AUC 0.973), but by differences of 0.010, which are little
+# beside a reward of 0 or 1. Centring makes them 0.267.
 #
 # <details><summary><b>Guess first.</b> One AUC over the right rollouts of all prompts
 # together: is the centred cosine still that good?</summary>
@@ -296,8 +296,8 @@ print(f"all prompts in one heap: AUC {auc(scores[faithful], scores[hallucinated]
 # ## The same in minclipo
 #
 # One forward pass gives what `sample` has added up. `center_by_group` also guards
-# against rounding: equal rollouts may differ in a last bit, and where centring leaves
-# nothing else, their cosine is -1. So what is shorter than $10^{-5}$ of the mean
+# against rounding. Equal rollouts may differ in a last bit, and where centring leaves
+# nothing else, their cosine can be -1. So what is shorter than $10^{-5}$ of the mean
 # becomes exactly 0.
 
 # %%
@@ -328,10 +328,9 @@ print(f"guarded: {center_by_group(twice, torch.zeros(2)).tolist()}")
 #
 # <details><summary>A hint for <code>centred</code></summary>
 #
-# The matrix of who belongs with whom, as numbers, times the states sums each group.
+# The matrix of who belongs with whom, as 0 and 1, times the states sums each group.
 #
 # </details>
 #
 # **What to try next.** Take the state at eos, `hidden[:, 10]`, instead of the mean:
-# centred it does nearly as well. Read `decode` in `minclipo/sampler.py`, which keeps
-# the sum. Lesson 8 turns "it lies with its friends" into a loss.
+# centred it does nearly as well. Lesson 8 turns "it lies with its friends" into a loss.

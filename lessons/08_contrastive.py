@@ -4,7 +4,8 @@
 # **Question.** How does one number per rollout say "it lies with its friends and away
 # from the others", and do all such numbers charge the same rollouts?
 #
-# You need lesson 7. We write four losses, one line each, and see where they part.
+# You need lesson 7. CLIPO will take such a number, a loss, off a right rollout's reward:
+# the rollout *pays* its loss. We write four losses and see where they part.
 
 # %%
 import json
@@ -99,8 +100,8 @@ for loss in (supcon_out, supcon_in, soft_nn):
 assert torch.isclose(draws.mean(), supcon_out(s, positives, candidates))
 
 # %% [markdown]
-# Always, SupCon-out is InfoNCE on average over the draw, SupCon-in is soft-NN plus
-# $\log |\mathrm{pos}(i)|$, and soft-NN $\le$ SupCon-in $\le$ SupCon-out.
+# SupCon-out is always InfoNCE on average over the draw, and SupCon-in is soft-NN plus
+# $\log |\mathrm{pos}(i)|$. Always, too, soft-NN $\le$ SupCon-in $\le$ SupCon-out.
 #
 # <details><summary><b>Guess first.</b> Move the anchor around the circle. Where is
 # soft-NN lowest, and where SupCon-out?</summary>
@@ -148,7 +149,7 @@ for j in (1, 2, 3):
     right.plot(turn, curve, ":", color=COLORS["infonce"], label=label)
 for (name, curve), style in zip(curves.items(), ("--", "-.", "-")):
     right.plot(turn, curve, style, color=COLORS[name], label=name, linewidth=1.8)
-right.legend(frameon=False, fontsize=9, loc="upper right")
+right.legend(frameon=False, fontsize=9, loc="upper right", ncols=2)
 right.set(ylim=(-0.5, 6), xticks=range(0, 361, 60))
 tidy(right, "angle of the anchor, degrees", "its loss, nats")
 show(
@@ -166,8 +167,8 @@ show(
 # right rollouts. They agree perfectly. Does each of them pay less?</summary>
 #
 # Under soft-NN yes. Under the others each pays *more*. The $p_{ij}$ of the positives
-# sum to at most 1, so their mean is at most $1 / |\mathrm{pos}(i)|$ and the loss at
-# least $\log |\mathrm{pos}(i)|$.
+# sum to at most 1, so their mean is at most $1 / |\mathrm{pos}(i)|$ and the loss, for
+# InfoNCE on average, at least $\log |\mathrm{pos}(i)|$.
 #
 # </details>
 #
@@ -183,8 +184,8 @@ for count in counts:
         perfect = torch.where(chosen, 1.0, -1.0) / 0.5
         best[loss.__name__].append(loss(perfect, chosen, torch.ones(15).bool()))
 for name, losses in best.items():
-    print(f"{name:10}", *(f"  {i} positives {losses[i - 1]:.2f}" for i in (1, 4, 14)))
-print(f"vectors that know nothing: {torch.tensor(15.0).log():.2f}")
+    print(f"{name:10}", *(f"  positives {i}: {losses[i - 1]:.2f}" for i in (1, 4, 14)))
+print(f"the first two where all cosines are equal: {torch.tensor(15.0).log():.2f}")
 
 # %% tags=["drawing"]
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
@@ -212,13 +213,14 @@ show(
     figure,
     "08_floors",
     "The loss in the best case against the number of positives. Squares, crosses and "
-    "circles coincide and rise; soft_nn (triangles) falls to 0. Dashed: the "
-    "loss where all cosines are equal.",
+    "circles coincide and rise; soft_nn (triangles) falls to 0. Dashed: what the "
+    "rising three cost where all cosines are equal.",
 )
 
 # %% [markdown]
 # > **You should know.** Under three of the four losses the floor rises as the policy
-# > gets better. With 14 positives perfect agreement costs nearly as much as ignorance.
+# > gets better. With 14 positives, perfect agreement then costs nearly as much as vectors
+# > that are all alike.
 #
 # ## Temperature: who counts
 #
@@ -231,20 +233,20 @@ for tau in (1.0, 0.5, 0.05, 0.005):
 
 # %% [markdown]
 # At $\tau=1$ all count, at 0.05 only those nearby. To tell 0.99 from 0.98 takes a tenth
-# of that. Or centred vectors.
+# of that, or centred vectors, whose cosines lie further apart.
 #
 # ## Who pays?
 #
-# CLIPO will take a right rollout's loss off its reward, so what matters is who in a
-# group pays *more*. Ten rollouts: a cluster of five right and equal ones, two right
-# outliers, three wrong ones. Two anchors, one of the cluster and one outlier:
+# What matters is who in a group pays *more*. Of ten rollouts, five are right and equal,
+# a cluster. Two right ones are outliers, three are wrong. Take two anchors, one of the
+# cluster and one outlier.
 #
 # <details><summary><b>Guess first.</b> Faithful rollouts are the cluster, hallucinated
 # ones the outliers. Who pays more under SupCon-out at temperature 0.05?</summary>
 #
 # The faithful ones, 4.720 against 2.444. They are charged for the distance to their
-# *hallucinated* siblings, who are their positives. An outlier is about equally far from
-# everyone, and a softmax sees differences only.
+# *hallucinated* siblings, which are their positives. An outlier is about equally far
+# from all positives, and a softmax sees differences only.
 #
 # </details>
 
@@ -265,7 +267,7 @@ for tau in (0.5, 0.05):
     print(f"tau {tau}")
     for name, paid in rows.items():
         one, other = paid.abs()  # abs: 0 and not -0
-        print(f"  {name:22} cluster pays {one:6.3f}   outlier pays {other:6.3f}")
+        print(f"  {name:22}   cluster pays {one:6.3f}   outlier pays {other:6.3f}")
 
 # %% [markdown]
 # Under InfoNCE chance decides. The cluster's draws cost 1.386 twice in three times,
@@ -275,9 +277,9 @@ for tau in (0.5, 0.05):
 # cluster 0.038. At 0.05 nobody pays: next to wrong ones so far away any positive looks
 # near.
 #
-# These cosines were made up. Here is the AUC that a hallucinated right rollout pays
-# more than a faithful one of its prompt, measured on pretrained toys. Below 0.5 the
-# faithful ones pay.
+# These cosines were made up. Now pretrained toys: the AUC says how often a hallucinated
+# rollout pays more than a faithful one of its prompt. Below 0.5 the faithful ones pay
+# more.
 
 # %%
 separation = LESSONS / "results" / "separation" / "results.json"
@@ -294,14 +296,13 @@ for loss in ("infonce", "supcon_out", "supcon_in", "soft_nn"):
 
 # %% [markdown]
 # At the lower temperatures InfoNCE ranks better than SupCon-out, its own average:
-# *mostly* and *on average* are two things.
+# *mostly* and *on average* are two things. SupCon-in ranks as soft-NN does, because
+# $\log |\mathrm{pos}(i)|$ is the same for all right rollouts of a prompt.
 #
 # ## The same in minclipo
 #
 # At `level="group"` the candidates are all other rollouts of the prompt. A right
-# rollout without a positive or without a negative is no anchor and gets 0. The
-# logarithm needs no epsilon (the official code adds one), since a logsumexp takes out
-# the largest candidate first.
+# rollout without a positive or without a negative is no anchor and gets 0.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -336,15 +337,16 @@ print("they agree")
 #
 # * A contrastive loss is minus the log of the probability of picking a friend.
 # * SupCon and InfoNCE have a floor that rises with the number of right rollouts.
-# * SupCon-out may charge the faithful more than the hallucinated; soft-NN does not.
+# * SupCon-out may charge the faithful more than the hallucinated; soft-NN rarely does.
 #
 # **Exercise.** About 30 minutes, hard. `python lessons/exercises/08_contrastive.py`: a
 # logsumexp that survives everything, two of the losses, and who is an anchor.
 #
 # <details><summary>A hint for <code>soft_nn</code> and <code>supcon_out</code></summary>
 #
-# Take `rows = has_both.nonzero()[:, 0]`, compute on `scores[rows]` alone, and put the
-# results back with `zeros.index_put((rows,), losses)`.
+# With `has_both` [N], rows with a positive and a negative, take
+# `rows = has_both.nonzero()[:, 0]`, compute on `scores[rows]` alone, and put the results
+# back with `zeros.index_put((rows,), losses)`.
 #
 # </details>
 #

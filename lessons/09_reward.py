@@ -28,8 +28,8 @@ from minclipo.toy import toy_tokenizer
 # ## From a loss to a reward
 #
 # Lesson 8 gave each right rollout a loss $\mathcal L_i$: small if it lies near the
-# other right ones of its prompt. CLIPO (arXiv 2603.10101) makes a price of it, with a
-# floor, and adds that to the outcome:
+# other right ones of its prompt. CLIPO (arXiv 2603.10101) makes a price $c_i$ of it, a
+# reward below 0 with a floor, and adds that to the outcome:
 #
 # $$c_i = \max(-\lambda \mathcal L_i, -0.5) \qquad\qquad R_i = \mathrm{outcome}_i + c_i$$
 #
@@ -39,7 +39,7 @@ from minclipo.toy import toy_tokenizer
 # advantage?</summary>
 #
 # Yes. Below, the fourth rollout is right, but its siblings did better. The floor only
-# makes sure that right earns at least 0.5, and wrong 0.
+# makes sure that a right rollout's reward is at least 0.5. A wrong one's is 0.
 #
 # </details>
 
@@ -53,10 +53,10 @@ print("advantage", group_advantages(outcome + c, 5))
 # %% [markdown]
 # ## The story's prices
 #
-# All of CLIPO's reward in one function, in our setting. Pooled states, minus their
-# prompt's mean (lesson 7), go through a small linear *head* and become unit vectors.
-# The loss is soft-NN. Positives are the other right rollouts of the prompt, candidates
-# all other rollouts of the *batch*.
+# All of CLIPO's reward in one function, in the setting that lesson 10 trains with. Pooled
+# states, minus their prompt's mean (lesson 7), go through a small linear *head* and
+# become unit vectors. The loss is soft-NN. Positives are the other right rollouts of the
+# prompt, candidates all other rollouts of the *batch*.
 
 
 # %%
@@ -113,9 +113,8 @@ show(
 )
 
 # %% [markdown]
-# The outcome alone pays the ten right rollouts alike. With the price the three faithful
-# ones come first: they are equal, and each made-up step is made up in its own way.
-# Nobody has looked at an operand. Over the whole batch, with lesson 7's AUC:
+# With the price, the three faithful rows come first: they are equal, and each made-up
+# step is made up in its own way. Over the whole batch, with lesson 7's AUC:
 
 
 # %%
@@ -139,8 +138,8 @@ for name, R in rewards.items():
 # How much better does it rank?</summary>
 #
 # Hardly: 0.993 becomes 1.000. A random head, or none, ranks nearly the whole batch
-# right, because the pooled states know the difference already. Learning lowers
-# everybody's loss, and that matters near the floor.
+# right, because the pooled states know the difference already. Learning lowers the
+# mean loss, and that matters near the floor.
 #
 # </details>
 
@@ -162,8 +161,8 @@ print("weights of the policy that have a gradient:", learning)
 # %% [markdown]
 # ## Too large a weight is silent
 #
-# Beyond a loss of $0.5 / \lambda$ everybody pays the floor, and training is GRPO again,
-# without a warning:
+# A rollout whose loss is beyond $0.5 / \lambda$ pays the floor. Where all do, right ones
+# are paid alike, and training is GRPO again, without a warning:
 
 # %%
 for weight in (0.1, 0.2, 0.3):
@@ -190,8 +189,8 @@ for weight in (0.1, 0.2, 0.3):
 right = correct[:G]
 for weight in (0.1, 0.001):
     R = (correct + contrastive_rewards(pooled, correct, group, head, weight)[0])[:G]
-    for name, rows in (("all sixteen", right | ~right), ("right ones", right)):
-        A = group_advantages(R[rows], int(rows.sum()))[right[rows]]
+    for name, rows in (("all sixteen", range(G)), ("right ones", right.nonzero()[:, 0])):
+        A = group_advantages(R[rows], len(rows))[right[rows]]  # of the right ones
         print(f"weight {weight:<6} {name:12} best {A.max():+.2f}   worst {A.min():+.2f}")
 
 # %% [markdown]
@@ -218,7 +217,7 @@ print(f"they agree: a right rollout pays {-c[correct].mean():.3f} on average")
 #
 # * A right rollout pays for lying far from the other right ones, but right beats wrong.
 # * Faithful rollouts agree, so they pay least, although nobody has checked a step.
-# * Above a certain weight all pay the floor; below any weight solved prompts feel it.
+# * Too large a weight is GRPO again; however small it is, solved prompts feel it in full.
 #
 # **Exercise.** About 20 minutes, medium. `python lessons/exercises/09_reward.py`: a
 # reward that survives a NaN, which prompts have a signal, the largest weight that cuts

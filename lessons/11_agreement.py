@@ -5,7 +5,7 @@
 # for when most of them share one false step?
 #
 # You need lessons 8 to 10. A second textbook breaks CLIPO's premise. A second contrast,
-# with other *prompts* in place of other rollouts, sees what the first cannot.
+# with other *prompts*, sees what the first cannot.
 
 # %%
 import matplotlib.pyplot as plt
@@ -36,9 +36,9 @@ from minclipo.toy import toy_tokenizer
 # %% [markdown]
 # ## A textbook with one favourite mistake
 #
-# This author makes no operand up. But in 70% of his solutions the second step quotes
-# "+1", whatever the operand is, and goes on with the right total. His model, on lesson
-# 3's prompt:
+# This author makes only one mistake. In 70% of his solutions the second step quotes "+1",
+# whatever the operand is, and goes on with the right total. His slips of addition stay. A
+# model that has read him, on the story's prompt:
 
 # %%
 tokenizer, G = toy_tokenizer(), 16
@@ -56,7 +56,6 @@ def draw(model, problems, seed=0):
 model, (problem, _) = pretrained("shared_step"), story()
 rollouts, texts = draw(model, [problem], seed=2)  # a draw in which most agree
 correct, steps_right = verdicts([problem], rollouts)  # [G] each
-order = (2 - correct.long() - (correct & steps_right).long()).argsort(stable=True)
 print(f"the second operand is {problem.operands[1]:+d}; the second step quotes")
 second = [text.split()[2] for text in texts]
 for word in sorted(set(second), key=second.count, reverse=True):
@@ -64,17 +63,18 @@ for word in sorted(set(second), key=second.count, reverse=True):
 
 # %% tags=["drawing"]
 figure, axis = plt.subplots(figsize=(6, 4.4), layout="constrained")
+goodness = correct.long() + (correct & steps_right)  # 0 wrong, 1, 2 faithful
+order = goodness.argsort(descending=True, stable=True)
 mosaic(axis, problem, [texts[i] for i in order])
 show(
     figure,
     "11_mosaic",
     "Sixteen rollouts: faithful ones on top, then hallucinated, then wrong ones. Blue: "
-    "right. Orange, framed: a false quote. Grey, hatched: a wrong total or answer.",
+    "right. Orange, framed: a false quote, in one column. Grey, hatched: a wrong "
+    "total or answer.",
 )
 
 # %% [markdown]
-# The orange tiles stand in one column: right answers that agree on something false.
-#
 # ## Eleven against five, by hand
 #
 # Of sixteen right rollouts of one prompt, eleven quote "+1" and five are faithful. Two
@@ -85,14 +85,15 @@ show(
 # <details><summary><b>Guess first.</b> Whom does CLIPO charge less, the eleven or the
 # five?</summary>
 #
-# The eleven. With $\tau = 0.5$ the soft-NN loss of a rollout is
+# The eleven. The soft-NN loss of a rollout is
 #
 # $$
 # \mathcal L = \log\frac{\mathrm{near} + 496}{\mathrm{near}} \qquad \mathrm{near} =
 # (\mathrm{kind} - 1) e^{1/\tau} + (16 - \mathrm{kind}) e^{-1/\tau}
 # $$
 #
-# where "kind" counts the rollouts of its kind. It cannot know which kind is true.
+# where "kind" counts the rollouts of its kind, and $\tau = 0.5$. The loss cannot know
+# which kind is true.
 #
 # </details>
 
@@ -140,8 +141,8 @@ shares = [kind / G for kind in range(1, G)]
 for axis, title, alone in zip(
     axes, ("one shared false step", "each made up its own"), (False, True)
 ):
-    rest = lambda kind: [1] * (G - kind) if alone else [G - kind]
-    paid = [prices(kinds_of(kind, *rest(kind))) for kind in range(1, G)]
+    rests = [[1] * (G - kind) if alone else [G - kind] for kind in range(1, G)]
+    paid = [prices(kinds_of(G - sum(rest), *rest)) for rest in rests]
     style = dict(color=KINDS["faithful"], markersize=4, label="faithful")
     axis.plot(shares, [c[0] for c in paid], "o-", **style)
     style = dict(color=KINDS["hallucinated"], markersize=4, label="hallucinated")
@@ -158,8 +159,8 @@ show(
 )
 
 # %% [markdown]
-# Do the model's states behave so? Centre on the right rollouts, as by hand, or on all,
-# as in training:
+# Do the model's states behave so? Subtract the mean of the right rollouts, as by hand,
+# or the mean of all, as in training:
 
 
 # %%
@@ -169,6 +170,11 @@ def rewards_of(centred):
     options = dict(loss="soft_nn", level="cross", temperature=0.5)
     found = contrastive_loss(z, correct, rollouts.group, **options)
     return contrastive_reward(found.loss, correct, weight=0.1)
+
+
+def mean_of(values, rows):
+    """Mean of values [N] over such rows of each prompt: [B], NaN where it has none."""
+    return (values * rows).view(-1, G).sum(1) / rows.view(-1, G).sum(1)
 
 
 problems = problems_of("lesson 10", 32)
@@ -185,8 +191,7 @@ paid = {
 }
 differences = {}
 for label, c in paid.items():
-    of_kind = lambda rows: (c * rows).view(-1, G).sum(1) / rows.view(-1, G).sum(1)
-    differences[label] = of_kind(faithful) - of_kind(hallucinated)  # [B], NaN: one kind
+    differences[label] = mean_of(c, faithful) - mean_of(c, hallucinated)  # [B]
     both = differences[label][~differences[label].isnan()]
     below = f"below 0 in {int((both < 0).sum())} of {len(both)} prompts"
     print(f"{label:24} faithful minus false step {both.mean():+.3f}, {below}")
@@ -215,8 +220,8 @@ show(
 )
 
 # %% [markdown]
-# They do. As trained, the difference is a quarter of that at first, since wrong
-# rollouts move the mean. Training leaves ever fewer of them.
+# They do: false steps mostly earn more. With the mean of all, the difference is a quarter
+# of that, since wrong rollouts move the mean.
 #
 # ## Would GRPO do the same?
 #
@@ -260,15 +265,21 @@ look(model, many)
 # %%
 rows = read_json(LESSONS / "results/shared_step/results.json")
 found = {(row["textbook"], row["name"]): row["values"] for row in rows}
-rates = lambda share, name: found[f"shared{share}", name]["hallucination_rate"]
-moved = []
+
+
+def rates(share, name):
+    return found[f"shared{share}", name]["hallucination_rate"]  # of each seed
+
+
+before_after = []
 for share in (10, 30, 50, 70, 90):
     print(f"{share}% of the solutions share the step", end="")
     print(f"   before {mean_interval(rates(share, 'after pretraining')).mean:.2f}")
     for name in ("GRPO", "CLIPO"):
         print(f"   {name:5}", "  ".join(f"{rate:.3f}" for rate in rates(share, name)))
-    moved += zip(rates(share, "after pretraining"), rates(share, "GRPO"))
-print(f"GRPO: up on {sum(b > a for a, b in moved)} of {len(moved)} runs")
+    before_after += zip(rates(share, "after pretraining"), rates(share, "GRPO"))
+ups = sum(after > before for before, after in before_after)
+print(f"GRPO: up on {ups} of {len(before_after)} runs")
 pairs = zip(rates(70, "CLIPO"), rates(70, "GRPO"))
 more, half = student([clipo - grpo for clipo, grpo in pairs])
 interval = f"95% interval {more - half:+.2f} to {more + half:+.2f}"
@@ -284,7 +295,7 @@ print(f"at 70%, CLIPO minus GRPO: {more:+.2f}, {interval}")
 #
 # Other rollouts cannot unmask an error that they share. Other *prompts* can. How much
 # likelier is each word under its own prompt than under others? This contrast is ours,
-# not the paper's; arXiv 2210.13210 used the same quantity in decoding. A right rollout
+# not the paper's; arXiv 2210.13210 used a like quantity in decoding. A right rollout
 # earns 0.2 times its mean gain on top.
 #
 # Three words by hand: a total that this prompt leads to, a "+1" likely anywhere, and a
@@ -318,8 +329,7 @@ for name, rows in (("faithful", faithful), ("hallucinated", hallucinated)):
     print(f"mean gain of {name:12} {mean_gain[rows].mean():.2f}")
 
 # %% tags=["drawing"]
-first = lambda rows: int(rows.nonzero()[0])
-i, j = first(faithful), first(hallucinated)  # of the first prompt
+i, j = int(faithful.nonzero()[0]), int(hallucinated.nonzero()[0])  # of the first prompt
 words = [texts[i].split() + ["<eos>"], texts[j].split() + ["<eos>"]]
 figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
 spots = torch.arange(len(words[0]))
@@ -357,7 +367,7 @@ print("a wrong rollout gains more than any faithful one")
 #
 # ## Training
 #
-# GRPO, CLIPO and prompt contrast from this model:
+# GRPO, CLIPO and prompt contrast, all from the model with the shared step:
 
 # %%
 histories = {}
@@ -365,10 +375,10 @@ for method in ("baseline", "clipo", "prompt_contrast"):
     _, histories[method] = train(f"11_{method}", model, steps=60, **OPTIONS[method])
 lines = histories["clipo"]
 for name, ten in (("first", lines[:10]), ("last", lines[-10:])):
-    mean = lambda key: sum(line[key] for line in ten) / len(ten)
-    print(f"CLIPO, {name:5} ten steps: right {mean('accuracy'):.2f}", end="   ")
-    print(f"prompts that agree {1 - mean('contrastive_signal'):.2f}", end="   ")
-    print(f"hallucination rate {mean('hallucination_rate'):.2f}")
+    watched = ("accuracy", "contrastive_signal", "hallucination_rate")
+    right, signal, rate = (sum(line[key] for line in ten) / len(ten) for key in watched)
+    print(f"CLIPO, {name:5} ten steps: right {right:.2f}", end="   ")
+    print(f"prompts that agree {1 - signal:.2f}   hallucination rate {rate:.2f}")
 
 # %% tags=["drawing"]
 show_training(
@@ -385,20 +395,20 @@ show_training(
 #
 # ## How blind is the outcome?
 #
-# The authors so far never *believe* what they quote: the total is true. A third author
-# believes half of it, and adds what he has quoted. His model:
+# The authors so far never *believe* what they make up, and add the true operand. A third
+# author believes half of it, and adds what he has quoted. A model that has read him:
 
 # %%
 look(pretrained("believed"), many)
 
 # %% [markdown]
-# Here a made-up step costs the answer, and the advantage is against it.
+# Here a made-up step mostly costs the answer, and its advantage is negative on average.
 #
 # <details><summary><b>Guess first.</b> GRPO will take these steps out. Which second way
 # to be right does it find?</summary>
 #
-# To make things up and not believe them. What is left does less harm, so the push
-# weakens.
+# To make things up and not believe them. In the table, answers with a made-up step
+# become right more often. So the push against these steps weakens.
 #
 # </details>
 #
@@ -407,27 +417,24 @@ look(pretrained("believed"), many)
 # %%
 rows = read_json(LESSONS / "results/blindness/results.json")
 found = {(row["textbook"], row["name"]): row for row in rows}
-mean = lambda values: mean_interval(values).mean
 print("           right if made up    if nothing is    hallucination rate")
 print("believed   before  after GRPO   before  after      GRPO    CLIPO")
 for share in (0, 10, 20, 50):
     book, numbers = f"believed{share}" if share else "toy", []
     for key in ("right_if_made_up", "right_if_not_made_up"):
         for name in ("after pretraining", "GRPO"):
-            numbers.append(mean([look[key] for look in found[book, name]["look"]]))
+            numbers.append([seed[key] for seed in found[book, name]["look"]])
     for name in ("GRPO", "CLIPO"):
-        numbers.append(mean(found[book, name]["values"]["hallucination_rate"]))
-    print(
-        "{:7}%   {:6.2f}  {:10.2f}   {:6.2f}  {:5.2f}    {:6.3f}   {:6.3f}".format(
-            share, *numbers
-        )
-    )
+        numbers.append(found[book, name]["values"]["hallucination_rate"])
+    numbers = [mean_interval(of_seeds).mean for of_seeds in numbers]
+    line = "{:7}%   {:6.2f}  {:10.2f}   {:6.2f}  {:5.2f}    {:6.3f}   {:6.3f}"
+    print(line.format(share, *numbers))
 
 # %% [markdown]
 # Where the outcome is blind, CLIPO has everything to do. Where it sees most made-up
-# steps, GRPO does it alone, as on a language model (`lessons/results.md`). At 50% two
-# of CLIPO's five seeds write the answer twice. Before you add a contrast, measure how
-# often answers are right in spite of a wrong step.
+# steps, GRPO does it alone, as on a language model (`lessons/results.md`). At 50% two of
+# CLIPO's five seeds write the answer twice, which counts as a false step. Before you add
+# a contrast, measure how often answers are right in spite of a wrong step.
 #
 # **Now you know.**
 #
@@ -440,8 +447,9 @@ for share in (0, 10, 20, 50):
 #
 # <details><summary>A hint for <code>cluster_losses</code></summary>
 #
-# Scores are $\log(\mathrm{count}) + \mathrm{cosine} / \tau$. A rollout sees one fewer
-# of its own cluster.
+# A whole cluster adds one term to a logsumexp,
+# $\log(\mathrm{count}) + \mathrm{cosine} / \tau$. A rollout sees one fewer of its own
+# cluster.
 #
 # </details>
 #

@@ -42,8 +42,8 @@ def mean_advantages(advantages: Tensor, correct: Tensor, faithful: Tensor) -> Te
     """Mean advantages of the faithful, the hallucinated and the wrong rollouts: [3].
 
     A kind without rollouts has 0. advantages [N]; correct, faithful [N] bool: is the
-    answer right, is every step right? Wrong is whatever has a wrong answer, with right
-    steps, too.
+    answer right, is every step right? A rollout with a wrong answer is wrong, even if
+    all its steps are right.
     """
     raise NotImplementedError("Three masks, which share no rollout and leave none out.")
 
@@ -113,13 +113,10 @@ def check_informative_prompts(informative_prompts):
 
 
 def check_mean_advantages(mean_advantages):
-    advantages = torch.tensor(
-        [0.9, 0.9, -0.9, -0.9, 0.5, 0.5, 0.5, -1.5]
-    )  # two groups of 4
-    correct, faithful = (
-        advantages > 0,
-        torch.tensor([True, False, True, False, True, False, False, False]),
-    )
+    # two groups of 4
+    advantages = torch.tensor([0.9, 0.9, -0.9, -0.9, 0.5, 0.5, 0.5, -1.5])
+    correct = advantages > 0
+    faithful = torch.tensor([True, False, True, False, True, False, False, False])
     found = mean_advantages(advantages, correct, faithful)
     expect(
         found,

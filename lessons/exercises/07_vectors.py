@@ -29,22 +29,22 @@ def centred(pooled: Tensor, group: Tensor) -> Tensor:
     [N, D] from pooled [N, D] and group [N].
 
     Rows are of one group where their entries in `group` are equal. Groups may have any
-    size and their rows may be mixed. Exactly 0 where what is left is shorter than 1e-5 of
-    the group's mean.
+    size and their rows may be mixed. A row becomes exactly 0 if what is left of it is
+    shorter than 1e-5 times the length of the group's mean.
     """
     raise NotImplementedError(
         "group[:, None] == group[None, :] says who belongs with whom."
     )
 
 
-def mean_auc(scores: Tensor, positive: Tensor, group: Tensor) -> Tensor:
+def mean_auc(scores: Tensor, faithful: Tensor, group: Tensor) -> Tensor:
     """The mean over the groups of the AUC within the group.
 
-    From scores [N], positive [N] bool and group [N].
+    From scores [N], faithful [N] bool and group [N].
 
-    AUC: the probability that a random positive row scores higher than a random other row
-    of the same group, ties counting one half. Groups without a positive row, or with
-    nothing but positive ones, do not count.
+    AUC: the probability that a random faithful row scores higher than a random other row
+    of the same group, ties counting one half. Groups without a faithful row, or with
+    nothing but faithful ones, do not count.
     """
     raise NotImplementedError("A loop over group.unique() will do.")
 
@@ -99,9 +99,8 @@ def check_centred(centred):
     expect(centred(states[:1], group[:1]), [[0.0, 0.0]], "a group of one")
 
     four = torch.tensor([[0.2, 0.7], [0.3, 0.4], [0.4, 0.3], [0.7, 0.2]])
-    twice = torch.stack(
-        [sum(four), sum(four.flip(0))]
-    )  # equal but for the order of summation
+    # equal but for the order of summation
+    twice = torch.stack([sum(four), sum(four.flip(0))])
     found = centred(twice, torch.tensor([0, 0]))
     expect_true(
         bool((found == 0).all()),
@@ -127,38 +126,34 @@ def check_centred(centred):
 
 
 def check_mean_auc(mean_auc):
-    one, positive = torch.zeros(4), torch.tensor([True, True, False, False])
+    one, faithful = torch.zeros(4), torch.tensor([True, True, False, False])
     expect(
-        mean_auc(torch.tensor([0.9, 0.8, 0.3, 0.1]), positive, one),
+        mean_auc(torch.tensor([0.9, 0.8, 0.3, 0.1]), faithful, one),
         1.0,
-        "all positive rows above all others",
+        "all faithful rows above all others",
     )
     expect(
-        mean_auc(torch.tensor([0.9, 0.2, 0.3, 0.1]), positive, one),
+        mean_auc(torch.tensor([0.9, 0.2, 0.3, 0.1]), faithful, one),
         0.75,
         "three pairs of four in order",
     )
-    expect(mean_auc(torch.full((4,), 0.5), positive, one), 0.5, "only ties")
+    expect(mean_auc(torch.full((4,), 0.5), faithful, one), 0.5, "only ties")
     scores = torch.tensor([0.9, 0.5, 0.5, 0.1])
-    expect(mean_auc(scores, positive, one), 0.875, "three pairs in order and a tie")
+    expect(mean_auc(scores, faithful, one), 0.875, "three pairs in order and a tie")
 
     scores = torch.tensor([9.0, 2.0, 8.0, 1.0, 2.0])
-    positive, group = (
-        torch.tensor([False, True, True, False, False]),
-        torch.tensor([5, 2, 5, 2, 2]),
-    )
+    faithful = torch.tensor([False, True, True, False, False])
+    group = torch.tensor([5, 2, 5, 2, 2])
     expect(
-        mean_auc(scores, positive, group),
+        mean_auc(scores, faithful, group),
         0.375,
         "groups at 0 and 0.75, mixed rows: pairs within a group only",
     )
-    scores, positive = (
-        torch.cat([scores, scores[:3]]),
-        torch.tensor([0, 1, 1, 0, 0, 1, 0, 0]).bool(),
-    )
+    scores = torch.cat([scores, scores[:3]])
+    faithful = torch.tensor([0, 1, 1, 0, 0, 1, 0, 0]).bool()
     group = torch.tensor([5, 2, 5, 2, 2, 6, 7, 7])
     expect(
-        mean_auc(scores, positive, group),
+        mean_auc(scores, faithful, group),
         0.375,
         "the same and two groups that lack one kind: they do not count",
     )

@@ -28,9 +28,10 @@ def soft_nn(scores: Tensor, positives: Tensor, candidates: Tensor) -> Tensor:
 
     scores [N, M] are already divided by the temperature.
 
-    positives, candidates [N, M] bool; every positive is a candidate, too. Outside of the
-    candidates scores may be anything, NaN included. Exactly 0, with a gradient of 0, for
-    rows without a positive or without a negative.
+    positives, candidates [N, M] bool; every positive is a candidate, too, and the other
+    candidates are negatives. Outside of the candidates scores may be anything, NaN
+    included. Exactly 0, with a gradient of 0, for rows without a positive or without a
+    negative.
 
     Choosing the rows with torch.where at the end need not be enough. The log of an empty
     sum is -inf, and its slope infinite or undefined. torch.where gives it the weight 0,
@@ -102,9 +103,8 @@ CANDIDATES = torch.tensor(
 POSITIVES = torch.tensor(
     [[False, True, True, False], [False, False, False, False], [True, True, False, True]]
 )
-SCORES = torch.tensor(
-    [[9.0, 2.0, 1.0, 0.0], [1.0, 9.0, 3.0, 2.0], [1.0, 2.0, 9.0, 3.0]]
-)  # 9: the row itself
+# 9: the row itself
+SCORES = torch.tensor([[9.0, 2.0, 1.0, 0.0], [1.0, 9.0, 3.0, 2.0], [1.0, 2.0, 9.0, 3.0]])
 
 
 def common_to_both(loss, of_the_first: float, far: float):
@@ -128,9 +128,8 @@ def common_to_both(loss, of_the_first: float, far: float):
         bool(broken.grad.isfinite().all()),
         "the gradient of the anchor must be finite, and 0 for itself",
     )
-    scores = torch.tensor(
-        [[50.0, -20.0, -25.0, -30.0]]
-    )  # temperature 0.02: 50 is the cosine of 1 with itself
+    # temperature 0.02: 50 is the cosine of 1 with itself
+    scores = torch.tensor([[50.0, -20.0, -25.0, -30.0]])
     expect(
         loss(scores, POSITIVES[:1], CANDIDATES[:1]),
         [far],

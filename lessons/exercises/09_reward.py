@@ -54,8 +54,8 @@ def cross_anchors(correct: Tensor, group: Tensor) -> Tensor:
 
     Exercise 8 asked this for group level. An anchor is a right rollout that has a
     positive, another right one of its prompt, and a negative, any other rollout of the
-    batch that is no positive. Rows with equal entries in group are of one prompt; prompts
-    may differ in size.
+    batch that is no positive. Rows with equal entries in group are of one prompt. Prompts
+    may have different numbers of rollouts.
     """
     raise NotImplementedError(
         "How many positives has each? What is left of the batch, without them and itself?"
@@ -66,10 +66,8 @@ def cross_anchors(correct: Tensor, group: Tensor) -> Tensor:
 
 
 def check_contrastive_reward(contrastive_reward):
-    loss, correct = (
-        torch.tensor([1.0, 2.0, 9.0, 3.0]),
-        torch.tensor([True, True, True, False]),
-    )
+    loss = torch.tensor([1.0, 2.0, 9.0, 3.0])
+    correct = torch.tensor([True, True, True, False])
     found = contrastive_reward(loss, correct, 0.2, -0.5)
     expect(
         found,
@@ -145,10 +143,8 @@ def check_largest_weight(largest_weight):
 
 def check_cross_anchors(cross_anchors):
     yes, no = True, False
-    correct, group = (
-        torch.tensor([yes, yes, no, yes, no, no]),
-        torch.tensor([0, 0, 0, 1, 1, 1]),
-    )
+    correct = torch.tensor([yes, yes, no, yes, no, no])
+    group = torch.tensor([0, 0, 0, 1, 1, 1])
     expect(
         cross_anchors(correct, group),
         [yes, yes, no, no, no, no],

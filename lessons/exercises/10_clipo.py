@@ -28,23 +28,10 @@ from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
 
 GOAL = 0.1  # hallucination rate of the last five steps
-# GRPO's rates at every fifth of 60 steps, recorded with a reward of zeros
+# GRPO's rates in percent at every fifth of 60 steps, recorded with a reward of zeros
 GRPO = {
-    "careless": [0.46, 0.48, 0.51, 0.54, 0.56, 0.56, 0.53, 0.55, 0.52, 0.62, 0.54, 0.55],
-    "shared_step": [
-        0.75,
-        0.84,
-        0.85,
-        0.83,
-        0.85,
-        0.83,
-        0.84,
-        0.81,
-        0.89,
-        0.86,
-        0.90,
-        0.87,
-    ],
+    "careless": [46, 48, 51, 54, 56, 56, 53, 55, 52, 62, 54, 55],
+    "shared_step": [75, 84, 85, 83, 85, 83, 84, 81, 89, 86, 90, 87],
 }
 
 
@@ -54,8 +41,9 @@ def contrastive_rewards(pooled: Tensor, correct: Tensor, group: Tensor) -> Tenso
 
     pooled [N, D]: mean hidden state of each rollout; correct [N] bool: is the answer
     right?; group [N]: which prompt it answers. Rows may come in any order, and prompts
-    may differ in size. A right rollout should lose the less, the better it agrees with
-    the other right ones of its prompt. What agreement is, is up to you.
+    may have different numbers of rollouts. The better a right rollout agrees with the
+    other right ones of its prompt, the less it should lose. What agreement is, is up to
+    you.
 
     Equal rollouts of a prompt get equal rewards, and one that is the only right one of
     its prompt gets a finite one. No gradient may flow back.
@@ -139,11 +127,10 @@ def train_contrastive_rewards(contrastive_rewards, textbook="careless", seed: in
         right = verdicts(step.problems, step.rollouts)[1][step.correct]
         rates.append(1 - right.float().mean().item())
         if number % 10 == 0:
-            print(
-                f"step {number:3}   hallucination rate {rates[-1]:.2f}   {curve(rates)}"
-            )
+            rate = f"hallucination rate {rates[-1]:.2f}"
+            print(f"step {number:3}   {rate}   {curve(rates)}")
     final = sum(rates[-5:]) / len(rates[-5:])
-    known = GRPO[textbook]
+    known = [percent / 100 for percent in GRPO[textbook]]
     print(f"{'GRPO, recorded':14}   hallucination rate {known[-1]:.2f}   {curve(known)}")
     print(f"last five steps: hallucination rate {final:.3f}")
 

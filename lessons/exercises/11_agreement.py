@@ -44,8 +44,8 @@ def other_prompts(circle: Tensor, others: int) -> Tensor:
     """Which prompts each of B prompts is compared with, [others, B].
 
     circle [B] is an order of 0..B-1, in which the prompts stand in a circle. Row 0 holds
-    for each prompt the one that stands next to it, row 1 the second next, going round:
-    those of prompt circle[place] are circle[place + 1], circle[place + 2] and so on. No
+    for each prompt the one that stands next to it, row 1 the one after that, and so on,
+    going round. Column circle[place] holds circle[place + 1], circle[place + 2] ... No
     prompt is its own other: ValueError unless 1 <= others < B.
     """
     raise NotImplementedError(
@@ -88,10 +88,8 @@ def check_cluster_losses(cluster_losses):
 
 def check_prompt_contrast(prompt_contrast):
     everything = torch.ones(1, 2, dtype=torch.bool)
-    own, others = (
-        torch.tensor([[0.9, 0.7]]).log(),
-        torch.tensor([[[0.02, 0.7]], [[0.04, 0.7]]]).log(),
-    )
+    own = torch.tensor([[0.9, 0.7]]).log()
+    others = torch.tensor([[[0.02, 0.7]], [[0.04, 0.7]]]).log()
     expect(
         prompt_contrast(own, others, everything, 6.0),
         [3.40120 / 2],

@@ -5,9 +5,8 @@ from torch import Tensor
 
 
 def masked_logsumexp(scores: Tensor, mask: Tensor) -> Tensor:
-    return scores.masked_fill(~mask, -torch.inf).logsumexp(
-        1
-    )  # torch takes out the largest of what is left
+    # torch takes out the largest of what is left
+    return scores.masked_fill(~mask, -torch.inf).logsumexp(1)
 
 
 def soft_nn(scores: Tensor, positives: Tensor, candidates: Tensor) -> Tensor:

@@ -10,20 +10,17 @@ from torch import Tensor
 def contrastive_reward(
     loss: Tensor, correct: Tensor, weight: float, floor: float
 ) -> Tensor:
-    price = (-weight * loss.detach()).clamp(
-        min=floor
-    )  # the weight first, then the floor: a floor of the reward
+    # The weight first, then the floor: a floor of the reward.
+    price = (-weight * loss.detach()).clamp(min=floor)
     return torch.where(correct, price, 0.0)
 
 
 def has_signal(contrastive: Tensor, correct: Tensor, group_size: int) -> Tensor:
-    values, right = (
-        contrastive.view(-1, group_size),
-        correct.view(-1, group_size),
-    )  # [B, G]
+    values = contrastive.view(-1, group_size)  # [B, G]
+    right = correct.view(-1, group_size)  # [B, G]
     high = values.masked_fill(~right, -torch.inf).amax(1)  # [B]
     low = values.masked_fill(~right, torch.inf).amin(1)
-    return high - low > 1e-6  # nobody right: -inf
+    return high - low > 1e-6  # nobody right: high - low is -inf
 
 
 def largest_weight(loss: Tensor, correct: Tensor, floor: float) -> float:
@@ -34,9 +31,8 @@ def largest_weight(loss: Tensor, correct: Tensor, floor: float) -> float:
 
 
 def cross_anchors(correct: Tensor, group: Tensor) -> Tensor:
-    siblings = (group[:, None] == group[None, :]) & correct[
-        None, :
-    ]  # [N, N], right ones of the own prompt
-    positives = siblings.sum(1) - 1  # a right rollout has counted itself
+    same_prompt = group[:, None] == group[None, :]  # [N, N]
+    right_siblings = same_prompt & correct[None, :]  # [N, N]
+    positives = right_siblings.sum(1) - 1  # a right rollout has counted itself
     candidates = len(correct) - 1
     return correct & (positives > 0) & (positives < candidates)
