@@ -14,7 +14,7 @@ from minclipo.runs.intervals import seeds_interval, share_interval
 from minclipo.runs.measure import reward_parts
 
 STYLES = {  # {} stands for the algorithm that they all train with
-    "baseline": dict(color="#D55E00", linestyle="-", label="{}"),
+    "baseline": dict(color="#D55E00", linestyle=(0, (8, 1.5)), label="{}"),  # dashes that nearly touch
     "clipo": dict(color="#0072B2", linestyle="-", label="{} + CLIPO"),
     "oracle": dict(color="#000000", linestyle=":", label="oracle (sees the steps)"),
     "clipo_paper": dict(color="#CC79A7", linestyle="--", label="{} + CLIPO, paper's setting"),
