@@ -96,16 +96,17 @@ show(
 #
 # ## Laws instead of curves
 #
-# Ask whether it keeps the laws that a right program keeps *exactly*. An instrument takes
-# a program and returns a number that must be 0. Three of the twelve in full:
+# Ask whether a program keeps the laws that a right one keeps *exactly*. An instrument
+# takes a program and returns a number. If that is not 0, the instrument *rings*. Three of
+# the twelve in full:
 
 # %%
 for instrument in (ratio, cut, clip):
     show_code(inspect.getsource(instrument))
 
 # %% [markdown]
-# What all twelve say of the program above, and their laws (the other nine are in
-# [instruments.py](../hunting/instruments.py)):
+# What all twelve say of the program above, and their laws. The other nine are in
+# [instruments.py](../hunting/instruments.py).
 
 # %%
 for name, number in readings(wrong).items():
@@ -166,7 +167,7 @@ show(
 # * **ratio** takes for right what sampling and scoring do wrong *alike*.
 # * **enumeration** is handed its advantages, stays on policy, and cuts nothing.
 # * **equal** and **balance** know no sign. Only the **bandit** hears negated advantages.
-# * **kl** sees no gradient. k1, which as a loss does nothing, passes.
+# * **kl** sees no gradient. k1, which as a loss does nothing on average, passes.
 # * **clip** tries two ratios only.
 #
 # Does your program not come in parts? Log the largest $|r-1|$ of each step's first
