@@ -79,7 +79,8 @@ def progress_of(path: Path, *, solution: bool = False, train: bool = False) -> P
             print(" " * 30, end="")  # below its name
         else:
             states.append("right" if not solution and has_reached(path) else "not run")
-    return Progress(path, states, *facts(exercise["__doc__"]))
+    gone = "" if states else "its checks are gone"
+    return Progress(path, states, *facts(exercise["__doc__"]), broken=gone)
 
 
 def line_of(path: Path, error: BaseException) -> str:

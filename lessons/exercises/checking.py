@@ -115,7 +115,8 @@ def hints(exercise: dict) -> dict[str, str]:
     folded = r"<details><summary>A hint for (.*?)</summary>(.*?)</details>"
     found = re.findall(folded, text, flags=re.DOTALL)
     known = {re.sub("<.*?>|`", "", name): hint.strip() for name, hint in found}
-    return {name: hint for name, hint in known.items() if name in exercise}
+    own = lambda name: any(word in exercise for word in name.split())  # "f and g"
+    return {name: hint for name, hint in known.items() if own(name)}
 
 
 def show_hint(exercise: dict, function: str) -> None:
