@@ -101,8 +101,8 @@ show(
 )
 
 # %% [markdown]
-# Dr. GRPO's constant, here 8, scales the whole loss and no rollout more than another.
-# DAPO divides by the number of tokens in the batch.
+# Dr. GRPO's constant, here 8, scales all rollouts alike. DAPO divides by the number of
+# tokens in the batch.
 #
 # The std is small for prompts that are nearly always or nearly never solved. Dividing by
 # it gives them more weight:
@@ -150,7 +150,7 @@ show(
 #
 # With a clip at 1.2 a token of probability 0.01 may gain 0.0020 and no more. One of 0.9
 # never meets the clip, as 1.2 times 0.9 is more than 1. So the upper bound holds back
-# rare tokens, from which something new is learnt.
+# rare tokens.
 #
 # The other two stand around the loss. *Dynamic sampling* throws away the prompts whose
 # rollouts are all right or all wrong, since their advantages are 0, and samples until the

@@ -96,6 +96,7 @@ ways = {  # name: (probability at the start, what it writes)
 }
 
 
+# %%
 def paid(accept, ways):
     """What each way earns on average, [ways]."""
     right = lambda way: sum(accept(way(a, b), str(a + b)) for a, b in sums) / len(sums)
