@@ -101,11 +101,11 @@ show(
 )
 
 # %% [markdown]
-# Dr. GRPO's constant only scales the learning rate. DAPO divides by the tokens of the
-# batch.
+# Dr. GRPO's constant, here 8, scales all rollouts alike. DAPO divides by the number of
+# tokens in the batch.
 #
 # The std is small for prompts that are nearly always or nearly never solved. Dividing by
-# it makes them louder:
+# it gives them more weight:
 
 # %%
 rewards = torch.tril(torch.ones(16, 16))[:15]  # [B, G]: 1 of 16 is right, 2, ... 15
@@ -113,12 +113,10 @@ by_difficulty = {}
 for scale, name in (("std", "GRPO"), ("none", "Dr. GRPO")):
     A = group_advantages(rewards.flatten(), 16, scale=scale).view(15, 16)
     by_difficulty[name] = A[:, 0], A.abs().sum(1)  # a right rollout, its group; [B] each
-    one, whole = (
-        "  ".join(f"{x[i]:5.2f}" for i in (0, 7, 14)) for x in by_difficulty[name]
-    )
-    print(
-        f"{name:8} 1, 8, 15 of 16 right: a right rollout {one}, |A| of the group {whole}"
-    )
+    shown = lambda values: "  ".join(f"{values[i]:5.2f}" for i in (0, 7, 14))
+    one, whole = map(shown, by_difficulty[name])
+    print(f"{name:8} 1, 8, 15 of 16 right: a right rollout {one}", end=", ")
+    print(f"|A| of the group {whole}")
 
 # %% tags=["drawing"]
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
@@ -134,8 +132,8 @@ axes[0].legend(frameon=False)
 show(
     figure,
     "12_difficulty",
-    "Groups of 16 with 1 to 15 right rollouts. GRPO (orange) is louder than Dr. GRPO "
-    "(black), most of all where nearly all or nearly none are right.",
+    "Groups of 16 with 1 to 15 right rollouts. GRPO's advantages (orange) are larger than "
+    "Dr. GRPO's (black), above all where nearly all or nearly none are right.",
 )
 
 # %% [markdown]
@@ -150,12 +148,14 @@ show(
 # + return (token_loss * mask).sum() / mask.sum()
 # ```
 #
-# A ratio of 1.2 holds back a token of probability 0.01. One of 0.9 never meets the clip,
-# as 1.2 times 0.9 is more than 1. So the upper bound costs exploration.
+# With a clip at 1.2 a token of probability 0.01 may gain 0.0020 and no more. One of 0.9
+# never meets the clip, as 1.2 times 0.9 is more than 1. So the upper bound holds back
+# rare tokens.
 #
-# The other two stand around the loss. *Dynamic sampling* replaces prompts that teach
-# nothing. The *overlong penalty* lowers the reward near the limit of tokens, here by up
-# to 0.5 over the last 4 of 16.
+# The other two stand around the loss. *Dynamic sampling* throws away the prompts whose
+# rollouts are all right or all wrong, since their advantages are 0, and samples until the
+# batch is full. The *overlong penalty* lowers the reward near the limit of tokens, here
+# by up to 0.5 over the last 4 of 16.
 
 
 # %%
@@ -177,7 +177,7 @@ three_groups = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
 print("groups that teach:", informative_groups(three_groups, group_size=3).tolist())
 for share in (0.5, 0.9, 0.99):
     batches = 1 / (1 - share**16 - (1 - share) ** 16)
-    print(f"{share:.0%} right: {batches:.2f} batches to fill one with groups of 16")
+    print(f"{share:.0%} right: sample {batches:.2f} batches to fill one, groups of 16")
 lengths = torch.tensor([11, 12, 13, 14, 15, 16])
 print("overlong:", overlong_penalty(lengths, 16, buffer=4, penalty=0.5).tolist())
 
@@ -189,7 +189,7 @@ print("overlong:", overlong_penalty(lengths, 16, buffer=4, penalty=0.5).tolist()
 #
 # $$r_i=\Big(\prod_t r_{it}\Big)^{1/|y_i|}=\exp\Big(\frac1{|y_i|}\sum_t\log r_{it}\Big)$$
 #
-# GSPO (arXiv 2507.18071, eqs. 5 and 7) clips this mean.
+# GSPO (arXiv 2507.18071, eqs. 5 and 7) clips this ratio.
 #
 # ```diff
 # - r = log_ratio.exp()  # [N, T]
@@ -198,8 +198,8 @@ print("overlong:", overlong_penalty(lengths, 16, buffer=4, penalty=0.5).tolist()
 # + token_loss = torch.maximum(-A * r, -A * r.clamp(1 - 3e-4, 1 + 4e-4))
 # ```
 #
-# GMPO (arXiv 2507.20673, eq. 4) clips the log-ratios one by one before, only where lesson
-# 5's max would have cut.
+# GMPO (arXiv 2507.20673, eq. 4) first clips each token's log-ratio, and only on the side
+# where lesson 5's max would have cut it off.
 #
 # ```diff
 # - r = log_ratio.exp()  # [N, T]
@@ -214,7 +214,7 @@ print("overlong:", overlong_penalty(lengths, 16, buffer=4, penalty=0.5).tolist()
 #
 # In the wrong one GRPO pushes the wild token down with 7.39 times the usual force, while
 # GSPO and GMPO spread that over the rollout, 1.11 for all. In the right one GRPO and GMPO
-# stop the wild token alone. GSPO stops the whole rollout, since its mean ratio $e^{0.1}$
+# stop only the wild token. GSPO stops the whole rollout, since its mean ratio $e^{0.1}$
 # is above 1.0004.
 #
 # </details>
@@ -240,7 +240,7 @@ def gmpo(log_ratio, mask, rewards):
     return ((token_loss * mask).sum(1) / mask.sum(1)).mean()
 
 
-def gradient(loss, log_ratio, mask, rewards):  # [N, T], also that of the log-probs
+def gradient(loss, log_ratio, mask, rewards):  # [N, T], as for the log-probs
     leaf = log_ratio.clone().requires_grad_()
     return torch.autograd.grad(loss(leaf, mask, rewards), leaf)[0]
 
@@ -268,9 +268,9 @@ for T in (11, 100, 1000, 10000):
     print(f"{T:5} tokens: spread of the ratio {r.std():.5f}, above 1.0004 {share:.0%}")
 
 # %% [markdown]
-# **The token form.** One ratio gives all tokens one gradient, and would average
-# advantages of their own. So the paper (section 4.3) has a second form. Its sg, "stop
-# gradient", is torch's `detach`.
+# **The token form.** One ratio per rollout gives all its tokens the same gradient. Where
+# each token has an advantage of its own, these are averaged. So the paper (section 4.3)
+# has a second form. Its sg, "stop gradient", is torch's `detach`.
 #
 # $$r_{it}=\mathrm{sg}(r_i)\thinspace\frac{\pi(y_{it})}{\mathrm{sg}(\pi(y_{it}))}$$
 #
@@ -313,7 +313,7 @@ for loss in (dr_grpo, dapo, gspo, gmpo):
 # ## The same in minclipo
 #
 # `minclipo/grpo.py` has one `policy_loss` for all, `minclipo/runs/recipes.py` their
-# settings. Its plain `grpo`, the one mostly run today, has DAPO's mean and a clip of 0.2.
+# settings. Its plain `grpo` has DAPO's mean over tokens and a clip of 0.2.
 
 # %%
 losses = dict(grpo_published=grpo, dr_grpo=dr_grpo, dapo=dapo, gspo=gspo, gmpo=gmpo)
@@ -322,9 +322,10 @@ for name, loss in losses.items():
     A = group_advantages(rewards.flatten(), 3, scale=options["advantage_scale"])  # [N]
     weights = token_weights(mask, options["aggregation"], max_length=MAX_LENGTH)  # [N, T]
     clip = {key: options[key] for key in ("ratio", "clip_low", "clip_high")}
-    theirs = lambda log_ratio, *_: (
-        policy_loss(log_ratio, still, A, mask, weights=weights, **clip).loss
-    )
+
+    def theirs(log_ratio, *_):
+        return policy_loss(log_ratio, still, A, mask, weights=weights, **clip).loss
+
     for spread in (1e-4, 0.5):  # within GSPO's range, and beyond everybody's
         moved = spread * torch.randn(6, MAX_LENGTH, generator=generator), mask, rewards
         assert torch.allclose(loss(*moved), theirs(*moved), atol=1e-6)
@@ -346,7 +347,7 @@ print("they agree in value and gradient, and the diffs above are those of the co
 # ## Do they mend the steps?
 #
 # Each relative can be trained with the contrastive reward and without. Five seeds, 100
-# steps on the toy (lessons/results.md). GRPO as published has its KL penalty here:
+# steps on the toy (lessons/results.md). GRPO as published has its KL penalty here.
 #
 # <details><summary><b>Guess first.</b> Which of the six removes made-up steps on its
 # own?</summary>
@@ -394,10 +395,10 @@ show(
 )
 
 # %% [markdown]
-# GSPO cuts whole rollouts, and with more room CLIPO works there, too. Dr. GRPO does not
-# enlarge a small difference between right rollouts. DAPO drops the prompts that are
-# always right, where that difference would be all there is. This last reason is not
-# tested.
+# GSPO's narrow range cuts whole rollouts. With a wider one CLIPO works there, too. Dr.
+# GRPO does not divide by the std, so a small difference between right rollouts stays
+# small. DAPO drops the prompts that are always right, where that difference would be all
+# there is. The reasons for Dr. GRPO and DAPO are not tested.
 #
 # **Now you know.**
 #

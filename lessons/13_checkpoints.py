@@ -70,7 +70,7 @@ print(f"... {len(stored)} tensors, {numbers} numbers")
 config = json.loads((FOLDER / "config.json").read_text())
 for key in ("num_attention_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings"):
     print(f"{key:20} {config[key]}")
-shape = load_model(FOLDER).config  # the same as a GPTConfig
+settings = load_model(FOLDER).config  # the same as a GPTConfig
 weights = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
 reference = load_file(FOLDER / "reference.safetensors")
 tokens = reference["right.input_ids"][:1]  # [1, T]
@@ -79,7 +79,7 @@ truth = reference["right.logits"][0]  # [T, V]
 
 def logits_with(weights=weights, **changes):
     """Logits [T, V] of the reference's text under other weights or settings."""
-    model = GPT(dataclasses.replace(shape, **changes))
+    model = GPT(dataclasses.replace(settings, **changes))
     model.load_state_dict(weights, strict=False)  # as in many scripts: extras are dropped
     with torch.no_grad():
         return model.logits(model(tokens))[0]
@@ -100,9 +100,9 @@ for name, logits in found.items():
     print(f"same favourite at {same:2} of 18   loss {loss:.2f}")
 
 # %% [markdown]
-# What tells is **parity**: the same tokens through reference and own code, and the
-# difference of the logits. A trained model may hide a mistake. Lesson 3's toy, trained
-# with theta 10000:
+# The sure test is **parity**: send the same tokens through the reference and through
+# your own code, and compare the logits. Good answers prove less, as a trained model may
+# hide a mistake. Here is lesson 3's careless model, trained with theta 10000:
 
 # %%
 careless, toy = pretrained("careless"), toy_tokenizer()
@@ -135,7 +135,7 @@ def rotate_neighbours(x, cos, sin):
 
 def to_neighbours(rows):
     """Rows [H * C, D], partners half a head apart -> the same rows, side by side."""
-    halves = rows.view(-1, 2, shape.head_dim // 2, rows.shape[1])
+    halves = rows.view(-1, 2, settings.head_dim // 2, rows.shape[1])
     return halves.transpose(1, 2).reshape(rows.shape)
 
 
@@ -173,8 +173,8 @@ tidy(axis, "position in the text", "largest error of a logit")
 show(
     figure,
     "13_errors",
-    "Error of the logits at each position, each mistake with its own mark; no error at "
-    "all is drawn at 1e-7. At position 0 both wrong rotations are exact.",
+    "Error of the logits at each position, for four mistakes and for none (crosses); no "
+    "error at all is drawn at 1e-7. At position 0 both wrong rotations are exact.",
 )
 
 # %% [markdown]
@@ -192,11 +192,11 @@ show(
 #
 # A chat model knows conversations in one format, its template.
 #
-# <details><summary><b>Guess first.</b> Three of these inputs are wrong. What is wrong
-# with each?</summary>
+# <details><summary><b>Guess first.</b> Three of the four inputs below are wrong. What
+# does the model see in each?</summary>
 #
-# The second begins its text twice. The third lets the model open its own turn. The
-# fourth lacks two line breaks. Print the tokens of a prompt.
+# The second begins its text twice. The third ends before the model's own turn is opened.
+# The fourth lacks two line breaks. To find such mistakes, print the tokens of a prompt.
 #
 # </details>
 

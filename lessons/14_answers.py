@@ -25,9 +25,9 @@ from minclipo.verifier import verify
 #
 # <details><summary><b>Guess first.</b> Where is the short one wrong?</summary>
 #
-# It knows neither units nor LaTeX, and two boxes fool it. Both refuse the last answer,
-# which nothing marks. In doubt `verify` refuses: the truth 0.75 does not say that it is
-# a share, so 75% may be another number.
+# It knows neither units nor LaTeX, and two boxes or a minus before the box fool it. Both
+# refuse the last answer, which nothing marks. In doubt `verify` refuses: the truth 0.75
+# does not say that it is a share, so 75% may be another number.
 #
 # </details>
 
@@ -66,7 +66,7 @@ for answer, true in (
 # ## What is accepted is learnt
 #
 # A right answer refused costs one reward. A wrong one accepted pays a *way of
-# answering*, and what pays spreads: a **reward hack**.
+# answering*, and what pays spreads. That is a **reward hack**.
 #
 # A made-up policy has five ways of answering. It adds without carrying, which is right
 # for half of these sums. If a way pays $R$ on average, lesson 4's gradient of its logit
@@ -85,18 +85,18 @@ sums = [(12, 30), (41, 22), (50, 19), (64, 13), (31, 8)]
 sums += [(7, 35), (28, 15), (36, 47), (23, 19), (55, 27)]
 hasty = lambda a, b: 10 * (a // 10 + b // 10) + (a + b) % 10  # forgets the carry
 one_box = lambda number: rf"\boxed{{{number}}}"
+hedge = lambda number: f"{one_box(number)} or {one_box(number + 10)}"
+all_numbers = one_box(", ".join(str(number) for number in range(10, 100)))
 ways = {  # name: (probability at the start, what it writes)
     "one box": (0.75, lambda a, b: one_box(hasty(a, b))),
     "no box": (0.10, lambda a, b: f"It is {hasty(a, b)}."),
     "off by one": (0.10, lambda a, b: one_box(hasty(a, b) + 1)),
-    "two boxes": (
-        0.04,
-        lambda a, b: f"{one_box(hasty(a, b))} or {one_box(hasty(a, b) + 10)}",
-    ),
-    "a list": (0.01, lambda a, b: one_box(", ".join(map(str, range(10, 100))))),
+    "two boxes": (0.04, lambda a, b: hedge(hasty(a, b))),
+    "a list": (0.01, lambda a, b: all_numbers),
 }
 
 
+# %%
 def paid(accept, ways):
     """What each way earns on average, [ways]."""
     right = lambda way: sum(accept(way(a, b), str(a + b)) for a, b in sums) / len(sums)
@@ -154,7 +154,8 @@ show(
 # ## Equations: a step check for real text
 #
 # `check_equations` judges a solution's equations. A right answer with a false one counts
-# as hallucinated. That is a lower bound: a made-up number in a true equation passes.
+# as hallucinated. The rate found is a lower bound, since a made-up number in a true
+# equation passes.
 
 # %%
 for solution in ("12 + 30 = 42, 42 / 2 = 21", "12 + 30 = 43, 42 / 2 = 21", "7 * 3 = 21"):

@@ -42,8 +42,8 @@ from minclipo.sampler import sample
 # eight parts is wrong. Take five minutes, and write your guess down.
 
 # %%
-WRONG = program_with(("of_the_page",))
-show_code(WRONG)
+TEXT_ABOVE = program_with(("of_the_page",))
+show_code(TEXT_ABOVE)
 
 # %% [markdown]
 # ## First, look at the reward
@@ -51,15 +51,15 @@ show_code(WRONG)
 # Train it beside the right program from two seeds and three programs with other bugs.
 
 # %%
-wrong = load(WRONG)
-teams = {name: suspect(name) for name in SUSPECTS}
+program_above = load(TEXT_ABOVE)
+suspects = {name: suspect(name) for name in SUSPECTS}
 runs = {
     "right, seed 0": (RIGHT, 0),
     "right, seed 1": (RIGHT, 1),
-    "the program above": (wrong, 0),
-    "step depends on the cut": (teams["step_depends_on_the_cut"], 0),
-    "advantages do not cancel": (teams["advantages_do_not_cancel"], 0),
-    "ratio is not one": (teams["ratio_is_not_one"], 0),
+    "the program above": (program_above, 0),
+    "step depends on the cut": (suspects["step_depends_on_the_cut"], 0),
+    "advantages do not cancel": (suspects["advantages_do_not_cancel"], 0),
+    "ratio is not one": (suspects["ratio_is_not_one"], 0),
 }
 curves = {}
 for label, (found, seed) in runs.items():
@@ -68,15 +68,10 @@ for label, (found, seed) in runs.items():
 
 # %% tags=["drawing"]
 figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-styles = (
-    ("#AAAAAA", "-"),
-    ("#AAAAAA", "-"),
-    *(("black", s) for s in ("-", "--", "-.", ":")),
-)
+styles = [("#AAAAAA", "-")] * 2 + [("black", line) for line in ("-", "--", "-.", ":")]
 for (label, rewards), (color, line) in zip(curves.items(), styles):
-    axis.plot(
-        range(1, len(rewards) + 1), rewards, color=color, linestyle=line, label=label
-    )
+    steps = range(1, len(rewards) + 1)
+    axis.plot(steps, rewards, color=color, linestyle=line, label=label)
 axis.legend(frameon=False, fontsize=9, loc="lower right")
 tidy(axis, "training step", "mean reward", "Four of these six are wrong")
 show(
@@ -96,19 +91,20 @@ show(
 #
 # ## Laws instead of curves
 #
-# Ask whether it keeps the laws that a right program keeps *exactly*. An instrument takes
-# a program and returns a number that must be 0. Three of the twelve in full:
+# Ask whether a program keeps the laws that a right one keeps *exactly*. An instrument
+# takes a program and returns a number. If that is not 0, the instrument *rings*. Three of
+# the twelve in full:
 
 # %%
 for instrument in (ratio, cut, clip):
     show_code(inspect.getsource(instrument))
 
 # %% [markdown]
-# What all twelve say of the program above, and their laws (the other nine are in
-# [instruments.py](../hunting/instruments.py)):
+# What all twelve say of the program above, and their laws. The other nine are in
+# [instruments.py](../hunting/instruments.py).
 
 # %%
-for name, number in readings(wrong).items():
+for name, number in readings(program_above).items():
     print(f"{name:11} {f'{number:.2f}' if number > SILENT else '-':>5}   {law(name)}")
 
 # %% [markdown]
@@ -126,7 +122,7 @@ for name, number in readings(wrong).items():
 # find the bugs without it, do the exercise at the end of this page now.*
 
 # %%
-everyone = teams | {"no bug": RIGHT}
+everyone = suspects | {"no bug": RIGHT}
 table = {name: readings(found) for name, found in everyone.items()}
 widths = [max(5, len(name) + 1) for name in INSTRUMENTS]
 print(" " * 24 + "".join(f"{name:>{width}}" for name, width in zip(INSTRUMENTS, widths)))
@@ -166,7 +162,7 @@ show(
 # * **ratio** takes for right what sampling and scoring do wrong *alike*.
 # * **enumeration** is handed its advantages, stays on policy, and cuts nothing.
 # * **equal** and **balance** know no sign. Only the **bandit** hears negated advantages.
-# * **kl** sees no gradient. k1, which as a loss does nothing, passes.
+# * **kl** sees no gradient. k1, which as a loss does nothing on average, passes.
 # * **clip** tries two ratios only.
 #
 # Does your program not come in parts? Log the largest $|r-1|$ of each step's first
@@ -185,13 +181,12 @@ show(
 # </details>
 
 # %%
+one_length = [[1, 2], [3, 0]]
 hidden = {
-    "ratio, at temperature 1": ratio(teams["ratio_is_not_one"], temperature=1.0),
-    "ratio, prompts of one length": ratio(
-        teams["short_prompts_suffer"], [[1, 2], [3, 0]]
-    ),
-    "cut, in one piece": cut(teams["step_depends_on_the_cut"], pieces=1),
-    "balance, one prompt": balance(teams["advantages_do_not_cancel"], ["odd"]),
+    "ratio, at temperature 1": ratio(suspects["ratio_is_not_one"], temperature=1.0),
+    "ratio, prompts of one length": ratio(suspects["short_prompts_suffer"], one_length),
+    "cut, in one piece": cut(suspects["step_depends_on_the_cut"], pieces=1),
+    "balance, one prompt": balance(suspects["advantages_do_not_cancel"], ["odd"]),
 }
 for setting, number in hidden.items():
     print(f"{setting:29} {'rings' if number > SILENT else 'silent'}")
@@ -225,9 +220,8 @@ def package_generate(model, prompts, length, temperature, generator):
 
 def package_score(model, prompts, tokens, temperature):
     everything = torch.ones_like(tokens, dtype=torch.bool)
-    return completion_logprobs(
-        model, prompts, tokens, everything, temperature=temperature
-    )
+    settings = dict(temperature=temperature)
+    return completion_logprobs(model, prompts, tokens, everything, **settings)
 
 
 def package_loss(logprobs, old, advantages, weights):

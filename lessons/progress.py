@@ -13,6 +13,7 @@ import io
 import re
 import runpy
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ FACTS = re.compile(r"^Minutes: (\d+)\. Difficulty: (easy|medium|hard)\.$", re.MU
 
 @dataclass
 class Progress:
-    """How far one exercise is."""
+    """How far one exercise is. As text: what stands behind its name."""
 
     path: Path
     states: list[str]  # of each function, and of each training: a key of BLOCKS
@@ -46,7 +47,7 @@ class Progress:
         bar = "".join(BLOCKS[state] for state in self.states)
         counted = f"{self.right} of {len(self.states)}" if self.states else ""
         time = f"{self.minutes} min" if self.minutes else ""
-        line = f"{self.path.stem:30}{bar:10}{counted:9}{time:>8}  {self.difficulty:8}"
+        line = f"{bar:10}{counted:9}{time:>8}  {self.difficulty:8}"
         note = "training not run" if "not run" in self.states else self.broken
         return f"{line}{note}".rstrip()
 
@@ -65,17 +66,28 @@ def progress_of(path: Path, *, solution: bool = False, train: bool = False) -> P
             exercise = runpy.run_path(str(path))
             answers = runpy.run_path(str(SOLUTIONS / path.name)) if solution else exercise
             states = [state for _, state, _ in grade(exercise, answers)]
+    except KeyboardInterrupt as stop:
+        sys.exit(f"\nstopped in {path.name}{line_of(path, stop)}: does it ever end?")
     except (Exception, SystemExit) as error:  # half an edit: it does not run
         return Progress(path, [], None, "", f"{type(error).__name__}: {error}")
     for _ in functions(exercise, "train_"):
         if states.count("right") < len(states):
             states.append("not yet")
         elif train:
-            print(f"{path.stem}:")
+            print("training")
             states += [state for _, state, _ in trained(exercise, answers)]
+            print(" " * 30, end="")  # below its name
         else:
             states.append("right" if not solution and has_reached(path) else "not run")
-    return Progress(path, states, *facts(exercise["__doc__"]))
+    gone = "" if states else "its checks are gone"
+    return Progress(path, states, *facts(exercise["__doc__"]), broken=gone)
+
+
+def line_of(path: Path, error: BaseException) -> str:
+    """Where in this file an error came up, ", line 7"; "" if elsewhere."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def summary(found: list[Progress]) -> str:
@@ -109,6 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("█ right   ▒ wrong   ░ not yet   · not run\n")
     found = []
     for path in sorted((LESSONS / "exercises").glob("[0-9]*.py")):
+        print(f"{path.stem:30}", end="", flush=True)  # one that never ends is seen
         found.append(progress_of(path, solution=chosen.solution, train=chosen.all))
         print(found[-1], flush=True)
     print(f"\n{summary(found)}")

@@ -47,10 +47,8 @@ def check_contrast(contrast):
     right, wrong = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0])
     for count in (2, 4):
         embeddings = torch.stack([right] * count + [wrong] * 2)
-        correct, group = (
-            torch.tensor([True] * count + [False] * 2),
-            torch.zeros(count + 2, dtype=torch.long),
-        )
+        correct = torch.tensor([True] * count + [False] * 2)
+        group = torch.zeros(count + 2, dtype=torch.long)
         found = contrast(embeddings, correct, group, 0.05)
         expect(
             found,
@@ -61,9 +59,8 @@ def check_contrast(contrast):
     embeddings = torch.nn.functional.normalize(
         torch.randn(12, 3, generator=generator), dim=1
     ).requires_grad_()
-    correct = torch.tensor(
-        [1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 0, 1]
-    ).bool()  # the last prompt has one right rollout
+    # the last prompt has one right rollout
+    correct = torch.tensor([1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 0, 1]).bool()
     group = torch.arange(12) // 4
     found = contrast(embeddings, correct, group, 0.5)
     options = dict(loss="soft_nn", level="group", temperature=0.5)

@@ -2,7 +2,7 @@
 
 Minutes: 5. Difficulty: easy.
 
-"Our words are digits, 0 to 3, and an eos with the id 4. A 1, 2 or 3 is learned at once
+"Our words are digits, 0 to 3, and an eos with the id 4. A 1, 2 or 3 is learnt at once
 where it earns something; a 0 comes late, and only because the other words go down. And
 the log counts fewer tokens than we have sampled."
 

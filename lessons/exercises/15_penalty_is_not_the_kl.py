@@ -36,9 +36,8 @@ def check_penalty(penalty):
     expect(penalty(same, same), torch.zeros(2), "equal log-probs")
     generator = torch.Generator().manual_seed(0)
     for size in (0.01, 0.5, 2.0):  # how far the two lie apart
-        policy, reference = (
-            size * torch.randn(2, 7, generator=generator, dtype=torch.float64)
-        ).log_softmax(1)
+        logits = size * torch.randn(2, 7, generator=generator, dtype=torch.float64)
+        policy, reference = logits.log_softmax(1)
         token_penalties = penalty(policy, reference)
         expect_true(bool((token_penalties >= 0).all()), "a penalty is negative")
         kl = (policy.exp() * (policy - reference)).sum()
@@ -48,10 +47,8 @@ def check_penalty(penalty):
             kl,
             f"logits of size {size}: its mean under the policy must be the KL",
         )
-    leaf, held = (
-        torch.tensor([-1.0, -3.0], requires_grad=True),
-        torch.tensor([-2.0, -2.0], requires_grad=True),
-    )
+    leaf = torch.tensor([-1.0, -3.0], requires_grad=True)
+    held = torch.tensor([-2.0, -2.0], requires_grad=True)
     penalty(leaf, held).sum().backward()
     expect_true(held.grad is None or not held.grad.any(), "the reference got a gradient")
     expect_true(

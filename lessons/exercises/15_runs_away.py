@@ -73,14 +73,10 @@ def check_loss(loss):
 
     generator = torch.Generator().manual_seed(0)
     logprobs, old = torch.randn(2, 3, 5, generator=generator).log_softmax(2)
-    mask, A = (
-        torch.arange(5) < torch.tensor([5, 2, 3])[:, None],
-        torch.tensor([1.0, -0.5, 2.0]),
-    )
-    weights = mask / mask.sum()
-    wanted = policy_loss(
-        logprobs, old, A, mask, weights=weights, clip_low=0.3, clip_high=0.3
-    ).loss
+    mask = torch.arange(5) < torch.tensor([5, 2, 3])[:, None]
+    A, weights = torch.tensor([1.0, -0.5, 2.0]), mask / mask.sum()
+    options = dict(weights=weights, clip_low=0.3, clip_high=0.3)
+    wanted = policy_loss(logprobs, old, A, mask, **options).loss
     expect(
         loss(logprobs, old, A, weights, 0.3),
         wanted,

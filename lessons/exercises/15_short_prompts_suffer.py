@@ -73,9 +73,8 @@ def check_generate(generate):
             f"prompts of {lengths} tokens: log-probs of sampling, against a plain pass",
         )
 
-    greedy = lambda rows: generate(model, rows, 3, 0.0, torch.Generator().manual_seed(0))[
-        0
-    ]
+    dice = torch.Generator().manual_seed(0)
+    greedy = lambda rows: generate(model, rows, 3, 0.0, dice)[0]
     alone = torch.cat([greedy([prompt]) for prompt in prompts])
     expect(
         greedy(prompts),

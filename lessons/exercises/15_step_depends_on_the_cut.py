@@ -45,12 +45,10 @@ def check_backward(backward):
     token_losses = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
     def step(*cut):
-        scale = torch.ones(
-            4, requires_grad=True
-        )  # one weight a row, so that the gradient tells whose share it is
-        loss_of = lambda rows, weights: (
-            weights * (scale[:, None] * token_losses)[rows]
-        ).sum()
+        # one weight a row, so that the gradient tells whose share it is
+        scale = torch.ones(4, requires_grad=True)
+        scaled = lambda rows: scale[rows, None] * token_losses[rows]
+        loss_of = lambda rows, weights: (weights * scaled(rows)).sum()
         return backward(loss_of, mask, [torch.tensor(rows) for rows in cut]), scale.grad
 
     loss, gradient = step([0, 1, 2, 3])

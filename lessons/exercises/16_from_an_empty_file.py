@@ -176,7 +176,7 @@ Lesson 5. masked_fill before exp: 0 times NaN is NaN, in the gradient, too.""",
     "contrastive_rewards": """\
 Lessons 8 and 9. logsumexp over candidates minus logsumexp over positives, with -inf in
 the place of all others. Leave rollouts without a positive out before, not after.""",
-    "train": "Lesson 6, and exercise 6b (06_train.py).",
+    "train": "Lesson 6, and its second exercise, 06_train.py.",
 }
 
 # The checks. Reading them is allowed; from here on the package is used.

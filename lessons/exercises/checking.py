@@ -105,16 +105,18 @@ def fingerprint(path: Path) -> str:
 
 
 def hints(exercise: dict) -> dict[str, str]:
-    """What --hint can tell, by function: the exercise's HINTS, else what its lesson has
-    folded away."""
+    """What --hint can tell, by function: the exercise's HINTS, else what the lesson of its
+    number has folded away."""
     if "HINTS" in exercise:
         return exercise["HINTS"]
-    lesson = LESSONS / Path(exercise["__file__"]).name
-    text = lesson.read_text(encoding="utf-8") if lesson.is_file() else ""
+    lessons = sorted(LESSONS.glob(f"{Path(exercise['__file__']).stem[:2]}_*.py"))
+    text = "\n".join(lesson.read_text(encoding="utf-8") for lesson in lessons)
     text = re.sub("^# ?", "", text, flags=re.MULTILINE)
     folded = r"<details><summary>A hint for (.*?)</summary>(.*?)</details>"
     found = re.findall(folded, text, flags=re.DOTALL)
-    return {re.sub("<.*?>|`", "", name): hint.strip() for name, hint in found}
+    known = {re.sub("<.*?>|`", "", name): hint.strip() for name, hint in found}
+    own = lambda name: any(word in exercise for word in name.split())  # "f and g"
+    return {name: hint for name, hint in known.items() if own(name)}
 
 
 def show_hint(exercise: dict, function: str) -> None:

@@ -65,14 +65,14 @@ def ending(program: dict) -> Tensor:
 
 
 def enumeration(program: dict) -> Tensor:
-    """All 125 completions, weighted with pi(y) R(y), give the gradient of J."""
+    """All 125 completions, weighted with pi(y) R(y), give the gradient of E[R]."""
     rows = torch.cartesian_prod(*[torch.arange(5)] * T)  # [N, T], every row once
     texts = torch.cat([torch.tensor([[1, 2]]).expand(len(rows), 2), rows], 1)
     logits = MODEL.logits(MODEL(texts))[:, 1:-1] / TEMPERATURE  # [N, T, V]
     logprobs = logits.log_softmax(-1).gather(2, rows[..., None])[..., 0]  # [N, T]
     R = torch.tensor([RIGHT["share"]([1, 2], row) for row in rows.tolist()])
-    J = (logprobs.sum(1).exp() * R).sum()
-    exact = torch.autograd.grad(J, list(MODEL.parameters()), retain_graph=True)
+    expected = (logprobs.sum(1).exp() * R).sum()  # E[R]
+    exact = torch.autograd.grad(expected, list(MODEL.parameters()), retain_graph=True)
     exact = torch.cat([part.flatten() for part in exact])
     old, advantages = logprobs.detach(), (logprobs.sum(1).exp() * R).detach()
     tokens, mask = program["finish"](rows, EOS)
