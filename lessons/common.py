@@ -3,6 +3,7 @@
 Run a lesson as a script and its pictures go to runs/lessons/; in a notebook they appear in place.
 """
 
+import base64
 import contextlib
 import copy
 import io
@@ -138,7 +139,7 @@ def train(name: str, start: GPT, *, steps=100, **options) -> tuple[GPT, list[dic
 
 
 def show(figure: plt.Figure, name: str, caption: str) -> None:
-    """Save a picture as runs/lessons/NAME.png and show it with its caption; a script prints both."""
+    """Save a picture as runs/lessons/NAME.png and show it with its caption."""
     folder = Path(os.environ.get("LESSON_PICTURES", RUNS))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -159,11 +160,14 @@ def show_file(path: Path, width: int, caption: str) -> None:
     if "ipykernel" not in sys.modules:  # a script, or IPython in a terminal
         print(f"picture: {path}: {caption}")
         return
-    from IPython import display as ipython  # there if and only if a notebook is
+    from IPython.display import Markdown, display  # there if and only if a notebook is
 
-    named = {"name": path.name}  # for lessons/render.py
-    ipython.display(ipython.Image(path, width=width, alt=caption, metadata=named))
-    ipython.display(ipython.Markdown(f"*{caption}*"))
+    # Not as an Image: that of IPython 7, which Colab has, knows no alt.
+    kind = f"image/{path.suffix[1:]}"
+    picture = base64.b64encode(path.read_bytes()).decode()
+    about = {"width": width, "alt": caption, "name": path.name}  # name: for render.py
+    display({kind: picture}, raw=True, metadata={kind: about})
+    display(Markdown(f"*{caption}*"))
 
 
 def show_training(

@@ -1,5 +1,6 @@
 """The lessons run, say what their pages say, and their exercises tell right from wrong."""
 
+import base64
 import contextlib
 import io
 import json
@@ -186,6 +187,20 @@ def test_a_notebook_fetches_what_is_missing(tmp_path, monkeypatch):
         assert found == [str(tmp_path / "minclipo"), str(tmp_path / "minclipo" / "lessons")]
     assert [command[0] for command in commands] == ["git", sys.executable]
     assert f"https://github.com/{REPOSITORY}" in commands[0] and commands[1][-2:] == ["-e", str(tmp_path / "minclipo")]
+
+
+def test_a_picture_is_shown_by_the_ipython_that_colab_has(monkeypatch):
+    """Catches: TypeError instead of a picture. Colab has IPython 7.34, whose Image knows no alt; both show raw data."""
+    shown = []
+    fake = types.SimpleNamespace(Markdown=str, display=lambda what, **options: shown.append((what, options)))
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setitem(sys.modules, "IPython.display", fake)
+    path = PAGES / "pictures" / "05_step.png"
+    common.show_file(path, 800, "what is seen")
+    (data, options), caption = shown
+    assert base64.b64decode(data["image/png"]) == path.read_bytes()
+    about = {"width": 800, "alt": "what is seen", "name": path.name}
+    assert options == {"raw": True, "metadata": {"image/png": about}} and caption == ("*what is seen*", {})
 
 
 def test_the_first_curve_comes_soon():
