@@ -23,7 +23,7 @@ LESSONS = ROOT / "lessons"
 sys.path[:0] = [str(LESSONS), str(LESSONS / "exercises")]
 import common  # noqa: E402
 from checking import Wrong, expect, expect_true, grade, verdict  # noqa: E402
-from render import NOTEBOOKS, PAGES, REPOSITORY, fingerprint, linked, machine  # noqa: E402
+from render import NOTEBOOKS, PAGES, REPOSITORY, fingerprint, linked, machine, setup_of  # noqa: E402
 from render import main as render  # noqa: E402
 from step_picture import LIT, PARTS, draw  # noqa: E402
 
@@ -139,6 +139,7 @@ def test_a_notebook_is_its_page(lesson):
     page, badge = (PAGES / f"{lesson.stem}.md"), "".join(notebook["cells"][0]["source"])
     assert f"github/{REPOSITORY}/blob/main/lessons/notebooks/{lesson.stem}.ipynb)" in badge
     assert badge in page.read_text(encoding="utf-8")
+    assert "".join(notebook["cells"][1]["source"]) == setup_of(lesson)  # what the tests below run
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     outputs = [output for cell in code for output in cell["outputs"]]
     assert {output["output_type"] for output in outputs} <= {"stream", "display_data", "execute_result"}
@@ -146,11 +147,6 @@ def test_a_notebook_is_its_page(lesson):
     assert comparable(text.split("\n")) == printed_on(page)
     drawings = [cell for cell in code if "drawing" in cell["metadata"].get("tags", [])]
     assert drawings and all(cell["metadata"]["jupyter"] == {"source_hidden": True} for cell in drawings)
-
-
-def setup_of(lesson: str) -> str:
-    notebook = json.loads((NOTEBOOKS / f"{lesson}.ipynb").read_text(encoding="utf-8"))
-    return "".join(notebook["cells"][1]["source"])
 
 
 def run_setup(folder: Path, monkeypatch, run) -> list:
@@ -161,7 +157,7 @@ def run_setup(folder: Path, monkeypatch, run) -> list:
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.chdir(folder)
-    exec(setup_of("05_grpo"), {})
+    exec(setup_of(LESSONS / "05_grpo.py"), {})
     assert shown[0].is_file()  # the picture of the training step
     return sys.path
 
