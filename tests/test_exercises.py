@@ -206,7 +206,7 @@ def test_progress_shows_where_a_learner_is(desk, capsys):
     assert shown["03_c"][1:5] == ["░░", "0", "of", "2"]
     assert shown["04_d"][1] == "SyntaxError:"
     assert "1 of 4 right, 1 of 4 exercises done; about 1.5 hours to go" in lines
-    assert lines[-1] == "Next: python lessons/exercises/02_b.py"
+    assert lines[-1].startswith("Next: python lessons/exercises/") and lines[-1].endswith("/02_b.py")
 
 
 def test_progress_greets_who_is_done(desk, capsys):
