@@ -1,8 +1,10 @@
-"""What the lessons share and none of them teaches: pretrained models, pictures, training runs.
+"""What the lessons share and none of them teaches: pretrained models, pictures, training.
 
-Run a lesson as a script and its pictures go to runs/lessons/; in a notebook they appear in place.
+Run a lesson as a script and its pictures go to runs/lessons/; in a notebook they appear
+in place.
 """
 
+import base64
 import contextlib
 import copy
 import io
@@ -14,8 +16,8 @@ from pathlib import Path
 
 import matplotlib
 
-# x86 processors with AVX-512 add up in another order than those without, and after a hundred
-# training steps that is another run. torch reads this variable before its first operation.
+# x86 processors with AVX-512 add up in another order than those without, and after a
+# hundred training steps that is another run. torch reads this before its first operation.
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 matplotlib.use("Agg")  # draw to files: there may be no screen
 import matplotlib.pyplot as plt
@@ -44,7 +46,7 @@ torch.set_num_threads(1)
 
 
 def pretrained(name: str) -> GPT:
-    """A toy model that has read a textbook: see lessons/models/README.md for the names."""
+    """A toy model that has read a textbook; lessons/models/README.md has the names."""
     return load_model(LESSONS / "models" / name)
 
 
@@ -62,7 +64,7 @@ def verdicts(problems: list[ChainProblem], rollouts: Rollouts) -> tuple[Tensor, 
 
 
 def story() -> tuple[ChainProblem, Rollouts]:
-    """The problem that the course follows, and sixteen rollouts of it by the careless model.
+    """The problem that the course follows, and sixteen rollouts by the careless model.
 
     Three are faithful, seven hallucinated and six wrong, in this order.
     """
@@ -80,7 +82,7 @@ def story() -> tuple[ChainProblem, Rollouts]:
 def mosaic(
     axis: plt.Axes, problem: ChainProblem, texts: list[str], notes: list[str] = ()
 ):
-    """Draw completions of one problem, one row each, a word per tile, notes to their right.
+    """Draw completions of one problem, a row each, a word per tile, notes to their right.
 
     Blue: the word is right. Orange, framed: an operand made up. Grey, hatched: a wrong
     total or answer, and what follows the answer.
@@ -113,22 +115,23 @@ def mosaic(
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the masked tokens, [N, D] float32 or wider, from hidden [N, T, D], mask [N, T].
+    """Mean over the masked tokens, [N, D], from hidden [N, T, D], mask [N, T].
 
-    What `sample` sums up token by token. In bfloat16 a long sum stagnates (tests/test_golden.py).
+    What `sample` sums up token by token, in float32 or wider: in bfloat16 a long sum
+    stagnates (tests/test_golden.py).
     """
     return (upcast(hidden) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 def training_steps(steps: int) -> int:
-    """As many steps as the lesson wants, or LESSON_STEPS if set (the tests set it to 2)."""
+    """As many steps as the lesson wants, or LESSON_STEPS if set, as the tests do."""
     return int(os.environ.get("LESSON_STEPS", steps))
 
 
 def train(name: str, start: GPT, *, steps=100, **options) -> tuple[GPT, list[dict]]:
     """Train a copy of `start` on the toy; (the trained model, the metrics of each step).
 
-    options: those of TrainConfig, else the toy's. The run's files go to runs/lessons/NAME.
+    options: those of TrainConfig, else the toy's. Files go to runs/lessons/NAME.
     """
     options = TOY | {"keep_states": 0} | options | {"steps": training_steps(steps)}
     trainer = Trainer(copy.deepcopy(start), toy_tokenizer(), TASK, TrainConfig(**options))
@@ -138,7 +141,7 @@ def train(name: str, start: GPT, *, steps=100, **options) -> tuple[GPT, list[dic
 
 
 def show(figure: plt.Figure, name: str, caption: str) -> None:
-    """Save a picture as runs/lessons/NAME.png and show it with its caption; a script prints both."""
+    """Save a picture as runs/lessons/NAME.png and show it with its caption."""
     folder = Path(os.environ.get("LESSON_PICTURES", RUNS))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -159,11 +162,14 @@ def show_file(path: Path, width: int, caption: str) -> None:
     if "ipykernel" not in sys.modules:  # a script, or IPython in a terminal
         print(f"picture: {path}: {caption}")
         return
-    from IPython import display as ipython  # there if and only if a notebook is
+    from IPython.display import Markdown, display  # there if and only if a notebook is
 
-    named = {"name": path.name}  # for lessons/render.py
-    ipython.display(ipython.Image(path, width=width, alt=caption, metadata=named))
-    ipython.display(ipython.Markdown(f"*{caption}*"))
+    # Not as an Image: that of IPython 7, which Colab has, knows no alt.
+    kind = f"image/{path.suffix[1:]}"
+    picture = base64.b64encode(path.read_bytes()).decode()
+    about = {"width": width, "alt": caption, "name": path.name}  # name: for render.py
+    display({kind: picture}, raw=True, metadata={kind: about})
+    display(Markdown(f"*{caption}*"))
 
 
 def show_training(

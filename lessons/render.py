@@ -1,12 +1,12 @@
-"""Run lessons as notebooks; write each, with its outputs and pictures, as a page and as a notebook.
+"""Run lessons as notebooks; write each, with its outputs, as a page and as a notebook.
 
     pip install -e ".[lessons]"              # jupytext and nbconvert
-    python lessons/render.py                 # all of them, one after the other: a few minutes
+    python lessons/render.py                 # all, one after the other: a few minutes
     python lessons/render.py 05_grpo         # one
 
-A page's first line holds a fingerprint of the lesson it was made from, the second the machine;
-tests/test_lessons.py tells when page or notebook no longer belong to their lesson, and compares what
-the lesson prints with what its page says.
+A page's first line holds a fingerprint of the lesson it was made from, the second the
+machine; tests/test_lessons.py tells when page or notebook no longer belong to their
+lesson, and compares what the lesson prints with what its page says.
 """
 
 import argparse
@@ -22,12 +22,10 @@ from minclipo.checkpoint.files import write_text
 
 LESSONS = Path(__file__).parent
 PAGES, NOTEBOOKS = LESSONS / "pages", LESSONS / "notebooks"
-REPOSITORY = (
-    "minclipo/minclipo"  # on GitHub; a fork puts its own name here and renders again
-)
-COLAB = (
-    f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/lessons/notebooks"
-)
+# On GitHub. A fork puts its own name here and renders again.
+REPOSITORY = "minclipo/minclipo"
+COLAB = "https://colab.research.google.com"
+FOLDER = f"{COLAB}/github/{REPOSITORY}/blob/main/lessons/notebooks"
 BADGE = "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 FOLDED = "The code that draws the picture"
 
@@ -40,12 +38,14 @@ from pathlib import Path
 from IPython.display import Image, display
 
 places = [Path("minclipo").resolve(), Path.cwd(), *Path.cwd().parents]
-root = next((place for place in places if (place / "lessons" / "common.py").exists()), None)
+root = next((place for place in places \
+if (place / "lessons" / "common.py").exists()), None)
 if root is None:  # no clone around this notebook, as on Colab
     root = places[0]
     clone = ["git", "clone", "--depth", "1", "https://github.com/REPOSITORY", str(root)]
     subprocess.run(clone, check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", str(root)], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", str(root)], \
+check=True)
 sys.path[:0] = [str(root), str(root / "lessons")]
 display(Image(root / "lessons" / "pages" / "pictures" / "STEP", width=800))
 """
@@ -59,17 +59,17 @@ def fingerprint(lesson: Path) -> str:
 
 
 def machine() -> str:
-    """What a page's last digits depend on: its second line, and that of no page made elsewhere."""
+    """What a page's last digits depend on: its second line."""
     import torch
 
-    return f"<!-- numbers of torch {torch.__version__.partition('+')[0]} on {platform.machine()} -->"
+    version = torch.__version__.partition("+")[0]
+    return f"<!-- numbers of torch {version} on {platform.machine()} -->"
 
 
 def linked(text: str) -> str:
     """The text with a link to each paper that it names by its arXiv number."""
-    return re.sub(
-        r"\barXiv\s(\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text
-    )
+    link = r"[arXiv \1](https://arxiv.org/abs/\1)"
+    return re.sub(r"\barXiv\s(\d{4}\.\d{5})", link, text)
 
 
 def footer(lesson: Path) -> str:
@@ -85,37 +85,28 @@ def footer(lesson: Path) -> str:
 
 
 def executed(lesson: Path):
-    """The lesson as a notebook with outputs; the time of each cell in its metadata, in seconds."""
+    """The lesson as a notebook with outputs; each cell's seconds are in its metadata."""
     import jupytext
     from nbconvert.preprocessors import ExecutePreprocessor
     from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
     notebook, seconds = jupytext.read(lesson), []
     kernel = dict(kernel_name="python3", extra_arguments=["--log-level=ERROR"])
-    started = lambda **_: seconds.append(-time.perf_counter())
-    ended = lambda **_: seconds.append(seconds.pop() + time.perf_counter())
-    runner = ExecutePreprocessor(
-        timeout=None,
-        on_cell_execute=started,
-        on_cell_executed=ended,
-        record_timing=False,
-        **kernel,
+    clock = dict(
+        on_cell_execute=lambda **_: seconds.append(-time.perf_counter()),
+        on_cell_executed=lambda **_: seconds.append(seconds.pop() + time.perf_counter()),
     )
+    runner = ExecutePreprocessor(timeout=None, record_timing=False, **clock, **kernel)
     runner.preprocess(notebook, {"metadata": {"path": str(LESSONS)}})
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell, taken in zip(code, seconds, strict=True):
         cell.metadata["seconds"] = round(taken, 1)
-    for cell in code:  # warnings of a machine and progress bars are no part of a lesson
-        cell.outputs = [
-            output for output in cell.outputs if output.get("name") != "stderr"
-        ]
-    notebook, _ = CoalesceStreamsPreprocessor().preprocess(
-        notebook, {}
-    )  # two parts are one again
+        # Warnings of a machine and progress bars are no part of a lesson.
+        cell.outputs = [part for part in cell.outputs if part.get("name") != "stderr"]
+    # What stderr had parted is one output again.
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
     for number, cell in enumerate(notebook.cells):
-        cell.id = (
-            f"cell-{number}"  # random otherwise: every rendering would change every cell
-        )
+        cell.id = f"cell-{number}"  # a random one would change with every rendering
         if cell.cell_type == "markdown":
             cell.source = linked(cell.source)
     return notebook
@@ -141,20 +132,20 @@ def page(lesson: Path, notebook) -> str:
         if cell.cell_type == "code":
             cells[-1].outputs = [shown(output) for output in cell.outputs]
     exporter = MarkdownExporter(exclude_input_prompt=True)
-    text, _ = exporter.from_notebook_node(
-        new_notebook(cells=cells, metadata=notebook.metadata)
-    )
-    text = re.sub(
-        r"```python\n\s*```\n", "", text
-    )  # the input of a folded cell, empty by now
+    whole = new_notebook(cells=cells, metadata=notebook.metadata)
+    text, _ = exporter.from_notebook_node(whole)
+    # The input of a folded cell is empty by now.
+    text = re.sub(r"```python\n\s*```\n", "", text)
     title, _, rest = text.strip().partition("\n")
-    step = f'<img src="pictures/{lesson.stem[:2]}_step.png" width="800" alt="the training step">'
-    head = f"{title}\n\n{BADGE}({COLAB}/{lesson.stem}.ipynb)\n\n{step}"
-    return f"{fingerprint(lesson)}\n{machine()}\n\n{head}\n\n{rest.strip()}\n\n{footer(lesson)}"
+    badge = f"{BADGE}({FOLDER}/{lesson.stem}.ipynb)"
+    step = f"pictures/{lesson.stem[:2]}_step.png"
+    step = f'<img src="{step}" width="800" alt="the training step">'
+    made = f"{fingerprint(lesson)}\n{machine()}"
+    return "\n\n".join([made, title, badge, step, rest.strip(), footer(lesson)])
 
 
 def shown(output):
-    """A picture in an output becomes a file of lessons/pages/pictures and a link to it."""
+    """A picture in an output becomes a file of lessons/pages/pictures, and a link."""
     from nbformat.v4 import new_output
 
     kinds = [kind for kind in output.get("data", {}) if kind.startswith("image/")]
@@ -167,21 +158,23 @@ def shown(output):
     return new_output("display_data", data={"text/markdown": link})
 
 
+def setup_of(lesson: Path) -> str:
+    """The first cell of a notebook. It fetches what is missing."""
+    named = SETUP.replace("REPOSITORY", REPOSITORY)
+    return named.replace("STEP", f"{lesson.stem[:2]}_step.png")
+
+
 def standalone(lesson: Path, notebook) -> str:
-    """The executed lesson as a notebook that runs anywhere: its first cell fetches what is missing."""
+    """The executed lesson as a notebook that runs anywhere."""
     import nbformat
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-    step = f"{lesson.stem[:2]}_step.png"
-    picture = base64.b64encode((PAGES / "pictures" / step).read_bytes()).decode()
-    setup = new_code_cell(
-        SETUP.replace("REPOSITORY", REPOSITORY).replace("STEP", step), id="setup"
-    )
+    step = PAGES / "pictures" / f"{lesson.stem[:2]}_step.png"
+    picture = {"image/png": base64.b64encode(step.read_bytes()).decode()}
     sized = {"image/png": {"width": 800}}
-    setup.outputs = [
-        new_output("display_data", data={"image/png": picture}, metadata=sized)
-    ]
-    badge = new_markdown_cell(f"{BADGE}({COLAB}/{lesson.stem}.ipynb)", id="badge")
+    setup = new_code_cell(setup_of(lesson), id="setup")
+    setup.outputs = [new_output("display_data", data=picture, metadata=sized)]
+    badge = new_markdown_cell(f"{BADGE}({FOLDER}/{lesson.stem}.ipynb)", id="badge")
     for cell in notebook.cells:
         if cell.cell_type == "code" and is_drawing(cell):
             cell.source = f"# @title {FOLDED}\n{cell.source}"
@@ -199,7 +192,7 @@ def standalone(lesson: Path, notebook) -> str:
 
 
 def render(lesson: Path) -> None:
-    """Run the lesson; write its page, its pictures and its notebook, each whole or not at all."""
+    """Run the lesson; write its pictures, its page and its notebook."""
     from step_picture import LIT, draw
 
     (PAGES / "pictures").mkdir(parents=True, exist_ok=True)
@@ -222,9 +215,8 @@ def main(argv: list[str] | None = None) -> None:
         import jupytext  # noqa: F401
         import nbconvert  # noqa: F401
     except ImportError as error:
-        parser.exit(
-            1, f'render.py: {error}. It comes with: pip install -e ".[lessons]"\n'
-        )
+        hint = 'It comes with: pip install -e ".[lessons]"'
+        parser.exit(1, f"render.py: {error}. {hint}\n")
     NOTEBOOKS.mkdir(exist_ok=True)
     for lesson in lessons:
         started = time.perf_counter()

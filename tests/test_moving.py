@@ -28,10 +28,10 @@ def durations(path: Path) -> list[int]:
 
 def test_it_is_drawn_from_the_recorded_numbers(tmp_path):
     """Catches: a drawing that needs the training; frames that are lost or merged; a last one that is gone at once."""
-    frames = RECORDED["frames"][:2] + RECORDED["frames"][-1:]
-    moving.draw(frames, tmp_path / "rollouts.gif")
-    *others, last = durations(tmp_path / "rollouts.gif")
-    assert len(others) == 2 and last > 5 * max(others)
+    frames = RECORDED["frames"]
+    moving.draw([frames[0], frames[-1]], tmp_path / "rollouts.gif")
+    first, last = durations(tmp_path / "rollouts.gif")
+    assert last > 5 * first
 
 
 def test_the_committed_picture_is_the_recorded_one():

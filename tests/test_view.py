@@ -67,9 +67,10 @@ def test_the_page_of_a_real_run_holds_every_rollout(tmp_path, capsys):
     assert main([str(tmp_path / "run")]) == 0
     path = tmp_path / "run" / "rollouts.html"
     assert capsys.readouterr().out == f"{path}\n"
-    (run,) = data_of(path.read_text())["runs"]
+    (run,) = data_of(path.read_text(encoding="utf-8"))["runs"]
     assert [step["step"] for step in run["steps"]] == [1, 2, 3] == [point[0] for point in run["curve"]]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    recorded = (tmp_path / "run" / "rollouts.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in recorded.split("\n")[:-1]]
     rows = [
         (prompt["prompt"], row) for step in run["steps"] for prompt in step["prompts"] for row in prompt["rollouts"]
     ]
@@ -217,7 +218,20 @@ def test_what_cannot_be_shown_is_said(tmp_path, capsys):
     assert "could not be written" in refused(capsys, run, "--to", tmp_path / "no" / "folder.html")
 
 
-@pytest.mark.parametrize("changes", [{"step": "1"}, {"step": True}, {"completion": None}, {"group": 0.5}])
+def test_a_run_of_many_steps_is_thinned_and_says_so(tmp_path):
+    """Catches: a page of a hundred megabytes, because each step brings its first prompt; the last step left out."""
+    write(tmp_path, [rollout(step) for step in range(1, 1201)])
+    (run,) = runs = read_runs(tmp_path, None, None)
+    assert [step["step"] for step in run["steps"]] == list(range(3, 1201, 3))
+    assert "400 of 1,200 rollouts" in left_out(runs) and "some of the steps" in left_out(runs)
+    assert left_out(read_runs(tmp_path, None, 400)) == ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"step": "1"}, {"step": True}, {"step": 10**400}, {"completion": None}, {"group": 0.5}, {"correct": "no"}],
+    ids=lambda changes: next(iter(changes)),
+)
 def test_a_damaged_line_is_named(tmp_path, capsys, changes):
     """Catches: a traceback, or a page in whose script the damage first shows."""
     message = refused(capsys, write(tmp_path, [rollout(), rollout(**changes)]))
@@ -226,9 +240,9 @@ def test_a_damaged_line_is_named(tmp_path, capsys, changes):
 
 def test_what_is_no_number_is_shown_as_none(tmp_path):
     """Catches: NaN in the page's JSON, which no browser reads; a list or text where the script expects a number."""
-    lines = [rollout(reward=float("nan"), advantage="<b>", extra=None, step_verdicts="no")]
+    lines = [rollout(reward=float("nan"), advantage="<b>", extra=None, tokens=10**400, step_verdicts="no")]
     metrics = [{"step": 1, "accuracy": float("inf"), "hallucination_rate": None}, {"step": None}]
     run = read_runs(write(tmp_path, lines, metrics), None, None)[0]
-    assert [rows_of(run)[0][name] for name in ("reward", "advantage", "extra")] == [None] * 3
+    assert [rows_of(run)[0][name] for name in ("reward", "advantage", "extra", "tokens")] == [None] * 4
     assert run["curve"] == [[1, None, None]]
     data_of(page("", [run]))

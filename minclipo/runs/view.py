@@ -25,6 +25,8 @@ ROLLOUTS, METRICS = "rollouts.jsonl", "metrics.jsonl"
 NEEDED = ("step", "group", "prompt", "completion", "correct")
 NUMBERS = ("reward", "outcome", "contrastive", "extra", "advantage", "tokens")
 ROOM = 8_000_000  # bytes of rollouts on a page: browsers and mail take that
+MOST_STEPS = 400  # on a page: each brings a prompt, however little room there is
+LARGEST = 2**53  # from there on the page's script cannot tell a number from the next one
 CHAIN = re.compile(r"(\d+) +((?:, [+-]\d+ )+)=")
 RECORDS = "--keep-rollouts N of the training records them: of step 1 and of every N-th (20 by default, 0: of none)"
 
@@ -43,17 +45,19 @@ def runs_in(path: Path) -> dict[str, Path]:
     if not files:
         known = "there are metrics, but" if any(path.rglob(METRICS)) else "there is"
         raise ValueError(f"nothing recorded in {path}: {known} no {ROLLOUTS}. {RECORDS}")
-    return {str(file.parent.relative_to(path)) if file.parent != path else path.resolve().name: file for file in files}
+    name = lambda folder: folder.relative_to(path).as_posix() if folder != path else path.resolve().name
+    return {name(file.parent): file for file in files}
 
 
 def recorded(file: Path) -> dict[int, int]:
     """{step: how many rollouts it has}, in order; ValueError for a line that is none."""
     counts = {}
     for number, line in enumerate(lines_of(file, *NEEDED), 1):
-        wrong = [name for name in ("step", "group") if type(line[name]) is not int]
+        wrong = [name for name in ("step", "group") if type(line[name]) is not int or abs(line[name]) >= LARGEST]
         wrong += [name for name in ("prompt", "completion") if type(line[name]) is not str]
+        wrong += ["correct"] if type(line["correct"]) is not bool else []
         if wrong:
-            raise ValueError(f"{file}, line {number}: {wrong[0]} is {line[wrong[0]]!r}. Correct or remove it")
+            raise ValueError(f"{file}, line {number}: {wrong[0]} is {line[wrong[0]]!r:.60}. Correct or remove it")
         counts[line["step"]] = counts.get(line["step"], 0) + 1
     return dict(sorted(counts.items()))
 
@@ -63,6 +67,13 @@ def chosen(steps: list[int], span: tuple[int, float] | None, last: int | None) -
     if span:
         return [step for step in steps if span[0] <= step <= span[1]]
     return steps[-last:] if last else steps
+
+
+def thinned(steps: list[int], most: int) -> list[int]:
+    """At most so many of them, evenly spaced; the last is among them."""
+    if len(steps) <= most:
+        return steps
+    return [steps[(place + 1) * len(steps) // most - 1] for place in range(most)]
 
 
 def span_of(text: str) -> tuple[int, float]:
@@ -127,8 +138,8 @@ def visible(text: str) -> str:
 
 
 def finite(value) -> float | int | None:
-    """A number that JSON has; None for anything else."""
-    return value if type(value) in (int, float) and math.isfinite(value) else None
+    """A number that the page's script can read; None for anything else."""
+    return value if type(value) in (int, float) and abs(value) < LARGEST else None  # NaN is not below anything
 
 
 # ---- a run, and the page ----
@@ -166,17 +177,23 @@ def read_runs(path: Path, span: tuple[int, float] | None, last: int | None, room
         there = sorted({step for _, count in counts.values() for step in count})
         said = f"recorded are {', '.join(map(str, there))}" if there else f"no step is recorded yet. {RECORDS}"
         raise ValueError(f"no such step in {path}: {said}")
-    return [read_run(name, counts[name][0], steps[name], counts[name][1], room / len(kept)) for name in kept]
+    runs = []
+    for name in kept:
+        (file, count), some = counts[name], thinned(steps[name], max(1, MOST_STEPS // len(kept)))
+        run = read_run(name, file, some, count, room / len(kept))
+        runs.append(run | {"recorded": sum(count[step] for step in steps[name])})
+    return runs
 
 
 def left_out(runs: list[dict]) -> str:
     """A sentence on what the page lacks, empty if that is nothing."""
     steps = [step for run in runs for step in run["steps"]]
-    there, all_of_them = sum(rollouts_on(step) for step in steps), sum(step["count"] for step in steps)
+    there, all_of_them = sum(map(rollouts_on, steps)), sum(run["recorded"] for run in runs)
     if there == all_of_them:
         return ""
+    which = "each step" if sum(step["count"] for step in steps) == all_of_them else "some of the steps"
     return (
-        f"This page holds {there:,} of {all_of_them:,} rollouts, to stay small: the first prompts of each step. "
+        f"This page holds {there:,} of {all_of_them:,} rollouts, to stay small: the first prompts of {which}. "
         "For more of fewer steps, make it with --steps FIRST:LAST or --last N."
     )
 
