@@ -4,7 +4,7 @@ Programs 1 to 10 hold at most one bug, 11 to 15 at most two, of which some are n
 warm-up of lesson 15. At least one program is right.
 
     python lessons/hunt.py                      where you stand
-    python lessons/hunt.py 3                    write program 3 to runs/lessons, to be read
+    python lessons/hunt.py 3                    write program 3 to runs/lessons, to read
     python lessons/hunt.py 3 --run              train it, beside the right program
     python lessons/hunt.py 3 --ring cut         ask one instrument; all: every one
     python lessons/hunt.py 3 --accuse backward  say where the bug is; nobody: it is right

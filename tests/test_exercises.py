@@ -292,3 +292,25 @@ def test_the_loop_says_which_part_is_missing():
     solution["train"].__globals__["score"] = exercise["score"]
     found = {name: (state, why) for name, state, why in grade(exercise, {"train": solution["train"]})}
     assert found["train"] == ("not yet", "still to be written. Part 5, the log-probs again"), SOLVED
+
+
+def test_an_exercise_that_never_ends_is_named(desk, monkeypatch, capsys):
+    """Catches: a progress that hangs and does not say where."""
+    write_exercise(desk, "01_a", "raise KeyboardInterrupt")
+    with pytest.raises(SystemExit, match=r"stopped in 01_a.py, line \d+"):
+        progress.main([])
+    assert "01_a" in capsys.readouterr().out
+
+
+def test_a_file_without_checks_is_told(desk):
+    """Catches: a solution copied over its exercise, shown as an empty line."""
+    path = desk / "exercises" / "01_a.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('"""Nothing to check."""\n')
+    assert "its checks are gone" in str(progress.progress_of(path))
+
+
+def test_a_suspect_has_the_hint_of_its_lesson():
+    """Catches: hints of lesson 15 that can be read on its page only."""
+    exercise = runpy.run_path(str(LESSONS / "exercises" / "15_runs_away.py"))
+    assert hints(exercise).keys() == {"loss"}

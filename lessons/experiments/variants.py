@@ -181,7 +181,7 @@ LOG_PROB = dict(trainer="log_prob", against="CLIPO")
 
 
 def log_prob() -> list[Variant]:
-    """The simplest reward that tells made-up steps apart (lesson 7): pay for being likely, on the twenty fresh seeds."""
+    """The simplest reward that tells made-up steps apart (lesson 7): an unlikely rollout pays. Twenty fresh seeds."""
     return [*fresh_seeds(), Variant("log-prob", steps=TOY["steps"], **LOG_PROB)]
 
 
