@@ -441,3 +441,5 @@ def test_the_readme_says_when_it_helps_as_it_was_measured():
     of = lambda share, method, places: f"{mean(rates[f'shared{share}', method]):.{places}f}"
     assert f"share goes ({of(30, 'CLIPO', 3)}; GRPO {of(30, 'GRPO', 2)})" in " ".join(section.split())
     assert f"share spreads ({of(70, 'CLIPO', 2)}; GRPO {of(70, 'GRPO', 2)})" in " ".join(section.split())
+    rates = {row["name"]: mean(row["values"]["hallucination_rate"]) for row in load("log_prob")}
+    assert f"ends at {rates['log-prob']:.3f} on average, CLIPO at {rates['CLIPO']:.3f}" in " ".join(section.split())
