@@ -355,4 +355,4 @@ print("they agree")
 # </details>
 #
 # **What to try next.** Compute the angles in float64: do 100 million still matter? Then
-# read `minclipo/model.py`. Lesson 2 draws words.
+# read `minclipo/model.py`.

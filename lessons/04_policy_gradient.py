@@ -353,12 +353,6 @@ for name, factor in (("R", R), ("A", A)):
 #
 # </details>
 #
-# <details><summary>A hint for <code>first_token_gradient</code></summary>
-#
-# What is the expected reward after each first token?
-#
-# </details>
-#
 # **What to try next.** Let `verdict` see the operand,
 # `(words == torch.tensor([0, 1])).all(-1).float()`. Now all twenty runs end at "-4". Then
 # read `group_advantages` in `minclipo/grpo.py`.

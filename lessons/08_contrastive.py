@@ -219,8 +219,7 @@ show(
 
 # %% [markdown]
 # > **You should know.** Under three of the four losses the floor rises as the policy
-# > gets better. With 14 positives, perfect agreement then costs nearly as much as vectors
-# > that are all alike.
+# > gets better.
 #
 # ## Temperature: who counts
 #

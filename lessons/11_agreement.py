@@ -287,9 +287,7 @@ print(f"at 70%, CLIPO minus GRPO: {more:+.2f}, {interval}")
 
 # %% [markdown]
 # CLIPO makes the way of most the way of all. Help turns into harm at one half, where
-# the lines cross. GRPO ends anywhere, more often below its start. At 10% and 90% these
-# models are slightly more often right without the step, a weak push
-# (`lessons/results.md`).
+# the lines cross. GRPO ends anywhere, more often below its start.
 #
 # ## Prompt contrast: ask other prompts
 #

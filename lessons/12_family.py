@@ -132,8 +132,8 @@ axes[0].legend(frameon=False)
 show(
     figure,
     "12_difficulty",
-    "Groups of 16 with 1 to 15 right rollouts. GRPO's advantages (orange) are larger than "
-    "Dr. GRPO's (black), above all where nearly all or nearly none are right.",
+    "Groups of 16 with 1 to 15 right rollouts. GRPO's advantages (orange) are larger "
+    "than Dr. GRPO's (black), above all where nearly all or nearly none are right.",
 )
 
 # %% [markdown]
@@ -269,8 +269,8 @@ for T in (11, 100, 1000, 10000):
 
 # %% [markdown]
 # **The token form.** One ratio per rollout gives all its tokens the same gradient. Where
-# each token has an advantage of its own, these are averaged. So the paper (section 4.3)
-# has a second form. Its sg, "stop gradient", is torch's `detach`.
+# each token has an advantage of its own, these are averaged. So the paper has a
+# second form. Its sg, "stop gradient", is torch's `detach`.
 #
 # $$r_{it}=\mathrm{sg}(r_i)\thinspace\frac{\pi(y_{it})}{\mathrm{sg}(\pi(y_{it}))}$$
 #

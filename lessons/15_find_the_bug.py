@@ -241,17 +241,22 @@ assert all(number < SILENT for number in readings(package, EXACT).values())
 print(f"they agree: all {len(EXACT)} are silent")
 
 # %% [markdown]
-# These tests hold the laws in the package. `test_trainer.py`:
-# `test_the_first_mini_batch_is_on_policy` (ratio), `test_training_raises_the_reward`
-# (bandit). `test_llm.py`: `test_the_step_does_not_depend_on_its_micro_batches` (cut).
-# `test_sampler.py`: `test_logprobs_equal_one_plain_forward_pass` (ratio),
-# `test_a_row_ends_with_its_first_eos` (coverage, ending),
-# `test_greedy_rows_do_not_depend_on_their_batch` (company). `test_grpo.py`:
-# `test_on_policy_the_gradient_is_the_policy_gradient` (enumeration),
-# `test_kl_estimators_are_unbiased_by_enumeration` (kl),
-# `test_equal_rewards_give_exactly_zero` (equal), `test_advantages_of_a_group_sum_to_zero`
-# (balance), `test_the_clip_stops_the_gradient_on_one_side_only` (clip).
-# `test_contrastive.py`: `test_the_floor_is_log_positives_except_for_soft_nn` (agreement).
+# These tests hold the laws in the package:
+#
+# ```
+# ratio        test_trainer      test_the_first_mini_batch_is_on_policy
+# bandit       test_trainer      test_training_raises_the_reward
+# cut          test_llm          test_the_step_does_not_depend_on_its_micro_batches
+# ratio        test_sampler      test_logprobs_equal_one_plain_forward_pass
+# coverage     test_sampler      test_a_row_ends_with_its_first_eos
+# company      test_sampler      test_greedy_rows_do_not_depend_on_their_batch
+# enumeration  test_grpo         test_on_policy_the_gradient_is_the_policy_gradient
+# kl           test_grpo         test_kl_estimators_are_unbiased_by_enumeration
+# equal        test_grpo         test_equal_rewards_give_exactly_zero
+# balance      test_grpo         test_advantages_of_a_group_sum_to_zero
+# clip         test_grpo         test_the_clip_stops_the_gradient_on_one_side_only
+# agreement    test_contrastive  test_the_floor_is_log_positives_except_for_soft_nn
+# ```
 #
 # **Now you know.**
 #
