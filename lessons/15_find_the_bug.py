@@ -286,4 +286,4 @@ print(f"they agree: all {len(EXACT)} are silent")
 #
 # **What to try next.** Let the bandit train on all three prompts (the first line of
 # `bandit` in `hunting/instruments.py`): does it catch more? Then turn the instruments on
-# somebody else's training program. That is what these lessons were for.
+# somebody else's training program.
