@@ -105,8 +105,8 @@ def fingerprint(path: Path) -> str:
 
 
 def hints(exercise: dict) -> dict[str, str]:
-    """What --hint can tell, by function: the exercise's HINTS, else those that the lesson of
-    its number folds away."""
+    """What --hint can tell, by function: the exercise's HINTS, else those that the lesson
+    of its number folds away."""
     if "HINTS" in exercise:
         return exercise["HINTS"]
     lessons = sorted(LESSONS.glob(f"{Path(exercise['__file__']).stem[:2]}_*.py"))
