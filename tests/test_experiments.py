@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ import textbooks  # noqa: E402
 from direct_gradient import DirectContrast  # noqa: E402
 from page import copy as copy_results  # noqa: E402
 from page import filled  # noqa: E402
+from push import GROUP, push, report  # noqa: E402
 from variants import CLIPO, EXPERIMENTS, Variant  # noqa: E402
 
 from minclipo.config import TrainConfig  # noqa: E402
 from minclipo.contrastive import contrastive_loss  # noqa: E402
+from minclipo.grpo import group_advantages  # noqa: E402
 from minclipo.logprobs import MicroBatch, completion_hidden  # noqa: E402
-from minclipo.tasks.chain import OPERANDS  # noqa: E402
+from minclipo.tasks.chain import OPERANDS, ChainProblem  # noqa: E402
 from minclipo.toy import TASK, ToyConfig, toy_model, toy_tokenizer  # noqa: E402
 from minclipo.trainer import Trainer  # noqa: E402
 
@@ -186,3 +189,19 @@ def test_a_damaged_result_or_nothing_to_report_is_said(tiny, tmp_path, capsys):
     assert "could not be written" in said and "result.json" in said
     with pytest.raises(FileNotFoundError, match="holds no EXPERIMENT/table.md"):
         copy_results(tmp_path, tmp_path / "results")
+
+
+def test_the_push_on_a_shared_step_by_hand():
+    """Two prompts, half of the rollouts with the false +1; in the first prompt those are right less often.
+    Catches: the other sign, and a prompt whose true operand is +1 counted as false."""
+    problems = [ChainProblem(start=10, operands=(2, 3, 4, 5)), ChainProblem(start=10, operands=(2, 1, 4, 5))]
+    true, false = "+2 12 {} 15 +4 19 +5 24 # 24", "+2 12 +1 15 +4 19 +5 24 # {}"
+    first = [true.format("+3")] * 8 + [false.format(24)] * 4 + [false.format(25)] * 4
+    second = ["+2 12 +1 13 +4 17 +5 22 # 22"] * 15 + ["+2 12 +1 13 +4 17 +5 22 # 21"]
+    rollouts = SimpleNamespace(finished=torch.ones(2 * GROUP, dtype=torch.bool))
+    found = push(problems, rollouts, first + second)
+    advantages = group_advantages(torch.tensor([1.0] * 12 + [0.0] * 4), GROUP)
+    # the second prompt's advantages sum to 0, and its sixteen rollouts are all true quotes
+    assert found["advantage"] == pytest.approx((advantages[:8].sum() / 24 - advantages[8:].mean()).item(), abs=1e-5)
+    assert found["right"] == pytest.approx(23 / 24 - 4 / 8, abs=1e-6)
+    assert "| right, in points | +45.8 [+45.8, +45.8] |" in report({"50%": [found, found]})
