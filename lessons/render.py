@@ -37,15 +37,14 @@ from pathlib import Path
 
 from IPython.display import Image, display
 
-places = [Path("minclipo").resolve(), Path.cwd(), *Path.cwd().parents]
-root = next((place for place in places \
-if (place / "lessons" / "common.py").exists()), None)
-if root is None:  # no clone around this notebook, as on Colab
-    root = places[0]
-    clone = ["git", "clone", "--depth", "1", "https://github.com/REPOSITORY", str(root)]
-    subprocess.run(clone, check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", str(root)], \
-check=True)
+here = Path.cwd()
+places = [here / "minclipo", here, *here.parents]
+clones = [place for place in places if (place / "lessons" / "common.py").exists()]
+root = clones[0] if clones else places[0]
+if not clones:  # no clone around this notebook, as on Colab
+    source, pip = "https://github.com/REPOSITORY", [sys.executable, "-m", "pip"]
+    subprocess.run(["git", "clone", "--depth", "1", source, str(root)], check=True)
+    subprocess.run([*pip, "install", "-q", "-e", str(root)], check=True)
 sys.path[:0] = [str(root), str(root / "lessons")]
 display(Image(root / "lessons" / "pages" / "pictures" / "STEP", width=800))
 """
