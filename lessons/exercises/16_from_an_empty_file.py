@@ -289,14 +289,10 @@ def check_sample(sample):
     expect_true(
         not drawn(1.0, 1)[0].equal(completions), "another seed: the same completions"
     )
-    share = (drawn(1.0, 2, 2000)[0][:2000, 0] == completions[:40, 0].mode()[0]).double()
-    probability = exact[0, 0, completions[:40, 0].mode()[0]].exp()
-    expect(
-        share.mean(),
-        probability,
-        "how often a first token comes in 2000 rows of one prompt",
-        tolerance=0.06,
-    )
+    probability, likeliest = exact[0, 0].exp().max(0)
+    share = (drawn(1.0, 2, 2000)[0][:2000, 0] == likeliest).double().mean()
+    what = "how often the likeliest first token comes in 2000 rows of one prompt"
+    expect(share, probability, what, tolerance=0.05)
     cool, _, logprobs, _ = drawn(0.5)
     with torch.no_grad():
         tokens = torch.cat([prompts[rows], cool], 1)
