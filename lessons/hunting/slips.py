@@ -87,7 +87,7 @@ The token came from the distribution at temperature 0.7, its log-prob from the o
 Scoring was right, so the gradient by enumeration was, too: only `ratio` saw it.
 """,
     ),
-    "everybodys_spread": Slip(
+    "one_group_for_all": Slip(
         "collect",
         "group_advantages(rewards, group_size)",
         "group_advantages(rewards, len(rows))",
@@ -119,19 +119,20 @@ same question.
 """,
     ),
 }
-COURSE = [name for name in SLIPS if name in SUSPECTS]
 
 
 def order() -> dict[int, tuple[str, ...]]:
     """Number of a program: its slips. A fixed order that nobody can read here."""
-    single = [(name,) for name in COURSE] + [()]
     double = [
-        ("recorded_without_temperature", "penalty_is_not_the_kl"),
-        ("everybodys_spread", "runs_away"),
+        ("recorded_without_temperature", "step_depends_on_the_cut"),
+        ("one_group_for_all", "runs_away"),
         ("rows_in_place_of_tokens", "one_word_stands_still"),
-        ("strangers_are_candidates", "short_prompts_suffer"),
+        ("strangers_are_candidates", "ratio_is_not_one"),
         (),
     ]
+    of_the_warm_up = [name for pair in double for name in pair if name in SUSPECTS]
+    alone = [name for name in SLIPS if name not in (*of_the_warm_up, "of_the_page")]
+    single = [(name,) for name in alone] + [()]
     lot = random.Random("hunt")
     return dict(enumerate(lot.sample(single, 10) + lot.sample(double, 5), 1))
 
