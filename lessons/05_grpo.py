@@ -87,7 +87,7 @@ print(f"rewards of 0.9: plain formula {plain[0]:.3f}, group_advantages {ours[0]:
 #
 # $$\max\big(-A\thinspace r_t,-A\thinspace\mathrm{clip}(r_t,1-\epsilon,1+\epsilon)\big)$$
 #
-# <details><summary><b>Guess first.</b> Let $\epsilon$ be 0.2. A token has a positive or a
+# <details><summary><b>Guess first.</b> Let ε be 0.2. A token has a positive or a
 # negative advantage, and a ratio of 0.5 or 1.5. In which of the four cases does it still
 # get a gradient?</summary>
 #

@@ -284,6 +284,8 @@ def test_formulas_render_where_they_are_read(lesson):
     prose, _ = markdown_and_code(lesson)
     for formula in re.findall(r"\$\$.+?\$\$|\$[^$\n]+\$", prose, flags=re.DOTALL):
         assert not re.search(r"\\operatorname|\\[^a-zA-Z]", formula), formula
+    for question in re.findall(r"<summary>(.*?)</summary>", prose, flags=re.DOTALL):  # HTML: no Markdown is read in it
+        assert not re.search(r"[$`*]", question), question
 
 
 @each_lesson
