@@ -9,6 +9,7 @@ import contextlib
 import copy
 import io
 import os
+import platform
 import random
 import sys
 from dataclasses import replace
@@ -18,7 +19,8 @@ import matplotlib
 
 # x86 processors with AVX-512 add up in another order than those without, and after a
 # hundred training steps that is another run. torch reads this before its first operation.
-os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
+if platform.machine().lower() in ("x86_64", "amd64"):  # elsewhere torch would warn of it
+    os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 matplotlib.use("Agg")  # draw to files: there may be no screen
 import matplotlib.pyplot as plt
 import torch

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -445,3 +446,13 @@ def test_the_readme_says_when_it_helps_as_it_was_measured():
     assert f"share spreads ({of(70, 'CLIPO', 2)}; GRPO {of(70, 'GRPO', 2)})" in " ".join(section.split())
     rates = {row["name"]: mean(row["values"]["hallucination_rate"]) for row in load("log_prob")}
     assert f"ends at {rates['log-prob']:.3f} on average, CLIPO at {rates['CLIPO']:.3f}" in " ".join(section.split())
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions of x86 are pinned, no others")
+def test_the_lessons_add_up_alike_with_and_without_avx512():
+    """Catches: a training whose numbers are others on a processor with AVX-512, which rounds in another order."""
+    code = "import torch, common; print(torch.backends.cpu.get_cpu_capability())"
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(LESSONS)])}
+    environment = {key: value for key, value in os.environ.items() if key != "ATEN_CPU_CAPABILITY"} | paths
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() in ("AVX2", "DEFAULT")
