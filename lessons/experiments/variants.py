@@ -137,7 +137,7 @@ def blindness() -> list[Variant]:
 
 
 def longer() -> list[Variant]:
-    """Three times the training: where the outcome sees a little of what is made up, GRPO alone should get there."""
+    """Three times the training: where the outcome sees a little of what is made up, should GRPO alone get there?"""
     return [Variant("GRPO", {}, book, 3 * TOY["steps"]) for book in ("toy", "believed20")]
 
 
