@@ -1,8 +1,8 @@
 """The rollouts of a run as one HTML page that needs nothing else: what people look at to believe a curve.
 
-python -m minclipo.runs.view runs/toy                        # every seed and method below it, a tab each
-python -m minclipo.runs.view runs/llm --to rollouts.html     # one run
-python -m minclipo.runs.view runs/llm --steps 20:60          # or --last 3: fewer steps, more of each
+    python -m minclipo.runs.view runs/toy                        # every seed and method below it, a tab each
+    python -m minclipo.runs.view runs/llm --to rollouts.html     # one run
+    python -m minclipo.runs.view runs/llm --steps 20:60          # or --last 3: fewer steps, more of each
 
 The page is self-contained: it loads nothing, and can be sent to others. What a model wrote is text there, whatever it is.
 """
