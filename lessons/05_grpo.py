@@ -230,7 +230,7 @@ print(f"loss {loss.abs():.4f}   norm of its gradient {unmoved.grad.norm():.4f}")
 #
 # How far is the policy from a reference, usually the model before training? The KL
 # divergence is the average of $d=\log\pi-\log\pi_{\text{ref}}$ over what the policy
-# draws. Times a weight $\beta$ it is a penalty. Schulman 2020 ([approximating
+# draws. Weighted by $\beta$, it is a penalty. Schulman 2020 ([approximating
 # KL](http://joschu.net/blog/kl-approx.html)) has three estimates:
 #
 # $$k_1=d\qquad k_2=d^2/2\qquad k_3=e^{-d}+d-1$$

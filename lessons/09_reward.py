@@ -215,7 +215,7 @@ print(f"they agree: a right rollout pays {-c[correct].mean():.3f} on average")
 # %% [markdown]
 # **Now you know.**
 #
-# * A right rollout pays for lying far from the other right ones, but right beats wrong.
+# * A right rollout pays for being far from the other right ones, but right beats wrong.
 # * Faithful rollouts agree, so they pay least, although nobody has checked a step.
 # * Too large a weight is GRPO again; however small it is, solved prompts feel it in full.
 #

@@ -148,7 +148,7 @@ show(
 # + return (token_loss * mask).sum() / mask.sum()
 # ```
 #
-# With a clip at 1.2 a token of probability 0.01 may gain 0.0020 and no more. One of 0.9
+# With a clip at 1.2, a token of probability 0.01 may gain 0.0020 and no more. One of 0.9
 # never meets the clip, as 1.2 times 0.9 is more than 1. So the upper bound holds back
 # rare tokens.
 #

@@ -189,14 +189,14 @@ def desk(tmp_path, monkeypatch):
     return tmp_path
 
 
-TODO = 'raise NotImplementedError("Twice.")'
+UNWRITTEN = 'raise NotImplementedError("Twice.")'
 
 
 def test_progress_shows_where_a_learner_is(desk, capsys):
     """Catches: a state without its sign, a wrong sum, a next step that is done already, a crash on half an edit."""
     write_exercise(desk, "01_a", "return x * 2", minutes=10)
     write_exercise(desk, "02_b", "return x + 3")
-    write_exercise(desk, "03_c", TODO, TRAINING, minutes=60)
+    write_exercise(desk, "03_c", UNWRITTEN, TRAINING, minutes=60)
     (desk / "exercises" / "04_d.py").write_text("def half(")
     progress.main([])
     lines = capsys.readouterr().out.splitlines()
@@ -212,7 +212,7 @@ def test_progress_shows_where_a_learner_is(desk, capsys):
 def test_progress_greets_who_is_done(desk, capsys):
     """Catches: a greeting too early or never; solutions that are not looked at; a training that is not run."""
     for name, training in (("01_a", ""), ("03_c", TRAINING)):
-        write_exercise(desk, name, TODO, training)
+        write_exercise(desk, name, UNWRITTEN, training)
     progress.main(["--solution"])
     assert "2 of 3 right, 1 of 2 exercises done" in (said := capsys.readouterr().out)
     assert "training not run" in said and "All done" not in said and "a curve" not in said
@@ -253,7 +253,7 @@ def test_training_waits_for_the_checks(desk, monkeypatch, capsys):
 
 def test_a_hint_comes_from_the_exercise_or_its_lesson(desk, monkeypatch, capsys):
     """Catches: a hint that is folded away in the lesson and cannot be had in the terminal; silence where there is none."""
-    path = write_exercise(desk, "01_a", TODO)
+    path = write_exercise(desk, "01_a", UNWRITTEN)
     (desk / "01_a.py").write_text(
         "# %% [markdown]\n# <details><summary>A hint for <code>double</code></summary>\n#\n"
         "# Add it\n# to itself.\n#\n# </details>\n"
@@ -262,7 +262,7 @@ def test_a_hint_comes_from_the_exercise_or_its_lesson(desk, monkeypatch, capsys)
     assert capsys.readouterr().out == "double: Add it\nto itself.\n"
     run_report(path, "--hint", "half", monkeypatch=monkeypatch)
     assert capsys.readouterr().out == "no hint for half; there are hints for double\n"
-    run_report(write_exercise(desk, "02_b", TODO), "--hint", "double", monkeypatch=monkeypatch)
+    run_report(write_exercise(desk, "02_b", UNWRITTEN), "--hint", "double", monkeypatch=monkeypatch)
     assert capsys.readouterr().out == "no hint for double\n"
     assert hints({"HINTS": {"double": "Twice."}, "__file__": str(path)}) == {"double": "Twice."}
 

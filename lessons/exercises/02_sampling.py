@@ -78,74 +78,35 @@ def completion_mask(completions: Tensor, eos_ids: list[int]) -> Tensor:
 def check_next_word(next_word):
     # The likeliest first: 1, 3, 4, 0, 2
     logits = torch.tensor([[0.1, 0.5, 0.05, 0.2, 0.15]]).log()  # [1, 5]
-    after = lambda *knobs: next_word(logits.clone(), *knobs).exp()
-    expect(
-        next_word(logits.clone(), 1.0, None, None),
-        logits,
-        "temperature 1, no cuts: the log-softmax",
-    )
-    expect(
-        after(0.5, None, None),
-        [[0.030769, 0.769231, 0.007692, 0.123077, 0.069231]],
-        "temperature 0.5: squares",
-    )
-    expect(
-        after(1.0, 2, None),
-        [[0, 0.714286, 0, 0.285714, 0]],
-        "top-k 2: two stay and sum to 1",
-    )
-    expect(
-        after(1.0, 9, None),
-        [[0.1, 0.5, 0.05, 0.2, 0.15]],
-        "top-k 9 of five words: all stay",
-    )
-    expect(
-        after(1.0, None, 0.6),
-        [[0, 0.714286, 0, 0.285714, 0]],
-        "top-p 0.6: 0.5 is not enough, the next one stays too",
-    )
-    expect(
-        after(1.0, None, 0.01),
-        [[0, 1, 0, 0, 0]],
-        "top-p 0.01: the likeliest always stays",
-    )
-    cold = [[0, 0.8, 0, 0.128, 0.072]]
-    expect(
-        after(0.5, None, 0.9),
-        cold,
-        "temperature 0.5, top-p 0.9: the temperature comes first, three stay",
-    )
-    expect(
-        after(1.0, 2, 0.7),
-        [[0, 1, 0, 0, 0]],
-        "top-k 2, top-p 0.7: after top-k the first has 0.714 and is enough",
-    )
-    two = torch.tensor([[0.1, 0.6, 0.3], [0.7, 0.1, 0.2]]).log()
-    expect(
-        next_word(two, 1.0, None, 0.65).exp(),
-        [[0, 2 / 3, 1 / 3], [1, 0, 0]],
-        "two rows in different orders, top-p 0.65: each row is cut by itself",
-    )
-    found = next_word(logits.clone(), 1.0, 2, None)
-    expect(
-        found,
-        [[-torch.inf, -0.336472, -torch.inf, -1.252763, -torch.inf]],
-        "log-probs, with -inf for what is cut",
-    )
-    greedy = [[-torch.inf, 0, -torch.inf, -torch.inf, -torch.inf]]
-    expect(
-        next_word(logits.clone(), 0, None, None),
-        greedy,
-        "temperature 0: log-prob 0 for the likeliest, -inf for the others",
-    )
-    expect(
-        next_word(logits.clone(), 0, 3, 0.9), greedy, "temperature 0 with cuts: the same"
-    )
-    expect(
-        next_word(torch.tensor([[900.0, 0.0]]), 0.1, None, None).exp(),
-        [[1, 0]],
-        "logits 9000 apart: no inf, no NaN",
-    )
+    uncut = next_word(logits.clone(), 1.0, None, None)
+    expect(uncut, logits, "temperature 1, no cuts: the log-softmax")
+    half = [[0.030769, 0.769231, 0.007692, 0.123077, 0.069231]]
+    two, one = [[0, 0.714286, 0, 0.285714, 0]], [[0, 1, 0, 0, 0]]
+    cold = "temperature 0.5, top-p 0.9: the temperature comes first, three stay"
+    both = "top-k 2, top-p 0.7: after top-k the first has 0.714 and is enough"
+    for knobs, wanted, what in (
+        ((0.5, None, None), half, "temperature 0.5: squares"),
+        ((1.0, 2, None), two, "top-k 2: two stay and sum to 1"),
+        ((1.0, 9, None), logits.exp(), "top-k 9 of five words: all stay"),
+        ((1.0, None, 0.6), two, "top-p 0.6: 0.5 is not enough, the next one stays too"),
+        ((1.0, None, 0.01), one, "top-p 0.01: the likeliest always stays"),
+        ((0.5, None, 0.9), [[0, 0.8, 0, 0.128, 0.072]], cold),
+        ((1.0, 2, 0.7), one, both),
+    ):
+        expect(next_word(logits.clone(), *knobs).exp(), wanted, what)
+    rows = torch.tensor([[0.1, 0.6, 0.3], [0.7, 0.1, 0.2]]).log()
+    what = "two rows in different orders, top-p 0.65: each row is cut by itself"
+    expect(next_word(rows, 1.0, None, 0.65).exp(), [[0, 2 / 3, 1 / 3], [1, 0, 0]], what)
+    found, inf = next_word(logits.clone(), 1.0, 2, None), torch.inf
+    wanted = [[-inf, -0.336472, -inf, -1.252763, -inf]]
+    expect(found, wanted, "log-probs, with -inf for what is cut")
+    greedy = [[-inf, 0, -inf, -inf, -inf]]
+    what = "temperature 0: log-prob 0 for the likeliest, -inf for the others"
+    expect(next_word(logits.clone(), 0, None, None), greedy, what)
+    found = next_word(logits.clone(), 0, 3, 0.9)
+    expect(found, greedy, "temperature 0 with cuts: the same")
+    found = next_word(torch.tensor([[900.0, 0.0]]), 0.1, None, None).exp()
+    expect(found, [[1, 0]], "logits 9000 apart: no inf, no NaN")
 
 
 def check_draw(draw):

@@ -234,82 +234,80 @@ def check_GPT(GPT):
         expect(bare(tokens), theirs(tokens), "one block of two heads")
 
 
+PROMPTS = torch.tensor([[1, 5, 2], [3, 12, 4], [7, 7, 0]])  # [B, P]; eos is 6
+
+
 def check_sample(sample):
-    from minclipo.sampler import sample as packages_sample
-
     model = packages_gpt()
-    prompts = torch.tensor([[1, 5, 2], [3, 12, 4], [7, 7, 0]])
-    drawn = lambda temperature, seed=0, group_size=40: sample(
-        model,
-        prompts,
-        group_size,
-        4,
-        6,
-        temperature,
-        torch.Generator().manual_seed(seed),
-    )
-    found = drawn(1.0)
-    expect_true(
-        isinstance(found, tuple) and len(found) == 4,
-        "expected (completions, mask, logprobs, pooled)",
-    )
-    for part, name, shape in zip(
-        found,
-        ("completions", "mask", "logprobs", "pooled"),
-        [(120, 4)] * 3 + [(120, 16)],
-    ):
-        expect_true(
-            tuple(part.shape) == shape,
-            f"{name}: expected shape {shape}, found {tuple(part.shape)}",
-        )
-        expect_true(not part.requires_grad, f"{name}: a gradient, which nobody needs")
-    completions, mask, logprobs, pooled = found
-    ends = completions == 6
-    wanted = ends.cumsum(1) - ends.long() == 0
-    expect_true(
-        bool((ends & (torch.arange(4) < 3)).any()), "eos (6) was never drawn in 120 rows"
-    )
-    expect(mask, wanted, "the mask: up to the first eos, which counts")
 
-    rows = torch.arange(3).repeat_interleave(40)
-    tokens = torch.cat([prompts[rows], completions], 1)  # [120, 7]
-    with torch.no_grad():
-        hidden = model(tokens)
-        exact = model.logits(hidden)[:, 2:-1].log_softmax(-1)  # [120, 4, 13]
-    own = exact.gather(-1, completions[..., None])[..., 0]
-    expect(
-        (logprobs - own)[mask],
-        torch.zeros(int(mask.sum())),
-        "log-probs minus those of a plain pass, temperature 1",
-    )
-    mean = (hidden[:, 3:] * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    expect(pooled, mean, "pooled: the mean state of a completion's own tokens")
+    def drawn(temperature, seed=0, group_size=40):
+        generator = torch.Generator().manual_seed(seed)
+        return sample(model, PROMPTS, group_size, 4, 6, temperature, generator)
+
+    found = drawn(1.0)
+    fit = isinstance(found, tuple) and len(found) == 4
+    expect_true(fit, "expected (completions, mask, logprobs, pooled)")
+    expect_rollouts(found)
+    exact = expect_one_pass(model, *found)  # [120, 4, V]
     again = drawn(1.0)[0]
-    expect(again, completions, "the same seed again: the completions")
-    expect_true(
-        not drawn(1.0, 1)[0].equal(completions), "another seed: the same completions"
-    )
+    expect(again, found[0], "the same seed again: the completions")
+    other = drawn(1.0, 1)[0]
+    expect_true(not other.equal(found[0]), "another seed: the same completions")
     probability, likeliest = exact[0, 0].exp().max(0)
     share = (drawn(1.0, 2, 2000)[0][:2000, 0] == likeliest).double().mean()
     what = "how often the likeliest first token comes in 2000 rows of one prompt"
     expect(share, probability, what, tolerance=0.05)
     cool, _, logprobs, _ = drawn(0.5)
-    with torch.no_grad():
-        tokens = torch.cat([prompts[rows], cool], 1)
-        exact = (model.logits(model(tokens))[:, 2:-1] / 0.5).log_softmax(-1)
-    own = exact.gather(-1, cool[..., None])[..., 0]
+    own = plain_pass(model, cool, 0.5)[1].gather(-1, cool[..., None])[..., 0]
     expect(logprobs[:, 0], own[:, 0], "log-probs of first tokens, temperature 0.5")
-    greedy, mask, logprobs, _ = drawn(0.0, group_size=2)
-    wanted = packages_sample(
-        model, prompts.tolist(), 2, 4, temperature=0.0, eos_ids=[6], generator=None
-    )
+    expect_greedy(model, *drawn(0.0, group_size=2)[:3])
+
+
+def plain_pass(model, completions, temperature):
+    """(states [N, P + T, D], log-probs [N, T, V]) of a forward pass over all tokens."""
+    rows = torch.arange(len(PROMPTS)).repeat_interleave(len(completions) // len(PROMPTS))
+    with torch.no_grad():
+        hidden = model(torch.cat([PROMPTS[rows], completions], 1))
+        return hidden, (model.logits(hidden)[:, 2:-1] / temperature).log_softmax(-1)
+
+
+def expect_rollouts(found):
+    """The shapes, no gradient, and a mask that ends with the first eos."""
+    names = ("completions", "mask", "logprobs", "pooled")
+    for part, name, shape in zip(found, names, [(120, 4)] * 3 + [(120, 16)]):
+        wrong = f"{name}: expected shape {shape}, found {tuple(part.shape)}"
+        expect_true(tuple(part.shape) == shape, wrong)
+        expect_true(not part.requires_grad, f"{name}: a gradient, which nobody needs")
+    ends = found[0] == 6
+    early = bool((ends & (torch.arange(4) < 3)).any())
+    expect_true(early, "eos (6) was never drawn in 120 rows")
+    wanted = ends.cumsum(1) - ends.long() == 0
+    expect(found[1], wanted, "the mask: up to the first eos, which counts")
+
+
+def expect_one_pass(model, completions, mask, logprobs, pooled):
+    """Log-probs and states equal those of a plain pass; its log-probs [N, T, V]."""
+    hidden, exact = plain_pass(model, completions, 1.0)
+    own = exact.gather(-1, completions[..., None])[..., 0]  # [N, T]
+    zeros = torch.zeros(int(mask.sum()))
+    what = "log-probs minus those of a plain pass, temperature 1"
+    expect((logprobs - own)[mask], zeros, what)
+    mean = (hidden[:, 3:] * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    expect(pooled, mean, "pooled: the mean state of a completion's own tokens")
+    return exact
+
+
+def expect_greedy(model, completions, mask, logprobs):
+    """Temperature 0 is what the package's sampler finds."""
+    from minclipo.sampler import sample
+
+    options = dict(temperature=0.0, eos_ids=[6], generator=None)
+    wanted = sample(model, PROMPTS.tolist(), 2, 4, **options)
     width = wanted.mask.shape[1]
     expect(mask[:, :width], wanted.mask, "temperature 0: the mask")
-    expect(
-        greedy[:, :width][wanted.mask],
-        wanted.completions[wanted.mask],
-        "temperature 0: always the likeliest token",
-    )
+    found, likeliest = completions[:, :width], wanted.completions
+    what = "temperature 0: always the likeliest token"
+    expect(found[wanted.mask], likeliest[wanted.mask], what)
     expect(logprobs[mask], torch.zeros(int(mask.sum())), "temperature 0: log-probs")
 
 
