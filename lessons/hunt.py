@@ -34,7 +34,10 @@ def path_of(number: int) -> Path:
 def accused_in(number: int) -> list[str]:
     """The accusations so far, in their order."""
     notes = path_of(number).with_suffix(".json")
-    return json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else []
+    try:
+        return json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else []
+    except ValueError as error:
+        sys.exit(f"{notes} is damaged: {error}. Delete it to begin anew")
 
 
 def guilty_in(number: int) -> dict[str, str]:
@@ -169,4 +172,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped")

@@ -260,3 +260,10 @@ def part(x, *, y=2, z='a'):
     return x'''
     assert part_of(source, "part") == text
     assert torch.is_grad_enabled()
+
+
+def test_damaged_notes_are_named(tmp_path):
+    """Catches: a traceback of the hunt for a file of accusations that a full disk has cut off."""
+    (tmp_path / "hunt_5.json").write_text("[", encoding="utf-8")
+    with pytest.raises(SystemExit, match="hunt_5.json is damaged"):
+        hunt.main(["5", "--accuse", "loss"])

@@ -6,6 +6,7 @@ What it does in a browser is in tests/browser.
 import base64
 import hashlib
 import json
+import os
 import re
 from argparse import ArgumentTypeError
 
@@ -246,3 +247,12 @@ def test_what_is_no_number_is_shown_as_none(tmp_path):
     assert [rows_of(run)[0][name] for name in ("reward", "advantage", "extra", "tokens")] == [None] * 4
     assert run["curve"] == [[1, None, None]]
     data_of(page("", [run]))
+
+
+def test_a_device_or_a_folder_is_not_replaced_by_a_page(tmp_path, capsys):
+    """Catches: --to /dev/stdout, which the renaming of a finished file would replace; a folder given as the file."""
+    run = write(tmp_path / "run", [rollout()])
+    os.mkfifo(tmp_path / "pipe")
+    for to in (tmp_path, tmp_path / "pipe"):
+        assert "name a file" in refused(capsys, run, "--to", to)
+    assert (tmp_path / "pipe").is_fifo()

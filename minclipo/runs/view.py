@@ -230,6 +230,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         runs = read_runs(path, arguments.steps, arguments.last)
         to = arguments.to or (path if path.is_dir() else path.parent) / "rollouts.html"
+        if to.exists() and not to.is_file():
+            raise ValueError(f"--to {to} is a folder or a device: name a file")
         write_text(to, page(visible(str(path)), runs))
     except (ValueError, OSError) as error:
         parser.error(str(error))
