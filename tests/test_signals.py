@@ -22,6 +22,7 @@ from minclipo.checkpoint import save_model
 from minclipo.config import TrainConfig
 from minclipo.runs.lock import Taken
 from minclipo.runs.loop import Run
+from minclipo.runs.progress import watched
 from minclipo.runs.signals import SIGNALS, Stopped, exit_code, stop_signals
 from minclipo.runs.state import newest_state
 from minclipo.tasks import Task
@@ -232,6 +233,28 @@ def test_signals_are_given_back(tmp_path, monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGHUP, ignored)
+
+
+class DropsTheSignal:
+    """What is raised in a destructor, Python reports and drops."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_python_drops_comes_again(tmp_path):
+    """In a loop outside a run, and where a run begins. Catches: a program that has heard SIGTERM and trains on."""
+    with stop_signals():
+        done = []
+        with pytest.raises(Stopped, match="stopped by SIGTERM"):
+            for part in watched(range(3), "work"):
+                done.append(part)
+                DropsTheSignal()
+        assert done == [0]
+        with pytest.raises(Stopped, match="stopped by SIGTERM"):
+            make(tmp_path).train()
+    make(tmp_path, steps=1).train()
 
 
 def test_training_in_another_thread_works(tmp_path):

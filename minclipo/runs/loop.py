@@ -19,7 +19,7 @@ from minclipo.runs.console import say
 from minclipo.runs.measure import log_line, timed_step
 from minclipo.runs.progress import Progress
 from minclipo.runs.rollouts import RolloutLog, show_examples
-from minclipo.runs.signals import Listener, Stopped, name_of, signal_of, stop_signals
+from minclipo.runs.signals import Listener, Stopped, check_signals, name_of, signal_of, stop_signals
 from minclipo.runs.state import read_state, remove_states, save_state, saved_states, step_of, way_out
 from minclipo.runs.state_check import misfit
 from minclipo.trainer import Step, Trainer
@@ -56,6 +56,7 @@ class Run:
         steps.
         """
         after_step = after_step or (lambda step: None)
+        check_signals()
         with stop_signals(self.may_stop) as signals:
             history = self.start(resume)
             with tqdm(total=self.config.steps, initial=self.step, desc=self.description, disable=None) as bar:

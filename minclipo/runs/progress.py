@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from minclipo.extensions.processes import several
 from minclipo.runs.console import say, wrapped
+from minclipo.runs.signals import check_signals
 from minclipo.sampler import KVCache
 
 EVERY = 30.0  # seconds between two lines, at least
@@ -142,6 +143,7 @@ def watched(parts: Sequence, what: str) -> Iterator:
     bar, began = tqdm(parts, what, leave=False, disable=None), time.monotonic()
     shown = began
     for done, part in enumerate(bar):
+        check_signals()
         now = time.monotonic()
         if done and bar.disable and now - shown > EVERY:
             shown = now

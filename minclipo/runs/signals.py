@@ -70,6 +70,17 @@ class Listener:
             raise Stopped(number)
 
 
+LISTENERS: list[Listener] = []  # those that are listening, the innermost last
+
+
+def check_signals() -> None:
+    """Raise `Stopped` again if a signal has come and the program goes on all the same: what is raised in a destructor or
+    a weak reference's callback, Python reports and drops. For loops outside a `Run`; several processes stop there."""
+    for listener in LISTENERS:
+        if listener.number and not several():
+            raise Stopped(listener.number)
+
+
 @contextmanager
 def stop_signals(may_stop: Callable[[], bool] = lambda: True) -> Iterator[Listener]:
     """Within this context (or a function that it decorates) the signals go to the Listener that it yields. What was
@@ -78,10 +89,12 @@ def stop_signals(may_stop: Callable[[], bool] = lambda: True) -> Iterator[Listen
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in SIGNALS}
         before = {number: old for number, old in before.items() if old not in (None, signal.SIG_IGN)}
+    LISTENERS.append(listener)
     for number in before:
         signal.signal(number, listener)
     try:
         yield listener
     finally:
+        LISTENERS.remove(listener)
         for number, old in before.items():
             signal.signal(number, old)
