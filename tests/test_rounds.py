@@ -71,7 +71,7 @@ class Replay(TorchDispatchMode):
         for function, arguments, options, result in self.calls:
             again = function(*arguments, **options)
             for old, new in zip(tensors(result), tensors(again)):
-                if old.data_ptr() != new.data_ptr():
+                if old is not new:
                     old.copy_(new)
 
 

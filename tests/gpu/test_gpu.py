@@ -7,12 +7,14 @@ Skipped elsewhere. Matrix products of float32 numbers are float32 throughout: TF
 
 import json
 import math
-import zlib
+from functools import partial
 from pathlib import Path
 
+import everything
 import pytest
 import torch
 from conftest import FIXTURES, small_gpt
+from everything import OPTIONS, with_adapters
 from safetensors.torch import load_file
 from test_launch import OPTIONS as LAUNCH_OPTIONS
 from test_launch import TASK as OWN_TASK
@@ -22,15 +24,11 @@ from test_parity import CHECKPOINTS, unpadded
 from minclipo import sampler
 from minclipo.checkpoint import load_model, save_model
 from minclipo.config import TrainConfig
-from minclipo.contrastive import HEADS, LEVELS, LOSSES
-from minclipo.extensions.lora import adapter_weights, add_lora
 from minclipo.logprobs import completion_logprobs
 from minclipo.model import GPT
 from minclipo.runs.measure import evaluate, timed_step
-from minclipo.runs.recipes import ALGORITHMS, METHODS
 from minclipo.runs.state import newest_state, save_state
 from minclipo.sampler import Rollouts, sample
-from minclipo.tasks import Task
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
 
@@ -151,15 +149,6 @@ def test_captured_steps_with_adapters(monkeypatch):
     assert (plain - captured.logprobs).abs().max() > 1e-2
 
 
-def with_adapters(model: GPT) -> GPT:
-    """Of random numbers, so that they change what it says."""
-    add_lora(model, rank=4, alpha=8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for weight in adapter_weights(model).values():
-            weight.add_(0.1)
-    return model
-
-
 def test_graphs_follow_the_weights():
     """Catches: a graph kept from one call of `sample` to the next, which would replay weights that are gone."""
     model, other = large_enough(), small_gpt(seed=1, max_positions=400).to(DEVICE)
@@ -204,36 +193,7 @@ def test_checkpoints_compute_on_the_gpu_what_they_should(name):
 
 # ---- training ----
 
-EASY = Task(
-    TASK.draw,
-    lambda problem, text, finished: zlib.crc32(text.encode()) % 2 == 0,
-    lambda problem, text: [True, len(text) % 3 > 0],
-)
-TINY = dict(steps=9, prompts_per_step=6, group_size=8, learning_rate=1e-3)
-OPTIONS = {f"algorithm {name}": options for name, options in ALGORITHMS.items()}
-OPTIONS |= {f"method {name}": options for name, options in METHODS.items()}
-OPTIONS |= {
-    f"{loss} {level}": dict(contrastive_weight=0.1, contrastive_loss=loss, contrastive_level=level)
-    for loss in LOSSES
-    for level in LEVELS
-}
-OPTIONS |= {f"head {kind}": dict(contrastive_weight=0.1, head_kind=kind) for kind in HEADS}
-OPTIONS |= {
-    "micro-batches": dict(micro_batch_tokens=150),
-    "one mini-batch": dict(num_mini_batches=1),
-    "sampled in parts": dict(sampling_rows=16),
-    "random numbers by row": dict(row_seeds=True),
-    "adapters": dict(lora=True, kl_weight=0.01),
-    "gradient checkpointing": dict(gradient_checkpointing=True, micro_batch_tokens=150),
-}
-
-
-def trainer_of(dtype=torch.float32, gradient_checkpointing=False, compiled=False, lora=False, **options) -> Trainer:
-    model = small_gpt(vocab_size=122).to(DEVICE, dtype)
-    if lora:
-        with_adapters(model)
-    model.gradient_checkpointing, model.compiled = gradient_checkpointing, compiled
-    return Trainer(model, toy_tokenizer(), EASY, TrainConfig(**TINY | options))
+trainer_of = partial(everything.trainer_of, DEVICE)
 
 
 def weights_of(trainer: Trainer) -> torch.Tensor:
