@@ -28,7 +28,7 @@ from minclipo.checkpoint import save_model
 from minclipo.runs.measure import timed_step
 from minclipo.toy import toy_tokenizer
 
-MAKE_DEVICE = "_setup_privateuseone_for_python_backend"  # of PyTorch 2.10 and newer
+MAKE_DEVICE = "_setup_privateuseone_for_python_backend"  # PyTorch 2.13 has it, 2.6 does not
 MAY_TAKE_BOTH = {"copy_", "_to_copy", "index", "index_put_"}  # copies between devices; indices from the host
 CPU = torch.device("cpu")
 SCRIPT = (
@@ -200,7 +200,6 @@ def attempt(compared, *arguments) -> dict:
 
 def main(work: Path) -> None:
     torch.set_num_threads(1)
-    device = make_device()  # noqa: F841: it must live
     save_model(small_gpt(vocab_size=122), toy_tokenizer(), work / "start")
     (work / "task.py").write_text("from everything import EASY as task\n")
     found = {name: attempt(compare, options) for name, options in OPTIONS.items()}
@@ -213,4 +212,5 @@ def main(work: Path) -> None:
 
 
 if __name__ == "__main__":
+    DEVICE = make_device()
     main(Path(sys.argv[1]))

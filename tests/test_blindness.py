@@ -142,6 +142,14 @@ def test_stories_run_are_kept_and_are_not_passed_off(tmp_path, capsys):
     assert "other settings" in capsys.readouterr().err
 
 
+def test_a_rival_has_its_own_trainer(tmp_path, monkeypatch):
+    """Catches: GRPO under the name of log-prob as a reward."""
+    made, trainer = [], stories.RIVALS["log_prob"]
+    monkeypatch.setitem(stories.RIVALS, "log_prob", lambda *inputs: made.append(trainer(*inputs)) or made[0])
+    assert tell(tmp_path, "--methods", "log_prob", "--ways", "result_first") == 0
+    assert made[0].last.number == 1 and "log-prob as a reward" in (tmp_path / "table.md").read_text()
+
+
 def test_reading_teaches_the_way_of_writing_that_is_read():
     """Twenty stories in each way. Catches: weights that do not move, the other way of writing."""
     sized = dict(operations=1, read_steps=10, read_batch=2, read_learning_rate=1e-2, hallucinate=0.0, slip=0.0)

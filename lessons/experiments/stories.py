@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from finished import finished
+from log_prob_reward import LogProbReward
 from processes import in_processes
 from sharpness import blindness
 from stories_report import report
@@ -46,6 +47,7 @@ from minclipo.toy import solution_loss
 from minclipo.trainer import Trainer
 
 WAYS = ("reason_first", "result_first")
+RIVALS = {"log_prob": LogProbReward}  # methods that have a trainer of their own
 WARMUP = 30  # reading steps with a rising learning rate, at most a quarter of them
 _story = partial(option, group="model and textbook")
 _training = partial(option, group="training")
@@ -105,7 +107,7 @@ class Story:
         if method == "clipo_paper":  # a head of a quarter of the model's width that learns alone at first
             width = Checkpoint(self.model).config.hidden_size
             common |= dict(head_size=width // 4, head_warmup_steps=round(self.steps * PAPER_WARMUP))
-        return TrainConfig(**METHODS[method] | common)
+        return TrainConfig(**METHODS.get(method, {}) | common)
 
     def settings(self, config: TrainConfig | None = None) -> dict:
         """What a result depends on, with what auto stands for on this machine."""
@@ -161,7 +163,8 @@ def run(story: Story, way: str, method: str, seed: int, out: Path) -> None:
     if finished(folder / "result.json", settings) is not None:
         return
     tokenizer, began = load_tokenizer(story.model), time.perf_counter()
-    trainer = Trainer(story.load(out / way / "start" / "model"), tokenizer, story.task(tokenizer), config)
+    make = RIVALS.get(method, Trainer)
+    trainer = make(story.load(out / way / "start" / "model"), tokenizer, story.task(tokenizer), config)
     Run(trainer, folder, f"{way}, {method}, seed {seed}").train()
     seconds = time.perf_counter() - began
     found = measure(story, tokenizer, trainer.model)
@@ -181,7 +184,8 @@ def measure(story: Story, tokenizer: Tokenizer, model: GPT) -> dict:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="ways of writing (default: both)")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
+    known, usual = [*METHODS, *RIVALS], list(METHODS)
+    parser.add_argument("--methods", nargs="+", choices=known, default=usual, help=f"default: {' '.join(usual)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--processes", type=int, default=1, help="runs at the same time (default: 1)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each (default: 2)")

@@ -17,6 +17,7 @@ COLUMNS = {  # key in result.json -> heading
     "right_if_made_up": "right if made up",
     "right_if_not_made_up": "right if not",
 }
+LOOKS = STYLES | {"log_prob": dict(color="#E69F00", linestyle=(0, (3, 1, 1, 1)), label="log-prob as a reward")}
 LOW = 0.02  # a hallucination rate of the training rollouts that counts as cured
 Results = dict[str, dict[int, dict]]  # results[method][seed]; "start" has one seed, 0
 
@@ -24,7 +25,7 @@ Results = dict[str, dict[int, dict]]  # results[method][seed]; "start" has one s
 def results(out: Path, way: str, methods: list[str], seeds: list[int]) -> Results:
     """What has been finished in one way of writing. ValueError if runs with different settings lie side by side."""
     places = {"start": {0: out / way / "start"}}
-    places |= {m: {seed: out / way / m / f"seed{seed}" for seed in seeds} for m in STYLES if m in methods}
+    places |= {m: {seed: out / way / m / f"seed{seed}" for seed in seeds} for m in LOOKS if m in methods}
     found = {
         method: {
             seed: read_json(path / "result.json") for seed, path in paths.items() if (path / "result.json").is_file()
@@ -56,7 +57,7 @@ def rows(found: Results) -> list[list[str]]:
     """A row per method."""
     made = []
     for method, by_seed in found.items():
-        name = "after reading" if method == "start" else STYLES[method]["label"].format("GRPO")
+        name = "after reading" if method == "start" else LOOKS[method]["label"].format("GRPO")
         values = [share([result[key] for result in by_seed.values()]) for key in COLUMNS]
         steps = [] if method == "start" else [cured(result["history"]) for result in by_seed.values()]
         when = ", ".join("never" if step is None else str(step) for step in steps)
@@ -69,7 +70,7 @@ def draw(found: dict[str, Results], path: Path) -> None:
     figure, axes = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.6), squeeze=False, layout="constrained")
     for axis, (way, by_method) in zip(axes[0], found.items()):
         for method in [name for name in by_method if name != "start"]:
-            style = STYLES[method] | {"label": STYLES[method]["label"].format("GRPO")}
+            style = LOOKS[method] | {"label": LOOKS[method]["label"].format("GRPO")}
             for result in by_method[method].values():
                 steps = [line["step"] for line in result["history"]]
                 rates = np.array([line["hallucination_rate"] for line in result["history"]], float)  # None: a gap
