@@ -172,6 +172,12 @@ def test_extraction(text, answer):
         (r"\\sqrt{2}", r"\sqrt{2}"),  # a backslash that was escaped twice
         ("5", r"So $\\boxed{5}$."),
         ("–5", "-5"),
+        ("$5 per hour", "5"),
+        (r"\$5/\text{hour}", "5"),
+        (r"\$2.50 \text{ each}", "2.5"),
+        (r"\$1{,}800 \text{ dollars}", "$1800"),
+        ("$2.5 million per year", "2500000"),
+        (r"\frac{3}{4} \text{ cups of flour}", "3/4"),
     ],
 )
 def test_the_same_in_other_words(answer, truth):
@@ -274,6 +280,10 @@ def test_a_hedge_is_not_an_answer(answer, truth):
         ("25^\\circ C", "25^\\circ F"),
         ("5 dollars", "5 euros"),
         ("15 percent of them", "15%"),
+        ("5 of ten", "5"),
+        ("5 lots of x", "5"),
+        ("$5 m", "5"),  # million
+        ("$5/2", "5"),
     ],
 )
 def test_another_answer_is_another_answer(answer, truth):
@@ -287,6 +297,11 @@ def test_another_answer_is_another_answer(answer, truth):
         (r"so -$\boxed{6}$", "-6"),
         (r"$\boxed{6}^2$", "36"),
         (r"$\boxed{3}$ million", "3000000"),
+        (r"\$\boxed{6}\text{ million dollars}", "6000000"),
+        (r"$\boxed{\$6}\ \mathrm{thousand}$", "6000"),
+        (r"a loss of -\$\boxed{6}", "-6"),
+        (r"$-\boxed{\$6}$", "-6"),
+        (r"$x = \pm\boxed{6}$", "6, -6"),
         (r"$\boxed{5}\sqrt{2}$", r"5\sqrt{2}"),
         (r"- \boxed{6}", "6"),  # a list
         (r"10 - \boxed{6} = 4", "6"),
@@ -294,6 +309,8 @@ def test_another_answer_is_another_answer(answer, truth):
         (r"\textcolor{red}{\boxed{6}}", "6"),
         (r"\boxed{6} is right, 7 is not", "6"),
         (r"\boxed{6} months", "6"),
+        (r"\boxed{6} \text{ months of it}", "6"),
+        (r"- \$\boxed{6}", "6"),  # a list
     ],
 )
 def test_what_stands_outside_the_box(text, answer):
