@@ -121,7 +121,7 @@ SPELLINGS |= {rf"\\in{NO}|∈": "=", r"\+ ?\\infty": r"\\infty", r"((?:^|[(\[⟨
 SPELLINGS |= {r"(?<=\d) ?\(([A-Za-z]{2}[A-Za-z ]*)\)$": r" \1", r"^\$([^$]*)\$$": r"\1", r"\{bmatrix\}": "{pmatrix}"}
 SPELLINGS |= {r"^[ *]+|[ *.,;]+$": "", r"(?i)^(?:the )?(?:final |correct )?answer ?(?:is|:|=) ?": ""}
 # 1,234,567 and 1 234 567; but 1, 234 is a list, (1,234) a pair, 1 100/200 mixed, 0,123 a decimal in half the world
-GROUPED = r"(?<![\d.,])(?!(?<=[(\[⟨])[\d, ]+[)\]⟩])[1-9]\d{0,2}(?:(?:,\d{3})+|(?: \d{3})+)(?! ?[\d/])"
+GROUPED = r"(?<![\d.,])(?!(?<=[(\[⟨])[\d, ]+[)\]⟩])[1-9]\d{0,2}(?:(?:,\d{3})+|(?: \d{3})+(?! ?/))(?! ?\d)"
 SPELLINGS |= {GROUPED: lambda match: re.sub("[ ,]", "", match[0])}
 NAME = re.compile(r"\\?[a-z][a-z' ]*(?:_\{?\w+\}?)?(?:\([^()]*\))?", re.ASCII | re.I)  # x, x_1, f(x), \alpha
 RELATION = r"[&=<>:,]|\\\\+|\\(?:cup|cap|[lgn]eq)(?![A-Za-z])|\\(?:begin|end) *\{\w+\}"

@@ -176,6 +176,8 @@ def test_extraction(text, answer):
         (r"\$5/\text{hour}", "5"),
         (r"\$2.50 \text{ each}", "2.5"),
         (r"\$1{,}800 \text{ dollars}", "$1800"),
+        (r"\$1,200/\text{month}", "1200"),
+        (r"1,000/3", r"\frac{1000}{3}"),
         ("$2.5 million per year", "2500000"),
         (r"\frac{3}{4} \text{ cups of flour}", "3/4"),
     ],
@@ -284,6 +286,7 @@ def test_a_hedge_is_not_an_answer(answer, truth):
         ("5 lots of x", "5"),
         ("$5 m", "5"),  # million
         ("$5/2", "5"),
+        ("1 100/200", r"\frac{1100}{200}"),  # a mixed number
     ],
 )
 def test_another_answer_is_another_answer(answer, truth):
