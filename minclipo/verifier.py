@@ -387,4 +387,4 @@ def same_element(answer: Quantity | tuple, truth: Quantity | tuple) -> bool:
         return equal and len(units) < 2
     if not truth.unit:  # where the truth may be a share, 0.5% is not 0.5
         return equal and not any(truth.number) and abs(rational(truth.number)) > 1
-    return equal or (not answer.unit and times(answer.number, exact(100)) == truth.number)
+    return equal or (not answer.unit and {powers: 100 * x for powers, x in answer.number.items()} == truth.number)

@@ -436,6 +436,12 @@ def test_random_text_never_raises():
         verify(r"\boxed{" + text + "}", truth)
 
 
+@pytest.mark.parametrize("answer", ["x + 1", "2x + 3y", "3 + 2i", "1e999 * 1e233"])
+def test_no_answer_raises_where_a_percentage_is_wanted(answer):
+    """Catches: a run that ends where a model answers a formula, or a number that is too long when times a hundred."""
+    assert not agrees(answer, r"75\%") and agrees("0.75", r"75\%") and agrees(r"\frac{\sqrt{2}}{2}", r"50\sqrt{2}\%")
+
+
 @pytest.mark.parametrize("text, truth", [(None, "5"), (r"\boxed{5}", 5), (b"\\boxed{5}", "5"), (r"\boxed{5}", None)])
 def test_what_is_no_text_is_no_answer(text, truth):
     """Catches: a reward loop that dies on one strange record."""
