@@ -249,7 +249,7 @@ def train(arguments: argparse.Namespace, config: LLMConfig, train_config: TrainC
     check_keep_best(config, eval_task)
     earlier, reference = arguments.earlier or None, bool(train_config.kl_weight)
     if rank() == 0:
-        read = (checkpoint.directory, config.data, eval_source, earlier, reference)
+        read = (checkpoint.weights.parent, config.data, eval_source, earlier, reference)
         settings |= what_was_read(out, *read, adapter=config.init_adapter, frozen=config.lora_rank > 0)
     model = load_policy(checkpoint, config, dtype, device, train_config.seed)
     model.gradient_checkpointing = config.gradient_checkpointing

@@ -50,10 +50,11 @@ PLACEHOLDER = re.compile(r"[\s.…_?]*")  # "...", "___": what prompts put into 
 BARE_BOX = re.compile(r"\\boxed[ \t]+([^\s{$][^{$\n]*)")  # \boxed 5
 JOINT = re.compile(r"[\s$,;]*(?:or|and|\\text *\{ *(?:or|and) *\})?[\s$,;]*")  # "$ or $" between two boxes
 # What changes the number from outside: -\boxed{6}, \frac{1}{\boxed{6}}, \boxed{6}^2; but not the dash of "- \boxed{6}"
-BEFORE = r"(?:[=$({\[]\s*|(?:^|[\s:])(?=[-−–]\$?$))[-−–][\s$]*$|(?:[/√≠]|\\neq?|\bnot)\s*$|\d$"
+BEFORE = r"(?:[=$({\[]\s*|(?:^|[\s:])(?=[-−–]\\?\$?$))[-−–][\s$\\]*$|(?:[/√≠±]|\\neq?|\\pm|\bnot)\s*$|\d$"
 BEFORE = re.compile(BEFORE + r"|(?:\\[dtc]?frac *(?:\{[^{}]*\})?|\\sqrt|[\^_]) *(?:\{[^{}]*)?$|$")
 AFTER = r" *(?:[\^/%√π]|\\(?:times|cdot|div|sqrt|pi|frac|%))[^\s$]*|(?:[A-Za-z0-9]|_[a-z0-9{])[^\s$]*"
-AFTER = re.compile(AFTER + r"|[\s$]*(?:(?:hundred|thousand|[a-z]+illion|dozen)s?|(?!months)[a-z]+ths)\b|")
+NUMERAL = r"(?:hundred|thousand|[a-z]+illion|dozen)s?\b|(?!months)[a-z]+ths\b"  # a group without its \text{
+AFTER = re.compile(rf"{AFTER}|(?:[\s$~]|\\[ ,;:]|\\(?:text|math)[a-z]* *\{{)*({NUMERAL})|")
 REMARK = re.compile(r"(?<=\d)(?:,| and)(?: [a-z]+){2,}\.?$")  # 44, in total
 
 
@@ -71,9 +72,9 @@ def extract_answer(text: str) -> str | None:
         if parts and (first - end > 40 or not JOINT.fullmatch(text, end + 1, first)):
             break
         before = BEFORE.search(text[max(0, start - 40) : start])[0].lstrip("=({[: \n$")
-        after = AFTER.match(text, end + 1)[0] if not parts else ""
+        after = "" if parts else (found := AFTER.match(text, end + 1))[1] or found[0]
         content, first = text[inside:end].strip(), start
-        parts.append(f"{before}{{{content}}}{after}".replace("$", "") if before or after else content)
+        parts.append(re.sub(r"\\?\$", "", f"{before}{{{content}}}{after}") if before or after else content)
     if parts:
         parts = list(dict.fromkeys(reversed(parts)))
         if len(parts) == 2 and sum(map(len, parts)) < MAX_LENGTH and read_answer(parts[0]) == read_answer(parts[1]):
@@ -120,7 +121,7 @@ SPELLINGS |= {rf"\\in{NO}|∈": "=", r"\+ ?\\infty": r"\\infty", r"((?:^|[(\[⟨
 SPELLINGS |= {r"(?<=\d) ?\(([A-Za-z]{2}[A-Za-z ]*)\)$": r" \1", r"^\$([^$]*)\$$": r"\1", r"\{bmatrix\}": "{pmatrix}"}
 SPELLINGS |= {r"^[ *]+|[ *.,;]+$": "", r"(?i)^(?:the )?(?:final |correct )?answer ?(?:is|:|=) ?": ""}
 # 1,234,567 and 1 234 567; but 1, 234 is a list, (1,234) a pair, 1 100/200 mixed, 0,123 a decimal in half the world
-GROUPED = r"(?<![\d.,])(?!(?<=[(\[⟨])[\d, ]+[)\]⟩])[1-9]\d{0,2}(?:(?:,\d{3})+|(?: \d{3})+)(?! ?[\d/])"
+GROUPED = r"(?<![\d.,])(?!(?<=[(\[⟨])[\d, ]+[)\]⟩])[1-9]\d{0,2}(?:(?:,\d{3})+|(?: \d{3})+(?! ?/))(?! ?\d)"
 SPELLINGS |= {GROUPED: lambda match: re.sub("[ ,]", "", match[0])}
 NAME = re.compile(r"\\?[a-z][a-z' ]*(?:_\{?\w+\}?)?(?:\([^()]*\))?", re.ASCII | re.I)  # x, x_1, f(x), \alpha
 RELATION = r"[&=<>:,]|\\\\+|\\(?:cup|cap|[lgn]eq)(?![A-Za-z])|\\(?:begin|end) *\{\w+\}"
@@ -200,7 +201,7 @@ MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 
 UNIT = re.compile(r"(?: |(?=[A-Za-z]{2}))[A-Za-z$€£]+(?:[ /.-]+[A-Za-z]+| ?\^ ?\(?[23]\)?){0,3} ?")  # " km/h"
 UNITS = """m meter,cm centimeter,mm millimeter,km kilometer,g gram gm,kg kilogram,mg milligram,l L liter
     ,ml mL milliliter,s second sec,ms,h hour hr,min minute,in inch inche,ft foot feet,yd yard,mi mile,mph,lb lbs
-    ,oz ounce,sq square,cu cubic,$ dollar,€ euro,£ sterling"""
+    ,oz ounce,sq square,cu cubic,$ dollar,€ euro,£ sterling,of"""  # cups of flour
 SHORT_FORM = {word: group.split()[0] for group in UNITS.split(",") for word in group.split()}
 CHANGES = re.compile(  # words that make another number, or none, of the one before them
     r"(?i)\b(?:(?:zero|one|two|thir|three|four|for(?=t)|fif|five|six|seven|eigh|eight|nin|nine|ten|eleven|twel[fv]e?"
@@ -236,7 +237,7 @@ def read_unit(text: str) -> str | None:
 
 
 # Arithmetic without commands: ((1)/(√(2))) for \frac{1}{\sqrt{2}}
-ARITHMETIC = {r"^([-+]? ?)(?:US)?([$€£])([^$€£]+)$": r"\1\3 \2", r"(?<=\d) ?([$€£])$": r" \1"}  # -$5, 5€
+ARITHMETIC = {r"^([-+]? ?)(?:US)?([$€£])([^$€£]+?)(?: dollars?| USD)?( each| per .*|/ ?[a-z].*)?$": r"\1\3 \2\4"}  # -$5
 ARITHMETIC |= {rf"\\times{NO}|\\cdot{NO}|(?<=\d) ?[xX] ?(?=10 ?\^)": "*", rf"(?<![A-Za-z])\\?sqrt{NO} *": "√"}
 ARITHMETIC |= {rf"(?<![A-Za-z])\\?pi{NO}": "π", r"\^ +": "^", r"\\frac *(\d) *(\d)": r"\\frac{\1}{\2}"}
 ARITHMETIC |= {rf"(?i)(?<=[\d)}}]) ?{word}s?\b": f"*{number}" for word, number in MAGNITUDES.items()}
@@ -245,7 +246,7 @@ MIXED, RECURRING = r"(?<![\d./^_√])(\d+) ?\\frac *\{(\d+)\} *\{(\d+)\}", r"(\d
 ARITHMETIC |= {MIXED: lambda m: f"({m[1]}+{m[2]}/{m[3]})" if int(m[2]) < int(m[3]) else "?"}
 ARITHMETIC |= {RECURRING: lambda m: f"(({m[1]}{m[2]}{m[3]}-{m[1]}{m[2]})/{10 ** len(m[2] + m[3]) - 10 ** len(m[2])})"}
 ARITHMETIC |= {r"√\[(\d+)\] *\{([^{}]*)\}": r"((\2)^(1/\1))", r"([√^]) *\{([^{}]*)\}": r"\1(\2)"}  # \sqrt[3]{8}
-ARITHMETIC |= {r"\\frac *(?:(\d)|\{([^{}]*)\}) *(?:(\d)|\{([^{}]*)\})": r"((\1\2)/(\3\4))"}
+ARITHMETIC |= {r"\\frac *(?:(\d)|\{([^{}]*)\}) *(?:(\d)|\{([^{}]*)\})": r"((\1\2)/(\3\4))", r"(?<=\d)([$€£])$": r" \1"}
 
 
 class NumberReader:
@@ -386,4 +387,4 @@ def same_element(answer: Quantity | tuple, truth: Quantity | tuple) -> bool:
         return equal and len(units) < 2
     if not truth.unit:  # where the truth may be a share, 0.5% is not 0.5
         return equal and not any(truth.number) and abs(rational(truth.number)) > 1
-    return equal or (not answer.unit and times(answer.number, exact(100)) == truth.number)
+    return equal or (not answer.unit and {powers: 100 * x for powers, x in answer.number.items()} == truth.number)

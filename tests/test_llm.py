@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import zlib
 from datetime import datetime
@@ -268,6 +269,25 @@ def test_without_a_chat_template_the_question_is_plain_text():
 
 def run(*arguments: str) -> int:
     return train_llm.main([*SHORT.split(), *arguments])
+
+
+@pytest.mark.parametrize("name", ["smollm2_like_bf16", "llama_sharded_fp16"])
+def test_a_model_from_the_hub_is_trained_and_its_weights_are_remembered(name, tmp_path, monkeypatch):
+    """Catches: checksums of weights that are not downloaded yet: the first run fails, or no shard is remembered."""
+    snapshot = tmp_path / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+
+    def snapshot_download(repo_id, *, revision=None, allow_patterns):
+        """As the hub's: only the files that were asked for are there."""
+        for path in (FIXTURES / "parity" / name).iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns):
+                shutil.copy(path, snapshot)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert run("--model", "org/name", "--data", "sums", "--steps", "1", "--out", str(tmp_path / "out")) == 0
+    files = json.loads((tmp_path / "out" / "settings.json").read_text())["files"]["model"]
+    assert {path.name for path in snapshot.glob("*.safetensors")} <= files.keys()
 
 
 def test_train_llm_from_end_to_end(tmp_path, capsys):

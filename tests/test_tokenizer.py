@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 from conftest import FIXTURES
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, pre_tokenizers, processors
 
 import train_llm
 from minclipo.checkpoint import load_tokenizer
 from minclipo.checkpoint.chat_template import ChatTemplate
 from minclipo.checkpoint.files import read_json, write_json
-from minclipo.checkpoint.tokenizer import prompt_writer
+from minclipo.checkpoint.tokenizer import Tokenizer, prompt_writer
 from minclipo.runs.llm_config import LLMConfig
 from minclipo.tasks.sums import SumProblem, check_outcome
 from minclipo.toy import toy_tokenizer
@@ -210,6 +211,19 @@ def test_plain_text_begins_as_the_tokenizer_begins_it():
     tokenizer = load_tokenizer(REAL / "bos_of_another_name")
     text = prompt_writer(tokenizer)("a")
     assert text == "<s>a\n" and tokenizer.encode(text)[0] == 1
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_plain_text_begins_with_the_space_that_the_tokenizer_puts_before_it(scheme):
+    """Catches: "<s>What" encoded without the space of "What", where only the very first word gets one (Mistral v0.3)."""
+    vocabulary = {"<s>": 0, "</s>": 1, "a": 2, "\n": 3, "▁": 4, "▁a": 5}
+    tokenizer = FastTokenizer(models.BPE(vocabulary, [("▁", "a")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    own = Tokenizer(tokenizer, [1])
+    ids = own.encode(prompt_writer(own)("a"))
+    assert ids == own.encode("a\n", add_special_tokens=True) == [0, 2 if scheme == "never" else 5, 3]
 
 
 def test_what_a_tokenizer_puts_at_the_end_does_not_open_a_text(tmp_path):

@@ -172,6 +172,14 @@ def test_extraction(text, answer):
         (r"\\sqrt{2}", r"\sqrt{2}"),  # a backslash that was escaped twice
         ("5", r"So $\\boxed{5}$."),
         ("–5", "-5"),
+        ("$5 per hour", "5"),
+        (r"\$5/\text{hour}", "5"),
+        (r"\$2.50 \text{ each}", "2.5"),
+        (r"\$1{,}800 \text{ dollars}", "$1800"),
+        (r"\$1,200/\text{month}", "1200"),
+        (r"1,000/3", r"\frac{1000}{3}"),
+        ("$2.5 million per year", "2500000"),
+        (r"\frac{3}{4} \text{ cups of flour}", "3/4"),
     ],
 )
 def test_the_same_in_other_words(answer, truth):
@@ -274,6 +282,11 @@ def test_a_hedge_is_not_an_answer(answer, truth):
         ("25^\\circ C", "25^\\circ F"),
         ("5 dollars", "5 euros"),
         ("15 percent of them", "15%"),
+        ("5 of ten", "5"),
+        ("5 lots of x", "5"),
+        ("$5 m", "5"),  # million
+        ("$5/2", "5"),
+        ("1 100/200", r"\frac{1100}{200}"),  # a mixed number
     ],
 )
 def test_another_answer_is_another_answer(answer, truth):
@@ -287,6 +300,11 @@ def test_another_answer_is_another_answer(answer, truth):
         (r"so -$\boxed{6}$", "-6"),
         (r"$\boxed{6}^2$", "36"),
         (r"$\boxed{3}$ million", "3000000"),
+        (r"\$\boxed{6}\text{ million dollars}", "6000000"),
+        (r"$\boxed{\$6}\ \mathrm{thousand}$", "6000"),
+        (r"a loss of -\$\boxed{6}", "-6"),
+        (r"$-\boxed{\$6}$", "-6"),
+        (r"$x = \pm\boxed{6}$", "6, -6"),
         (r"$\boxed{5}\sqrt{2}$", r"5\sqrt{2}"),
         (r"- \boxed{6}", "6"),  # a list
         (r"10 - \boxed{6} = 4", "6"),
@@ -294,6 +312,8 @@ def test_another_answer_is_another_answer(answer, truth):
         (r"\textcolor{red}{\boxed{6}}", "6"),
         (r"\boxed{6} is right, 7 is not", "6"),
         (r"\boxed{6} months", "6"),
+        (r"\boxed{6} \text{ months of it}", "6"),
+        (r"- \$\boxed{6}", "6"),  # a list
     ],
 )
 def test_what_stands_outside_the_box(text, answer):
@@ -414,6 +434,12 @@ def test_random_text_never_raises():
         text, truth = ("".join(rng.choices([" ", *pieces.split()], k=rng.randint(0, n))) for n in (25, 8))
         verify(text, truth)
         verify(r"\boxed{" + text + "}", truth)
+
+
+@pytest.mark.parametrize("answer", ["x + 1", "2x + 3y", "3 + 2i", "1e999 * 1e233"])
+def test_no_answer_raises_where_a_percentage_is_wanted(answer):
+    """Catches: a run that ends where a model answers a formula, or a number that is too long when times a hundred."""
+    assert not agrees(answer, r"75\%") and agrees("0.75", r"75\%") and agrees(r"\frac{\sqrt{2}}{2}", r"50\sqrt{2}\%")
 
 
 @pytest.mark.parametrize("text, truth", [(None, "5"), (r"\boxed{5}", 5), (b"\\boxed{5}", "5"), (r"\boxed{5}", None)])

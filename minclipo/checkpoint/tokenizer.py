@@ -166,10 +166,16 @@ def prompt_writer(
 
 def opening(tokenizer: Tokenizer) -> str:
     """What this tokenizer puts before a text, a bos token say: we add no special tokens when encoding prompts."""
-    text = tokenizer.stop_tokens()[0]  # one that every tokenizer can encode
+    encode, text = tokenizer.tokenizer.encode, tokenizer.stop_tokens()[0]  # one that every tokenizer can encode
     with library_errors("the model's tokenizer cannot encode its own end"):
-        found = tokenizer.tokenizer.encode(text, add_special_tokens=True)
-    return "".join(token for token, _ in takewhile(lambda pair: pair[1] is None, zip(found.tokens, found.sequence_ids)))
+        found = encode(text, add_special_tokens=True)
+        added = takewhile(lambda pair: pair[1] is None, zip(found.tokens, found.sequence_ids))
+        if not (start := "".join(token for token, _ in added)):
+            return ""
+        # Some (Mistral 7B v0.3) put a space before a text, too, but not where a bos token is written before it.
+        wanted = encode("a", add_special_tokens=True).ids
+        same = lambda text: (ids := encode(text, add_special_tokens=False).ids) == wanted[: len(ids)]
+        return f"{start} " if same(f"{start} a") and not same(f"{start}a") else start
 
 
 def load_tokenizer(directory_or_hub_id: str | Path) -> Tokenizer:

@@ -31,7 +31,7 @@ class Checkpoint:
     """A model directory or hub id, "org/name" or "org/name@revision". Each of its files is read and checked once.
 
     What is wrong with it is a ValueError or FileNotFoundError naming the file, and the key or tensor. The weights of a
-    hub id are downloaded only when `model` asks for them.
+    hub id are downloaded only when `weights` or `model` asks for them.
     """
 
     def __init__(self, source: str | Path):
@@ -61,6 +61,14 @@ class Checkpoint:
         """Text to ids and back, with the chat template if there is one."""
         return read_tokenizer(self.directory, self.json)
 
+    @cached_property
+    def weights(self) -> Path:
+        """model.safetensors, or the index of its shards. The weights of a hub id are downloaded now."""
+        directory = model_directory(self.source)
+        if directory != self.directory:
+            raise ValueError(f"{self.source} has changed on the hub since {self.directory} was downloaded: start again")
+        return weights_file(directory)
+
     def model(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> GPT:
         """The model with its weights, in `dtype` on `device`.
 
@@ -68,13 +76,9 @@ class Checkpoint:
         they stay: there is never a second copy of the model.
         """
         config, path = self.config, self.directory / "config.json"
-        directory = model_directory(self.source)
-        if directory != self.directory:
-            raise ValueError(f"{self.source} has changed on the hub since {self.directory} was downloaded: start again")
-        weights_path = weights_file(directory)
-        stored = stored_tensors(weights_path)
+        stored = stored_tensors(self.weights)
         model = _empty_model(config, len(stored), path)
-        _check_weights(stored, model, weights_path)
+        _check_weights(stored, model, self.weights)
         if self.tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
                 f"{self.directory / 'tokenizer.json'}: its {self.tokenizer.vocab_size} tokens are more than the "
