@@ -284,7 +284,7 @@ show(
 # %% [markdown]
 # GRPO quotes -4 falsely most of the time, and at temperature 0 its accuracy is 1.00.
 # Which operands go is chance, and in some runs none does. On nine of twenty fresh seeds,
-# 5% or more of the right answers at temperature 0 are hallucinated
+# 4% or more of the right answers at temperature 0 are hallucinated
 # (`lessons/results.md`). Biology calls this genetic drift.
 #
 # > **You should know.** Training also moves what its reward does not hold in place. No

@@ -323,7 +323,7 @@ print("they agree")
 # **Now you know.**
 #
 # * Paid for agreement, the model drops its made-up steps at no cost in accuracy.
-# * It takes soft-NN, centring, negatives from other prompts, and a weight off the floor.
+# * It takes centring, negatives from other prompts, and prices off the floor.
 # * Rewarding log-prob is simpler, and here better on average. It pays for being sure.
 #
 # **Exercise.** About 30 minutes, medium. `python lessons/exercises/10_clipo.py`: your

@@ -27,7 +27,7 @@ def group_advantages(rewards: Tensor, group_size: int, *, scale: str = "std", ep
     scale: "std" divides by the group's standard deviation, "batch" by that of the whole batch, "none" by nothing (Dr.
     GRPO, Liu et al. 2025: dividing favours prompts that are nearly always or nearly never solved).
     Equal rewards give exactly 0, and so do those that differ by rounding alone (4 units of their last place): divided
-    by epsilon it would be 0.06. The arithmetic is float64, since in float32 the mean of sixteen times 0.9 is not 0.9.
+    by epsilon it may be 0.2. The arithmetic is float64, since in float32 the mean of sixteen times 0.9 is not 0.9.
 
     >>> group_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), group_size=2)
     tensor([ 0.7071, -0.7071,  0.0000,  0.0000])

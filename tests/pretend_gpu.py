@@ -5,15 +5,18 @@ captured steps are on, as they are on CUDA. PyTorch takes one such device per pr
 file as a process of its own:
 
     python tests/pretend_gpu.py WORK      # everything once; leaves WORK/found.json
+    python tests/pretend_gpu.py           # tests/gpu, but what needs CUDA itself or takes minutes
 """
 
 import json
+import os
 import sys
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 from conftest import small_gpt
 from everything import OPTIONS, trainer_of
@@ -37,6 +40,9 @@ SCRIPT = (
 ).split()
 SCRIPTS = ["--contrastive-weight 0.1 --kl-weight 0.1 --micro-batch-tokens 60 --keep-best accuracy", "--lora-rank 4"]
 SCRIPTS = [options.split() for options in SCRIPTS]
+CASES = {name: options for name, options in OPTIONS.items() if not name.endswith((" group", " batch"))}
+CASES |= {name: OPTIONS[name] for name in ("infonce group", "infonce batch")}  # one loss at every level
+TESTS = "not compiled and not waits and not process and not learns and not one_step"
 
 
 class Elsewhere(torch.Tensor):
@@ -135,10 +141,12 @@ def make_device() -> torch.library.Library:
     return made
 
 
-def on(device: str):
+def on(device: str, round_tokens: int = 4, slots: int = 8):
     """What must hold while something runs there: both take the same rounds, so that they draw the same numbers."""
     gpu = device == "gpu"
-    settings = mock.patch.multiple(sampler, ROUND={device: 4}, SLOTS={device: 8}, CAPTURE={"gpu": Replay})
+    settings = mock.patch.multiple(
+        sampler, ROUND={device: round_tokens}, SLOTS={device: slots}, CAPTURE={"gpu": Replay}
+    )
     generator = mock.patch.object(torch, "Generator", Generator if gpu else torch.Generator)
     stack = ExitStack()
     for context in (settings, generator, PretendGpu() if gpu else nullcontext()):
@@ -198,11 +206,18 @@ def attempt(compared, *arguments) -> dict:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def main(work: Path) -> None:
-    torch.set_num_threads(1)
+def run_tests() -> int:
+    """tests/gpu there, with rounds as on CUDA; pytest's exit code."""
+    os.environ["MINCLIPO_TEST_DEVICE"], close = "gpu", torch.testing.assert_close
+    on_host = lambda found, wanted, **options: close(here(found.detach()), here(wanted.detach()), **options)
+    with on("gpu", round_tokens=32, slots=256), mock.patch.object(torch.testing, "assert_close", on_host):
+        return pytest.main(["-q", "-p", "no:cacheprovider", "-k", TESTS, str(Path(__file__).parent / "gpu")])
+
+
+def compare_all(work: Path) -> None:
     save_model(small_gpt(vocab_size=122), toy_tokenizer(), work / "start")
     (work / "task.py").write_text("from everything import EASY as task\n")
-    found = {name: attempt(compare, options) for name, options in OPTIONS.items()}
+    found = {name: attempt(compare, options) for name, options in CASES.items()}
     for options in SCRIPTS:
         task = ["--task", f"{work / 'task.py'}:task"]
         found[f"train_llm.py {' '.join(options)}"] = attempt(compare_scripts, work, [*task, *options])
@@ -212,5 +227,6 @@ def main(work: Path) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     DEVICE = make_device()
-    main(Path(sys.argv[1]))
+    sys.exit(compare_all(Path(sys.argv[1])) if len(sys.argv) > 1 else run_tests())

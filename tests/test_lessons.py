@@ -448,6 +448,14 @@ def test_the_readme_says_when_it_helps_as_it_was_measured():
     assert f"ends at {rates['log-prob']:.3f} on average, CLIPO at {rates['CLIPO']:.3f}" in " ".join(section.split())
 
 
+def test_lesson_6_counts_the_seeds_that_made_up_steps_greedily():
+    """Catches: a share that fewer of the twenty seeds reach than the lesson says."""
+    rows = json.loads((LESSONS / "results" / "fresh_seeds" / "results.json").read_text())
+    rates = [seed["greedy_hallucination_rate"] for row in rows if row["name"] == "GRPO" for seed in row["look"]]
+    said = re.search(r"nine of twenty fresh seeds, (\d+)% or more", " ".join(prose_of(LESSONS / "06_blind.py").split()))
+    assert len(rates) == 20 and sum(100 * rate >= int(said[1]) for rate in rates) == 9
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions of x86 are pinned, no others")
 def test_the_lessons_add_up_alike_with_and_without_avx512():
     """Catches: a training whose numbers are others on a processor with AVX-512, which rounds in another order."""

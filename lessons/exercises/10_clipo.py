@@ -7,7 +7,7 @@ Fill in `contrastive_rewards` with any idea that looks at no step, and run the f
     python lessons/exercises/10_clipo.py
 
 It checks what every such reward must keep to, then trains the careless model with it: 60
-steps, about 20 seconds. The hallucination rate must end below 0.1; GRPO's stays above
+steps, about 20 seconds. The hallucination rate must end below 0.1; GRPO's ends above
 0.5. With --hint contrastive_rewards there is a hint, with --solution the solution trains
 instead.
 

@@ -17,6 +17,7 @@ COLORS = {  # by what a variant's name contains; the first that fits
     "prompt contrast": STYLES["prompt_contrast"]["color"],
     "paper's setting": STYLES["clipo_paper"]["color"],
     "CLIPO": STYLES["clipo"]["color"],
+    "log-prob": "#E69F00",
     "as a gradient": "#E69F00",
     "": STYLES["baseline"]["color"],
 }

@@ -105,7 +105,12 @@ FRONTIER = {
 def frontier() -> list[Variant]:
     """Who removes made-up steps, and who spreads a false step that most solutions share?"""
     return [
-        Variant(name, settings, textbook) for textbook in ("toy", "shared70") for name, settings in FRONTIER.items()
+        variant
+        for textbook in ("toy", "shared70")
+        for variant in (
+            *(Variant(name, settings, textbook) for name, settings in FRONTIER.items()),
+            Variant("log-prob", {}, textbook, trainer="log_prob"),
+        )
     ]
 
 

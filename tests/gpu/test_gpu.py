@@ -7,6 +7,7 @@ Skipped elsewhere. Matrix products of float32 numbers are float32 throughout: TF
 
 import json
 import math
+import os
 from functools import partial
 from pathlib import Path
 
@@ -32,8 +33,8 @@ from minclipo.sampler import Rollouts, sample
 from minclipo.toy import TASK, toy_tokenizer
 from minclipo.trainer import Trainer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-DEVICE = "cuda"
+DEVICE = os.environ.get("MINCLIPO_TEST_DEVICE", "cuda")  # see tests/pretend_gpu.py
+pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CARELESS = Path(__file__).parents[2] / "lessons" / "models" / "careless"
 in_both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
