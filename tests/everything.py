@@ -43,7 +43,7 @@ OPTIONS |= {
 def trainer_of(
     device: str, dtype=torch.float32, gradient_checkpointing=False, compiled=False, lora=False, **options
 ) -> Trainer:
-    model = small_gpt(vocab_size=122).to(device, dtype)
+    model = small_gpt(vocab_size=122, head_dim=64).to(device, dtype)  # fused attention needs a multiple of 8
     if lora:
         with_adapters(model)
     model.gradient_checkpointing, model.compiled = gradient_checkpointing, compiled

@@ -358,11 +358,13 @@ def test_compile_arrives(tmp_path, monkeypatch, wanted, on_cuda, compiled):
     assert seen == [bool(compiled)]
 
 
-def test_a_failed_compilation_names_the_way_out(tmp_path, monkeypatch, capsys):
-    """No compiler, say. Catches: a hundred lines of traceback."""
+@pytest.mark.parametrize("half", ["torch._dynamo.exc", "torch._inductor.exc"])
+def test_a_failed_compilation_names_the_way_out(tmp_path, monkeypatch, capsys, half):
+    """No compiler, say: PyTorch 2.6 calls that an error of dynamo, later ones of inductor. Catches: a hundred lines of
+    traceback."""
 
     def fail(*_):
-        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler was found")
+        raise type("Failed", (RuntimeError,), {"__module__": half})("no C++ compiler was found")
 
     monkeypatch.setattr(Trainer, "step", fail)
     assert run("--model", CHAT_MODEL, "--data", "sums", "--out", str(tmp_path / "run")) == 1

@@ -81,6 +81,6 @@ def advice_on(error: BaseException) -> str | None:
     """What helps against an error that is no fault of ours; None if it may be."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
         return LOWER
-    if type(error).__module__.startswith("torch._dynamo"):
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # the compiler's two halves
         return "Compiling failed: try --compile off, with --resume if steps are done."
     return None

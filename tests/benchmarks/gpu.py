@@ -44,10 +44,11 @@ class Machine:
 
 @dataclass
 class Measured:
-    """Several calls of the same work. The first pays for allocations, compilation and captured graphs."""
+    """Several calls of the same work. The first pays for libraries that start and for compilation; each call of `sample`
+    captures its graphs anew."""
 
     seconds: list[float]
-    peak: int | None  # bytes held on the GPU at most, None on a CPU
+    peak: int | None  # bytes of tensors on the GPU at most, None on a CPU; a graph sets memory aside besides
     result: object  # of the last call
 
     @property
