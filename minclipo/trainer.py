@@ -58,7 +58,7 @@ class Trainer:
             with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator of the CPU
                 torch.default_generator.manual_seed(config.seed)
                 self.head = ContrastiveHead(model.config.hidden_size, config.head_size, config.head_kind)
-            self.head.to(self.generator.device)
+            self.head.to(self.generator.device, torch.promote_types(model.embed_tokens.weight.dtype, torch.float32))
             if config.head_learning_rate and config.head_kind != "none":
                 rate, decay = config.head_learning_rate, config.head_weight_decay
                 self.head_optimizer = torch.optim.AdamW(self.head.parameters(), lr=rate, weight_decay=decay)

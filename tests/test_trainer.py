@@ -143,6 +143,15 @@ def test_without_an_anchor_the_head_stands_still(start):
     assert torch.equal(trainer.head.projection[0].weight, before) and (reward == 0).all() and loss.isnan()
 
 
+def test_a_float64_model_trains_with_a_head(start):
+    """A float64 model's pooled states are float64, too. Catches: a head that stays in float32 and cannot read them."""
+    trainer = make(copy.deepcopy(start).double(), contrastive_weight=0.5)
+    before = weights(trainer)
+    step = trainer.step()
+    assert step.contrastive_rewards.dtype == torch.float64 and (step.contrastive_rewards < 0).any()
+    assert not torch.equal(weights(trainer), before)
+
+
 def test_a_trainer_leaves_the_global_random_numbers_alone(start):
     """Catches: a head whose weights shift whatever else draws from the global generator."""
     torch.manual_seed(5)
