@@ -95,8 +95,8 @@ def frontier(found: Found, path: Path) -> None:
         x, y = (over_seeds(by_place[book, name], "hallucination_rate") for book in ("toy", "shared70"))
         for interval, vertical in ((x, False), (y, True)):
             error_bar(axis, x.mean, y.mean, interval, vertical=vertical, color=color_of(name), faint=True)
-        above = (5, 5) if number % 2 else (5, -11)  # keeps neighbours' numbers apart
-        axis.annotate(str(number), (x.mean, y.mean), xytext=above, textcoords="offset points", fontsize=9)
+        aside = ((7, -8), (-14, 5), (7, 4))[number % 3]  # keeps neighbours' numbers apart
+        axis.annotate(str(number), (x.mean, y.mean), xytext=aside, textcoords="offset points", fontsize=9)
         axis.plot([], [], "o", color=color_of(name), label=f"{number}  {name}")
     axis.set(
         xlabel="hallucination rate, made-up operands (15% per step)",
