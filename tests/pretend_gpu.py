@@ -34,12 +34,14 @@ from minclipo.toy import toy_tokenizer
 MAKE_DEVICE = "_setup_privateuseone_for_python_backend"  # PyTorch 2.13 has it, 2.6 does not
 MAY_TAKE_BOTH = {"copy_", "_to_copy", "index", "index_put_"}  # copies between devices; indices from the host
 CPU = torch.device("cpu")
-SCRIPT = (
+SCRIPT = (  # for train_llm.py, whose --device knows no pretended ones
     "--prompts-per-step 4 --group-size 4 --max-new-tokens 8 --eval-every 2 --eval-problems 6 --save-every 2 --threads 1 "
     "--dtype float32 --device cpu --learning-rate 1e-4"
 ).split()
-SCRIPTS = ["--contrastive-weight 0.1 --kl-weight 0.1 --micro-batch-tokens 60 --keep-best accuracy", "--lora-rank 4"]
-SCRIPTS = [options.split() for options in SCRIPTS]
+SCRIPTS = {
+    "clipo": "--contrastive-weight 0.1 --kl-weight 0.1 --micro-batch-tokens 60 --keep-best accuracy".split(),
+    "lora": ["--lora-rank", "4"],
+}
 CASES = {name: options for name, options in OPTIONS.items() if not name.endswith((" group", " batch"))}
 CASES |= {name: OPTIONS[name] for name in ("infonce group", "infonce batch")}  # one loss at every level
 TESTS = "not compiled and not waits and not process and not learns and not one_step"
@@ -159,8 +161,10 @@ def two_steps(device: str, options: dict) -> tuple[torch.Tensor, list[torch.Tens
     with on(device):
         trainer = trainer_of(device, **options)
         before = [here(weight.detach().clone()) for weight in trainer.model.parameters()]
-        completions = [timed_step(trainer) and trainer.last.rollouts.completions for _ in range(2)][0]
-    return here(completions), before, [here(weight.detach()) for weight in trainer.model.parameters()]
+        timed_step(trainer)
+        first = trainer.last.rollouts.completions
+        timed_step(trainer)
+    return here(first), before, [here(weight.detach()) for weight in trainer.model.parameters()]
 
 
 def script(device: str, model: Path, out: Path, *arguments: str) -> dict[str, torch.Tensor]:
@@ -189,11 +193,12 @@ def compare(options: dict) -> dict:
     return {"same rollouts": same, "difference": difference(after, weights) / moved}
 
 
-def compare_scripts(work: Path, options: list[str]) -> dict:
+def compare_scripts(work: Path, name: str, options: list[str]) -> dict:
     """Three steps and a resumed fourth."""
     found, before = [], list(load_file(work / "start" / "model.safetensors").values())
+    options = ["--task", f"{work / 'task.py'}:task", *options]
     for device in ("cpu", "gpu"):
-        run = partial(script, device, work / "start", work / f"{'-'.join(options)}-{device}")
+        run = partial(script, device, work / "start", work / f"{name}-{device}")
         run("--steps", "3", *options)
         found.append(list(run("--steps", "4", "--resume", *options).values()))
     return {"same rollouts": True, "difference": difference(*found) / difference(found[0], before)}
@@ -218,9 +223,7 @@ def compare_all(work: Path) -> None:
     save_model(small_gpt(vocab_size=122), toy_tokenizer(), work / "start")
     (work / "task.py").write_text("from everything import EASY as task\n")
     found = {name: attempt(compare, options) for name, options in CASES.items()}
-    for options in SCRIPTS:
-        task = ["--task", f"{work / 'task.py'}:task"]
-        found[f"train_llm.py {' '.join(options)}"] = attempt(compare_scripts, work, [*task, *options])
+    found |= {name: attempt(compare_scripts, work, name, options) for name, options in SCRIPTS.items()}
     with PretendGpu():
         found["two devices"] = attempt(lambda: torch.ones(2, device="gpu") + torch.ones(2))
     (work / "found.json").write_text(json.dumps(found))

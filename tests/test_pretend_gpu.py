@@ -17,7 +17,6 @@ from torch.utils import backend_registration
 
 pytestmark = pytest.mark.skipif(not hasattr(backend_registration, MAKE_DEVICE), reason="needs a newer PyTorch")
 HERE = Path(__file__).parent
-NAMES = [*CASES, *(f"train_llm.py {' '.join(options)}" for options in SCRIPTS)]
 
 
 def pretend(*arguments: str) -> str:
@@ -37,7 +36,7 @@ def found(tmp_path_factory) -> dict[str, dict]:
     return json.loads((work / "found.json").read_text())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*CASES, *SCRIPTS])
 def test_another_device_takes_the_same_steps(found, name):
     """Two steps, or a script that is resumed; a GPU sums in another order."""
     assert "error" not in found[name], found[name]["error"]
