@@ -4,8 +4,10 @@ Its tensors say that they are on the device "gpu". What a real GPU refuses is re
 captured steps are on, as they are on CUDA. PyTorch takes one such device per process and keeps it, so the tests run this
 file as a process of its own:
 
-    python tests/pretend_gpu.py WORK      # everything once; leaves WORK/found.json
-    python tests/pretend_gpu.py           # tests/gpu, but what needs CUDA itself or takes minutes
+    python tests/pretend_gpu.py WORK          # a training step of each kind, train_llm.py, some of tests/gpu
+    python tests/pretend_gpu.py WORK all      # every option; all of tests/gpu but what needs CUDA itself
+
+What was found is in WORK/found.json.
 """
 
 import json
@@ -36,15 +38,22 @@ MAY_TAKE_BOTH = {"copy_", "_to_copy", "index", "index_put_"}  # copies between d
 CPU = torch.device("cpu")
 SCRIPT = (  # for train_llm.py, whose --device knows no pretended ones
     "--prompts-per-step 4 --group-size 4 --max-new-tokens 8 --eval-every 2 --eval-problems 6 --save-every 2 --threads 1 "
-    "--dtype float32 --device cpu --learning-rate 1e-4"
+    "--dtype float32 --device cpu --learning-rate 1e-4 --contrastive-weight 0.1 --kl-weight 0.1 --lora-rank 4 "
+    "--micro-batch-tokens 60 --keep-best accuracy"
 ).split()
-SCRIPTS = {
-    "clipo": "--contrastive-weight 0.1 --kl-weight 0.1 --micro-batch-tokens 60 --keep-best accuracy".split(),
-    "lora": ["--lora-rank", "4"],
-}
-CASES = {name: options for name, options in OPTIONS.items() if not name.endswith((" group", " batch"))}
-CASES |= {name: OPTIONS[name] for name in ("infonce group", "infonce batch")}  # one loss at every level
-TESTS = "not compiled and not waits and not process and not learns and not one_step"
+# The tests take one of each kind.
+FEW = ["algorithm dapo", "algorithm gspo", "method clipo", "method oracle", "method prompt_contrast", "infonce batch"]
+FEW += [
+    "supcon_in group",
+    "head mlp",
+    "KL penalty",
+    "micro-batches",
+    "sampled in parts",
+    "random numbers by row",
+    "adapters",
+]
+FEW_TESTS = "slots or given or follow or finite or llama3 or saves_memory or resumed"
+ALL_TESTS = "not compiled and not waits and not process and not learns"
 
 
 class Elsewhere(torch.Tensor):
@@ -193,14 +202,15 @@ def compare(options: dict) -> dict:
     return {"same rollouts": same, "difference": difference(after, weights) / moved}
 
 
-def compare_scripts(work: Path, name: str, options: list[str]) -> dict:
+def compare_scripts(work: Path) -> dict:
     """Three steps and a resumed fourth."""
+    save_model(small_gpt(vocab_size=122), toy_tokenizer(), work / "start")
+    (work / "task.py").write_text("from everything import EASY as task\n")
     found, before = [], list(load_file(work / "start" / "model.safetensors").values())
-    options = ["--task", f"{work / 'task.py'}:task", *options]
     for device in ("cpu", "gpu"):
-        run = partial(script, device, work / "start", work / f"{name}-{device}")
-        run("--steps", "3", *options)
-        found.append(list(run("--steps", "4", "--resume", *options).values()))
+        run = partial(script, device, work / "start", work / device, "--task", f"{work / 'task.py'}:task")
+        run("--steps", "3")
+        found.append(list(run("--steps", "4", "--resume").values()))
     return {"same rollouts": True, "difference": difference(*found) / difference(found[0], before)}
 
 
@@ -211,25 +221,24 @@ def attempt(compared, *arguments) -> dict:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def run_tests() -> int:
-    """tests/gpu there, with rounds as on CUDA; pytest's exit code."""
+def run_tests(which: str) -> int:
+    """Those of tests/gpu there, with rounds as on CUDA; pytest's exit code."""
     os.environ["MINCLIPO_TEST_DEVICE"], close = "gpu", torch.testing.assert_close
     on_host = lambda found, wanted, **options: close(here(found.detach()), here(wanted.detach()), **options)
     with on("gpu", round_tokens=32, slots=256), mock.patch.object(torch.testing, "assert_close", on_host):
-        return pytest.main(["-q", "-p", "no:cacheprovider", "-k", TESTS, str(Path(__file__).parent / "gpu")])
+        return pytest.main(["-q", "-p", "no:cacheprovider", "-k", which, str(Path(__file__).parent / "gpu")])
 
 
-def compare_all(work: Path) -> None:
-    save_model(small_gpt(vocab_size=122), toy_tokenizer(), work / "start")
-    (work / "task.py").write_text("from everything import EASY as task\n")
-    found = {name: attempt(compare, options) for name, options in CASES.items()}
-    found |= {name: attempt(compare_scripts, work, name, options) for name, options in SCRIPTS.items()}
+def main(work: Path, everything: bool) -> None:
+    torch.set_num_threads(1)
+    found = {name: attempt(compare, OPTIONS[name]) for name in (OPTIONS if everything else FEW)}
+    found["train_llm.py"] = attempt(compare_scripts, work)
     with PretendGpu():
         found["two devices"] = attempt(lambda: torch.ones(2, device="gpu") + torch.ones(2))
+    found["tests/gpu"] = run_tests(ALL_TESTS if everything else FEW_TESTS)
     (work / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     DEVICE = make_device()
-    sys.exit(compare_all(Path(sys.argv[1])) if len(sys.argv) > 1 else run_tests())
+    main(Path(sys.argv[1]), sys.argv[2:] == ["all"])
