@@ -96,7 +96,8 @@ def frontier(found: Found, path: Path) -> None:
         for interval, vertical in ((x, False), (y, True)):
             error_bar(axis, x.mean, y.mean, interval, vertical=vertical, color=color_of(name), faint=True)
         aside = ((7, -8), (-14, 5), (7, 4))[number % 3]  # keeps neighbours' numbers apart
-        axis.annotate(str(number), (x.mean, y.mean), xytext=aside, textcoords="offset points", fontsize=9)
+        style = dict(textcoords="offset points", fontsize=9, color=color_of(name))
+        axis.annotate(str(number), (x.mean, y.mean), xytext=aside, **style)
         axis.plot([], [], "o", color=color_of(name), label=f"{number}  {name}")
     axis.set(
         xlabel="hallucination rate, made-up operands (15% per step)",

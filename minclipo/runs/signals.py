@@ -75,7 +75,8 @@ LISTENERS: list[Listener] = []  # those that are listening, the innermost last
 
 def check_signals() -> None:
     """Raise `Stopped` again if a signal has come and the program goes on all the same: what is raised in a destructor or
-    a weak reference's callback, Python reports and drops. For loops outside a `Run`; several processes stop there."""
+    a weak reference's callback, Python reports and drops. For loops outside a `Run`; it is in there that several
+    processes stop, all together."""
     for listener in LISTENERS:
         if listener.number and not several():
             raise Stopped(listener.number)
